@@ -1,0 +1,158 @@
+"""What measuring costs, against the plain forward pass, in one process.
+
+    python benchmarks/overhead.py [--rounds 9] [--part taps|memory|whole]
+
+BERT-base shape, 8 × 128 tokens, float32, 2 threads. Modes alternate within each round, in turned order every
+other round; reported is the median of the paired ratios of process CPU time, with the quartiles. Memory is the
+peak resident set of a process of its own for each mode.
+"""
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+import transformers
+
+from rc_probe.hooks.edits import Edits
+from rc_probe.hooks.prove import find_structure
+from rc_probe.registry import METRICS, select
+from rc_probe.run import Curves, stream_pass
+
+CHEAP = [name for name in select() if METRICS[name].cost == "cheap"]
+Mode = Callable[[], object]
+
+
+def bert() -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    model = transformers.BertModel(transformers.BertConfig()).eval()
+    ids = torch.randint(1000, 30000, (8, 128))
+    return model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def taps() -> dict[str, Mode]:
+    """The plain pass, and the same with taps at every layer, for two sets of metrics and none."""
+    model, inputs = bert()
+    structure = find_structure(model, inputs)
+
+    def tapped(metrics: list[str]) -> Mode:
+        return lambda: stream_pass(structure, inputs, Edits(), Curves(metrics).on_stream)
+
+    return {
+        "plain": lambda: model(**inputs),
+        "residual": tapped(["residual"]),
+        "all cheap metrics": tapped(CHEAP),
+        "no metric": tapped([]),
+    }
+
+
+def attaching() -> dict[str, Mode]:
+    """A plain pass of the small probe batch, and attaching with it."""
+    from rc_probe.hooks import prove
+    from rc_probe.hooks.inputs import example_inputs
+
+    model, _ = bert()
+    inputs = example_inputs(model)
+
+    def attach() -> None:
+        prove._known.clear()
+        find_structure(model, inputs)
+
+    return {"plain, 2 × 16 tokens": lambda: model(**inputs), "attach": attach}
+
+
+def whole() -> dict[str, Mode]:
+    """Four variants × {pretrained, init} on 32 samples, against eight plain passes over them."""
+    import tempfile
+
+    import rc_probe
+    from rc_probe.batches import batches
+    from rc_probe.data import load_samples
+    from rc_probe.load import hold_model, load_model
+
+    model, _ = bert()
+    held = hold_model(model, load_model("demo").processor)
+    samples = load_samples(None, modality="text")
+    made = list(batches(samples, held))
+
+    def plain() -> None:
+        for _ in range(8):
+            for batch in made:
+                model(**batch.inputs)
+
+    def probed() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            rc_probe.probe(model, processor=held.processor).save(folder)
+
+    return {"eight plain passes": plain, "rc-probe, report and all": probed}
+
+
+def ratios(modes: dict[str, Mode], rounds: int) -> None:
+    names = list(modes)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    with torch.no_grad():
+        for name in names:
+            modes[name]()
+        for turn in range(rounds):
+            for name in names[:: 1 if turn % 2 == 0 else -1]:
+                start = time.process_time()
+                modes[name]()
+                times[name].append(time.process_time() - start)
+    base = times[names[0]]
+    print(f"{names[0]}: {statistics.median(base):.3f} s CPU, {rounds} rounds")
+    for name in names[1:]:
+        paired = [t / b for t, b in zip(times[name], base, strict=True)]
+        low, middle, high = statistics.quantiles(paired, n=4) if rounds > 1 else [paired[0]] * 3
+        print(f"{name}: × {middle:.3f}  [{low:.3f} – {high:.3f}]")
+
+
+def peak(mode: str, passes: int) -> float:
+    """Peak resident MiB of a fresh process that runs `mode` so many times."""
+    command = [sys.executable, __file__, "--one", mode, "--rounds", str(passes)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def memory(rounds: int) -> None:
+    def middle(mode: str, passes: int) -> float:
+        return statistics.median(peak(mode, passes) for _ in range(rounds))
+
+    base = middle("plain", 2)
+    print(f"plain: {base:.0f} MiB, median of {rounds} processes")
+    for mode in ("residual", "all cheap metrics"):
+        few, many = middle(mode, 2), middle(mode, 12)
+        print(f"{mode}: {few - base:+.0f} MiB after 16 samples, {many - base:+.0f} MiB after 96")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--part", choices=["taps", "attach", "memory", "whole"], action="append")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    torch.set_num_threads(2)
+    if given.one:
+        mode = taps()[given.one]
+        with torch.no_grad():
+            for _ in range(given.rounds):
+                mode()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
+    for part in given.part or ["taps", "attach", "memory", "whole"]:
+        print(f"\n{part}")
+        if part == "memory":
+            memory(min(given.rounds, 3))
+        else:
+            modes = {"taps": taps, "attach": attaching, "whole": whole}[part]()
+            ratios(modes, given.rounds if part != "whole" else min(given.rounds, 3))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""The one error class."""
+
+
+class RcProbeError(ValueError):
+    """What went wrong, where, and what to do next, in one line.
+
+    Parameters
+    ----------
+    what: what happened, with the value that was wrong
+    where: the model, block, file or option concerned
+    todo: what the reader can do next
+    """
+
+    def __init__(self, what: str, *, where: str | None = None, todo: str | None = None) -> None:
+        self.what, self.where, self.todo = what, where, todo
+        line = f"{where}: {what}" if where else what
+        end = "" if line.endswith((".", "?", "!")) else "."
+        super().__init__(f"{line}{end} {todo}" if todo else line)

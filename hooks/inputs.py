@@ -1,0 +1,90 @@
+"""Small inputs for the attach probe, made from a model's config when the user gives none."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import RcProbeError
+from .tape import walk
+
+SEQUENCES, TOKENS = 2, 16
+
+
+def example_inputs(model: nn.Module) -> dict[str, Any]:
+    """Random inputs: 2 sequences of 16 tokens, or 2 images. The global random state is not used.
+
+    Raises RcProbeError when the config does not say what the model takes.
+    """
+    config = getattr(model, "config", None)
+    name = getattr(model, "main_input_name", "input_ids")
+    generator = torch.Generator().manual_seed(0)
+    device = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    vocabulary = getattr(config, "vocab_size", None)
+    image, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
+    inputs: dict[str, Any] = {}
+    if name == "input_ids" and vocabulary:
+        limit = getattr(config, "max_position_embeddings", None) or TOKENS
+        limit = limit if limit > 0 else TOKENS  # XLNet says -1: no limit
+        ids = torch.randint(
+            min(5, vocabulary - 1), vocabulary, (SEQUENCES, min(TOKENS, limit)), generator=generator
+        )
+        inputs["input_ids"] = ids.to(device)
+        if getattr(config, "is_encoder_decoder", False):
+            inputs["decoder_input_ids"] = ids.to(device)
+    elif name == "pixel_values":
+        image = image or 224
+        size = tuple(image) if isinstance(image, (tuple, list)) else (image, image)
+        pixels = torch.randn(SEQUENCES, channels, *size, generator=generator)
+        inputs["pixel_values"] = pixels.to(device, dtype)
+    else:
+        raise RcProbeError(
+            f"no example input can be made from the config (main input {name!r})",
+            where=type(model).__name__,
+            todo="Give inputs=: the keyword arguments of a forward pass with two or more samples",
+        )
+    return inputs
+
+
+def with_no_cache(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """`inputs` with use_cache=False where the model takes it: replayed blocks must not fill a cache."""
+    takes = inspect.signature(model.forward).parameters
+    if "use_cache" in takes or (hasattr(getattr(model, "config", None), "use_cache") and "kwargs" in takes):
+        return {**inputs, "use_cache": False}
+    return inputs
+
+
+def small(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The first 2 sequences and 16 tokens of a real batch, enough to attach with.
+
+    Images keep their size. A batch of one sample is doubled, so that the batch axis shows.
+    """
+    batch = batch_size(inputs)
+    ids = inputs.get("input_ids")
+    length = ids.shape[1] if isinstance(ids, Tensor) and ids.ndim == 2 else None
+
+    def cut(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] != batch:
+            return value
+        value = value[:SEQUENCES] if batch >= SEQUENCES else torch.cat([value] * SEQUENCES)
+        return (
+            value[:, :TOKENS]
+            if length is not None and value.ndim == 2 and value.shape[1] == length
+            else value
+        )
+
+    return {key: cut(value) for key, value in inputs.items()}
+
+
+def batch_size(inputs: dict[str, Any]) -> int:
+    """Samples in a batch: the size of the first tensor's first axis."""
+    return next(t.shape[0] for _, t in walk(inputs) if t.ndim)
+
+
+def signature(inputs: dict[str, Any]) -> tuple[Any, ...]:
+    """What kind of inputs these are, without their sizes."""
+    return tuple(sorted((str(path), t.ndim, str(t.dtype)) for path, t in walk(inputs)))

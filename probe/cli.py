@@ -1,0 +1,206 @@
+"""The command `rc-probe MODEL`. torch is imported only once there is something to measure."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from rc_probe import __version__
+from rc_probe.hooks.errors import RcProbeError
+
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from .results import ProbeResult
+
+DEFAULT = Settings()
+EXAMPLES = """
+Examples:
+
+  rc-probe demo                                  the packaged all-MiniLM-L6-v2, bundled texts
+
+  rc-probe bert-base-uncased --data reviews.csv  your own texts
+
+  rc-probe ./my-vit --data photos/               a folder of images
+
+  rc-probe gpt2 --ablate mlp@7 --ablate head@2:5 the model without a part, beside the whole
+
+  rc-probe gpt2 --no-init --json --quiet | jq .verdict
+"""
+app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rc-probe {__version__}")
+        raise typer.Exit
+
+
+MODEL, DATA, MEASURE, OUTPUT = "The model", "The data", "What is measured", "Output"
+
+
+@app.command(epilog=EXAMPLES)
+def measure(
+    model: Annotated[str, typer.Argument(help="A Hub id, a folder, or 'demo' (the packaged all-MiniLM-L6-v2).")],
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a Hub model.", rich_help_panel=MODEL)
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="float32, float64, bfloat16, float16, or auto.", rich_help_panel=MODEL)
+    ] = "float32",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1 … (default: cuda if there is one)", rich_help_panel=MODEL)
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Also load pickled weights, which can run code.", rich_help_panel=MODEL)
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the model's own code.", rich_help_panel=MODEL)
+    ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="A txt, jsonl, json, csv, tsv or parquet file, a folder of images, or a Hub dataset "
+            "name[:config][:split]. (default: bundled biographies or photographs)",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    column: Annotated[str | None, typer.Option(help="Column of a table or dataset.", rich_help_panel=DATA)] = None,
+    samples: Annotated[int, typer.Option(help="Texts or images at most.", rich_help_panel=DATA)] = DEFAULT.samples,
+    length: Annotated[int, typer.Option(help="Tokens of a text at most.", rich_help_panel=DATA)] = DEFAULT.length,
+    batch_size: Annotated[
+        int, typer.Option(help="Samples in one forward pass. Changes no number.", rich_help_panel=DATA)
+    ] = DEFAULT.batch_size,
+    special_tokens: Annotated[
+        bool, typer.Option(help="Keep [CLS], [SEP] and the like in the text.", rich_help_panel=DATA)
+    ] = DEFAULT.special_tokens,
+    ablate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Leave a part out and compare: attention.skip@3-5, mlp@7, mlp.skip, attention@all, head@2:5, "
+            "mlp@4=0.5. Blocks and heads count from 1. Repeat for more; join parts by '+'.",
+            rich_help_panel=MEASURE,
+        ),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="Names, separated by commas, or 'all'. (default: all but the solvers)", rich_help_panel=MEASURE),
+    ] = None,
+    svd_samples: Annotated[
+        int, typer.Option(help="Samples that ranks are measured on (slow).", rich_help_panel=MEASURE)
+    ] = DEFAULT.svd_samples,
+    init: Annotated[
+        bool, typer.Option(help="Also measure the same architecture freshly initialised.", rich_help_panel=MEASURE)
+    ] = DEFAULT.init,
+    init_seeds: Annotated[
+        int, typer.Option(help="How many initialisations.", rich_help_panel=MEASURE)
+    ] = DEFAULT.init_seeds,
+    seed: Annotated[int, typer.Option(help="Seed of the first.", rich_help_panel=MEASURE)] = DEFAULT.seed,
+    recursion: Annotated[
+        bool, typer.Option(help="Follow pure attention below the float floor.", rich_help_panel=MEASURE)
+    ] = DEFAULT.recursion,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for report.html, results.json and the tables. (default: rc-probe-out/MODEL)",
+                     rich_help_panel=OUTPUT),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.", rich_help_panel=OUTPUT)] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print results.json on standard output.", rich_help_panel=OUTPUT)
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True, rich_help_panel=OUTPUT)
+    ] = False,
+) -> None:  # fmt: skip
+    """Measure rank collapse of a transformer on your data, and see what holds it up."""
+    with one_line_errors():
+        target = out or Path("rc-probe-out") / folder_name(model)
+        check_target(target)
+        names = None if metrics is None else _metric_names(metrics)
+        from .show import progress_bar, summary
+
+        with progress_bar(hidden=quiet) as report:
+            from .api import probe
+
+            result = probe(
+                model, data, revision=revision, dtype=dtype, device=device, allow_pickle=allow_pickle,
+                trust_remote_code=trust_remote_code, progress=report,
+                command=shlex.join(["rc-probe", *sys.argv[1:]]), column=column, samples=samples, length=length,
+                batch_size=batch_size, special_tokens=special_tokens, metrics=names, svd_samples=svd_samples,
+                init=init, init_seeds=init_seeds, seed=seed, ablate=tuple(ablate or ()), recursion=recursion,
+            )  # fmt: skip
+            report("writing the report", 1, 1)
+            result.save(target)
+        if as_json:
+            typer.echo(_json(result, target))
+        elif not quiet:
+            summary(result, target)
+
+
+def _json(result: ProbeResult, target: Path) -> str:
+    return (target / "results.json").read_text(encoding="utf-8").rstrip("\n")
+
+
+def _metric_names(text: str) -> tuple[str, ...]:
+    from .registry import METRICS
+
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    return tuple(METRICS) if names == ["all"] else tuple(names)
+
+
+def folder_name(model: str) -> str:
+    """The last part of a model id or path, as a folder's name."""
+    name = Path(model).name or Path(model).resolve().name
+    return re.sub(r"[^\w.-]+", "_", name).strip("._") or "model"
+
+
+def check_target(target: Path) -> None:
+    """Find out before the measurement, not after it, that nothing can be written there."""
+    import os
+
+    there = target
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise RcProbeError(f"{there} is a file", where=f"--out {target}", todo="Give a folder")
+    if not os.access(there, os.W_OK):
+        raise RcProbeError(f"{there} cannot be written", where=f"--out {target}", todo="Give another folder")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; ends the process with 0, or 2 and one line on standard error."""
+    app(arguments)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """What a user can run into ends the process with one line on standard error and exit code 2."""
+    try:
+        yield
+    except RcProbeError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail("interrupted. Nothing was written; the same command starts anew")
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        fail("out of memory. Try a smaller --batch-size or --length, or --dtype bfloat16")
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether torch could not allocate, on the GPU or on the CPU."""
+    text = str(error)
+    return "out of memory" in text or "can't allocate memory" in text or isinstance(error, MemoryError)
+
+
+def fail(line: str) -> NoReturn:
+    """One line on standard error, exit code 2."""
+    typer.echo(f"rc-probe: {' '.join(line.split())}", err=True)
+    raise SystemExit(2)

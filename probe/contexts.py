@@ -1,0 +1,138 @@
+"""`attach` and `ablate`: context managers on a model that the user holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from rc_probe.hooks.edits import Editing
+from rc_probe.hooks.errors import RcProbeError
+from rc_probe.hooks.gates import Gate, gate_edits
+from rc_probe.hooks.prove import find_structure
+from rc_probe.hooks.structure import Structure
+from rc_probe.hooks.taps import Tap
+
+from .run import Curves, structure_rows
+from .variants import parse_ablation
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DEFAULT_METRICS = ("residual", "residual_frobenius", "cosine")
+
+
+def ablate(model: nn.Module, *what: str | Gate, inputs: dict[str, Any] | None = None) -> Editing:
+    """A context in which `model` runs without the named parts; afterwards it is as it was.
+
+    `what`: texts such as "mlp@7", "attention.skip@3-5", "head@2:5", "mlp@4=0.5", or `Gate`s, whose
+    value may be a tensor (batch,) of one gate per sample. Blocks and heads are numbered from 1.
+    `inputs`: keyword arguments of a forward pass of two or more samples, to attach with; made from
+    the config when left out.
+
+    Raises RcProbeError when the model cannot be proved, or has no such part.
+
+    >>> with ablate(model, "mlp@7"):          # doctest: +SKIP
+    ...     evaluate(model)
+    """
+    if not what:
+        raise RcProbeError("nothing to ablate", where="ablate", todo="Name a part, such as 'mlp@7'")
+    structure = find_structure(model, inputs)
+    gates = [g for item in what for g in ([item] if isinstance(item, Gate) else parse_ablation(item).gates)]
+    return Editing(structure, gate_edits(structure, gates))
+
+
+def attach(
+    model: nn.Module,
+    *,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    mask: Tensor | str | None = "auto",
+    inputs: dict[str, Any] | None = None,
+) -> Attached:
+    """A context that measures every layer's stream while the user runs the model; `.frame()` has the numbers.
+
+    `mask` says which tokens are real: "auto" takes the attention mask that the model is called with,
+    None says that nothing is padded, a tensor (batch, tokens) holds for every call. Statistics
+    accumulate over calls, in float64; passes over one token (generation with a cache) are left out.
+
+    Raises RcProbeError when the model cannot be proved, and, while it runs, when a batch of several
+    texts comes without a mask.
+
+    >>> with attach(model) as probe:          # doctest: +SKIP
+    ...     evaluate(model)
+    >>> probe.frame()                         # doctest: +SKIP
+    """
+    return Attached(find_structure(model, inputs), metrics, mask)
+
+
+class Attached(AbstractContextManager["Attached"]):
+    """A model being measured; see `attach`. `structure` is what was proved about it."""
+
+    def __init__(self, structure: Structure, metrics: Sequence[str], mask: Tensor | str | None) -> None:
+        self.structure, self.given = structure, mask
+        self.curves = Curves(list(metrics))
+        self._seen: Tensor | None = None
+        self._exit = ExitStack()
+
+    def __enter__(self) -> Attached:
+        self._exit.enter_context(Tap(self.structure, self._on_stream))
+        for name in self.structure.ancestors:
+            module = self.structure.model.get_submodule(name)
+            self._exit.callback(module.register_forward_pre_hook(self._see_mask, with_kwargs=True).remove)
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._exit.close()
+
+    def _see_mask(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """The outermost call comes first; inner ones may pass a mask on in a form of their own."""
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            self._seen = mask != 0
+        elif module is self.structure.model:
+            self._seen = None
+
+    def _on_stream(self, layer: int, x: Tensor) -> None:
+        if x.shape[1] == 1:
+            return
+        self.curves.mask = self._mask(x)
+        self.curves.on_stream(layer, x)
+        if layer == self.structure.depth:
+            self.curves.samples += x.shape[0]
+
+    def _mask(self, x: Tensor) -> Tensor | None:
+        mask = self._seen if isinstance(self.given, str) else self.given
+        if mask is not None and mask.shape[:2] == x.shape[:2]:
+            return mask.to(x.device, torch.bool)
+        text = getattr(self.structure.model, "main_input_name", "input_ids") == "input_ids"
+        if text and isinstance(self.given, str) and x.shape[0] > 1:
+            raise RcProbeError(
+                f"a batch of {x.shape[0]} texts came without an attention mask, so padding cannot be told from text",
+                where=type(self.structure.model).__name__,
+                todo="Pass attention_mask= to the model, or attach(model, mask=None) if nothing is padded",
+            )
+        return None
+
+    def frame(self) -> pd.DataFrame:
+        """Columns layer, metric, mean, std (ddof 1, over samples), count, floor.
+
+        Raises RcProbeError when the model has not run inside the context.
+        """
+        import pandas as pd
+
+        rows = self.curves.rows("", "")
+        if not rows:
+            raise RcProbeError(
+                "no forward pass was seen", where=type(self.structure.model).__name__,
+                todo="Run the model inside `with attach(model) as probe:`",
+            )  # fmt: skip
+        return pd.DataFrame(rows).drop(columns=["weights", "variant"])
+
+    def structure_frame(self) -> pd.DataFrame:
+        """The blocks and branches that were proved, a row a branch."""
+        import pandas as pd
+
+        return pd.DataFrame(structure_rows(self.structure))

@@ -1,0 +1,85 @@
+"""The metrics' names, units, ranges and sources: one registry for CLI, tables, report and docs.
+
+No torch here: `rc-probe --help` reads it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Literal
+
+from rc_probe.hooks.errors import RcProbeError
+
+DONG = "Dong, Cordonnier, Loukas 2021 (arXiv 2103.03404)"
+WU = "Wu, Ajorlou, Wang, Jegelka, Jadbabaie 2024 (arXiv 2405.18781)"
+SHI = "Shi, Gao, Xu et al. 2022 (arXiv 2202.08625), section 'Does over-smoothing exist in BERT?'"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a column of numbers means.
+
+    low, high: the range that the metric cannot leave (None: unbounded)
+    better: the direction in which tokens are further apart; None where the number alone does not say
+    cost: "cheap" (a few passes over the stream), "svd", "solver"; what is not cheap runs on fewer samples
+    default: measured when the user asks for nothing
+    """
+
+    name: str
+    title: str
+    formula: str
+    unit: Literal["ratio", "cosine", "count", "norm"]
+    low: float | None
+    high: float | None
+    better: Literal["higher", "lower"] | None
+    source: str
+    cost: Literal["cheap", "svd", "solver"] = "cheap"
+    default: bool = True
+
+
+_ALL = (
+    Metric("residual", "Token-uniformity residual",
+           "‖res X‖₁,∞ / ‖X‖₁,∞, ‖·‖₁,∞ = √(‖·‖₁ ‖·‖∞), res X = X − 1 mean(X)ᵀ",
+           "ratio", 0, 2, "higher", f"{DONG}, section 2"),
+    Metric("residual_frobenius", "Residual, Frobenius norm", "‖res X‖_F / ‖X‖_F",
+           "ratio", 0, 1, "higher", f"{WU}, measure μ(X), divided by ‖X‖_F"),
+    Metric("residual_absolute", "Residual, absolute", "‖res X‖₁,∞",
+           "norm", 0, None, None, f"{DONG}, section 2"),
+    Metric("cosine", "Token cosine", "mean over i ≠ j of cos(x_i, x_j)",
+           "cosine", -1, 1, "lower", SHI),
+    Metric("cosine_centred", "Token cosine, centred", "mean over i ≠ j of cos(x_i − mean, x_j − mean)",
+           "cosine", -1, 1, None, f"{SHI}, here after subtracting the token mean"),
+    Metric("norm", "Token norm", "mean over i of ‖x_i‖₂",
+           "norm", 0, None, None, "mean Euclidean length of a token of the stream"),
+    Metric("effective_rank", "Effective rank", "exp(−Σ p ln p), p = σ / Σσ",
+           "count", 0, None, "higher", "Roy, Vetterli 2007 (EUSIPCO), definition 1", cost="svd"),
+    Metric("stable_rank", "Stable rank", "‖X‖_F² / σ₁²",
+           "count", 0, None, "higher", "Rudelson, Vershynin 2007 (J. ACM 54), numerical rank", cost="svd"),
+    Metric("residual_argmin", "Residual, best x", "min over x of ‖X − 1 xᵀ‖₁,∞ / ‖X‖₁,∞, value attained",
+           "ratio", 0, 1, "higher", f"{DONG}, section 2",
+           cost="solver", default=False),
+    Metric("residual_argmin_low", "Residual, best x, certified lower bound",
+           "a number that no x can go below in ‖X − 1 xᵀ‖₁,∞ / ‖X‖₁,∞",
+           "ratio", 0, 1, "higher", f"{DONG}, section 2; bound by linear duality",
+           cost="solver", default=False),
+)  # fmt: skip
+
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
+
+
+def select(names: Iterable[str] | None = None) -> list[str]:
+    """Names of the metrics to measure, in display order: the defaults for None, else those asked for.
+
+    `residual_argmin` brings `residual_argmin_low` with it: one run of the solver gives both.
+    Raises RcProbeError for a name that is not in the registry.
+    """
+    if names is None:
+        return [name for name, metric in METRICS.items() if metric.default]
+    asked = set(names)
+    for name in sorted(asked - METRICS.keys()):
+        close = get_close_matches(name, METRICS, n=1)
+        hint = f"Did you mean {close[0]!r}?" if close else f"Choose from {', '.join(METRICS)}."
+        raise RcProbeError(f"no metric is called {name!r}", where="metrics", todo=hint)
+    if "residual_argmin" in asked:
+        asked.add("residual_argmin_low")
+    return [name for name in METRICS if name in asked]

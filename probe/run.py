@@ -1,0 +1,165 @@
+"""Measure: the variants of one model over the same batches, one pass each, statistics streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rc_probe.hooks.edits import Editing, Edits
+from rc_probe.hooks.gates import gate_edits
+from rc_probe.hooks.state import measuring
+from rc_probe.hooks.structure import Structure
+from rc_probe.hooks.taps import Tap, run_stopped
+
+from .batches import Batch
+from .metrics import measure
+from .moments import Moments
+from .registry import METRICS
+from .variants import Variant, span
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Curves:
+    """Streaming statistics of each metric at each layer. Memory does not grow with the samples.
+
+    `few` is how many samples the slow metrics (singular values, solvers) are measured on.
+    """
+
+    metrics: Sequence[str]
+    few: int = 4
+    values: dict[tuple[int, str], Moments] = field(default_factory=dict)
+    floors: dict[tuple[int, str], Moments] = field(default_factory=dict)
+    samples: int = 0
+    mask: Tensor | None = None  # of the batch that is running, (batch, tokens)
+
+    def __post_init__(self) -> None:
+        self.cheap = [name for name in self.metrics if METRICS[name].cost == "cheap"]
+        self.slow = [name for name in self.metrics if METRICS[name].cost != "cheap"]
+
+    def on_stream(self, layer: int, x: Tensor) -> None:
+        """Add the stream x (batch, tokens, dim) of one layer."""
+        mask = self.mask if self.mask is None or self.mask.shape[1] == x.shape[1] else None
+        left = max(self.few - self.samples, 0)
+        self._add(layer, measure(x, mask, self.cheap))
+        if self.slow and left:
+            self._add(layer, measure(x[:left], None if mask is None else mask[:left], self.slow))
+
+    def _add(self, layer: int, measured: dict[str, tuple[Tensor, Tensor]]) -> None:
+        for name, (values, floors) in measured.items():
+            self.values.setdefault((layer, name), Moments(values.device)).add(values)
+            self.floors.setdefault((layer, name), Moments(values.device)).add(floors)
+
+    def merge(self, other: Curves) -> None:
+        for mine, theirs in ((self.values, other.values), (self.floors, other.floors)):
+            for key, moments in theirs.items():
+                mine.setdefault(key, Moments()).merge(moments)
+
+    def rows(self, weights: str, variant: str) -> list[Row]:
+        """Rows of the table `residuals`, by metric, then layer."""
+        order = {name: i for i, name in enumerate(METRICS)}
+        return [
+            {
+                "weights": weights, "variant": variant, "layer": layer, "metric": name,
+                "mean": float(m.mean), "std": float(m.std) if m.count > 1 else None, "count": int(m.count),
+                "floor": float(self.floors[layer, name].mean),
+            }
+            for (layer, name), m in sorted(self.values.items(), key=lambda kv: (order[kv[0][1]], kv[0][0]))
+        ]  # fmt: skip
+
+
+def measure_variants(
+    structure: Structure,
+    batches: Iterable[Batch],
+    variants: Sequence[Variant],
+    metrics: Sequence[str],
+    *,
+    few: int = 4,
+    advance: Callable[[str], None] = lambda name: None,
+) -> dict[str, Curves]:
+    """One forward pass for each batch and variant, stopped after the last layer.
+
+    `advance(variant)` is called after each pass. The model is as before at the end.
+    """
+    model = structure.model
+    edits = {variant.name: gate_edits(structure, variant.gates) for variant in variants}
+    curves = {variant.name: Curves(metrics, few) for variant in variants}
+    with measuring(model):
+        for batch in batches:
+            size = _samples(structure, batch)
+            for name, edit in edits.items():
+                curves[name].mask = batch.mask
+                stream_pass(structure, batch.inputs, edit, curves[name].on_stream)
+                curves[name].samples += size
+                advance(name)
+    return curves
+
+
+def stream_pass(
+    structure: Structure, inputs: dict[str, Any], edits: Edits, on_stream: Callable[[int, Tensor], None]
+) -> None:
+    """One forward pass with `edits`, the stream of layers 0 … L handed to `on_stream`."""
+    with Tap(structure, on_stream, stop=True), Editing(structure, edits):
+        run_stopped(lambda: structure.model(**inputs))
+
+
+def _samples(structure: Structure, batch: Batch) -> int:
+    size = next(int(t.shape[0]) for t in batch.inputs.values() if isinstance(t, Tensor))
+    first = structure.blocks[0]
+    if first.batch_axis is None and size > 1:
+        raise structure.error(first, "its stream packs all samples into one sequence", "Use --batch-size 1")
+    return size
+
+
+def check_finite(structure: Structure, curves: dict[str, Curves]) -> None:
+    """Refuse a run whose unablated model gave NaN or infinity, as overflow in half precision does."""
+    plain = curves.get("transformer")
+    for (layer, name), moments in (plain.values if plain else {}).items():
+        if name == "residual" and not torch.isfinite(torch.as_tensor(moments.mean)):
+            raise structure.error(
+                structure.blocks[max(layer - 1, 0)],
+                f"the stream of layer {layer} holds NaN or infinity",
+                "Try --dtype float32, and check the model and the data",
+            )
+
+
+def ablation_rows(curves: dict[str, Curves], variants: Sequence[Variant], depth: int) -> list[Row]:
+    """Rows of the table `ablations`: every variant against the transformer, at the last layer."""
+    base = {row["metric"]: row["mean"] for row in curves["transformer"].rows("", "") if row["layer"] == depth}
+    rows = []
+    for variant in variants:
+        if not variant.gates:
+            continue
+        paper = variant.name in ("SAN", "SAN+MLP", "SAN+skip")
+        spans = dict.fromkeys(span(g.blocks) for g in variant.gates)
+        heads = [span(g.heads) for g in variant.gates if g.heads]
+        component = variant.name if paper else "+".join(dict.fromkeys(g.component for g in variant.gates))
+        for row in curves[variant.name].rows("", ""):
+            if row["layer"] == depth:
+                value, metric = row["mean"], row["metric"]
+                rows.append(
+                    {
+                        "component": component, "layer": "+".join(spans), "head": "+".join(heads) or None,
+                        "metric": metric, "value": value, "baseline": base[metric], "change": value - base[metric],
+                    }
+                )  # fmt: skip
+    return rows
+
+
+def structure_rows(structure: Structure) -> list[Row]:
+    """Rows of the table `structure`: what attach found, a row a branch."""
+    return [
+        {
+            "block": block.index + 1, "name": block.name, "call": block.turn + 1, "junction": number + 1,
+            "kind": branch.kind, "norm_after": ", ".join(n.name for n in junction.norms) or None,
+            "parallel": len(junction.branches) > 1, "heads": branch.ops[0].heads if branch.ops else None,
+        }
+        for block in structure.blocks
+        for number, junction in enumerate(block.junctions)
+        for branch in junction.branches
+    ]  # fmt: skip

@@ -1,0 +1,277 @@
+"""The report: one HTML file that needs nothing else, made from a saved result."""
+
+import base64
+import gzip
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from rc_probe.registry import METRICS, Metric
+
+from .figures import WEIGHTS, ablation_figure, metrics_figure, recursion_figure, residual_figure
+from .panels import Figure
+from .verdict import LEVELS, METRIC, PAPER, Curve, curves, name_of, number
+
+if TYPE_CHECKING:
+    from rc_probe.results import ProbeResult
+
+MOST_EMBEDDED = 168 * 1024  # bytes of table data inside the page; larger ones stay in the files beside it
+
+# Headings of columns, where the column's name alone does not say it.
+HEADINGS = {
+    "d_qk": "d per head",
+    "beta": "β",
+    "gamma": "γ",
+    "coefficient": "4γβH/√d",
+    "spread": "max D",
+    "residual_in": "residual in",
+    "residual_out": "residual out",
+    "bound_out": "bound",
+    "log10_bound_unrolled": "log₁₀ unrolled bound",
+    "reason": "why vacuous",
+    "residual_direct": "plain arithmetic",
+    "ratio_cubed": "r / previous r³",
+    "name": "module",
+    "norm_after": "norm after the add",
+}
+LABELS = {
+    "id": "model", "model_type": "architecture", "dim": "width", "signature": "block", "norm": "norms",
+    "length": "longest sample (tokens)", "tokens": "tokens measured", "truncated": "truncated samples",
+    "svd_samples": "samples for SVD metrics", "init_seeds": "initialisations", "rc_probe": "rc-probe",
+    "modality": "kind of data", "seconds": "time (s)", "ablate": "ablations",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table cell: its text, and the number to sort by where it is one."""
+
+    text: str
+    value: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for reading. `groups` are headings over several columns: (text, columns)."""
+
+    name: str
+    caption: str
+    headings: list[str]
+    rows: list[list[Cell]]
+    groups: list[tuple[str, int]] | None = None
+
+
+def cell(value: Any) -> Cell:
+    """`value` for reading, with the number to sort by; a missing one is a dash and sorts last."""
+    if isinstance(value, bool | np.bool_):
+        return Cell("yes" if value else "no")
+    if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
+        return Cell("–", "")
+    if isinstance(value, int | np.integer):
+        return Cell(str(value), str(value))
+    if isinstance(value, float | np.floating):
+        return Cell(number(float(value), 3), f"{value:.6g}")
+    return Cell(str(value))
+
+
+def _plain_table(name: str, caption: str, frame: pd.DataFrame | None) -> Table | None:
+    if frame is None or frame.empty:
+        return None
+    headings = [HEADINGS.get(str(column), str(column)) for column in frame]
+    rows = [[cell(value) for value in row] for row in frame.itertuples(index=False, name=None)]
+    return Table(name, caption, headings, rows)
+
+
+def _by_layer(name: str, caption: str, found: dict[tuple[str, str], Curve]) -> Table | None:
+    """A row per layer, a column per weights and variant, in each mean ± std."""
+    if not found:
+        return None
+    keys = sorted(found, key=lambda key: list(WEIGHTS).index(key[0]) if key[0] in WEIGHTS else len(WEIGHTS))
+    rows = []
+    for layer in sorted({layer for curve in found.values() for layer in curve.layers}):
+        row = [cell(layer)]
+        for key in keys:
+            curve = found[key]
+            if layer not in curve.layers:
+                row.append(cell(None))
+                continue
+            place = curve.layers.index(layer)
+            mean, std = cell(curve.means[place]), curve.stds[place]
+            row.append(Cell(mean.text + (f" ± {number(std)}" if np.isfinite(std) else ""), mean.value))
+        rows.append(row)
+    weights = list(dict.fromkeys(key[0] for key in keys))
+    groups = [(WEIGHTS.get(name, name), sum(key[0] == name for key in keys)) for name in weights]
+    return Table(name, caption, ["layer", *(key[1] for key in keys)], rows, groups)
+
+
+def _metric_tables(result: "ProbeResult") -> list[Table]:
+    tables = []
+    for name, metric in METRICS.items():
+        found = curves(result, name)
+        others = name == METRIC  # whose paper variants stand above; other metrics' ablations are in the CSV
+        found = {key: curve for key, curve in found.items() if (key[1] in PAPER) != others}
+        title = f"{metric.title} by layer" + (", ablations" if others else "")
+        table = _by_layer(f"by-layer-{name}", title, found)
+        if table:
+            tables.append(table)
+    return tables
+
+
+def _bound_summary(frame: pd.DataFrame | None) -> str | None:
+    """At how many layers the theorem's bound says something."""
+    if frame is None or frame.empty:
+        return None
+    useful = int((~frame["vacuous"].astype(bool)).sum())
+    if useful == 0:
+        return f"The bound of theorem 2.2 is vacuous at all {len(frame)} layers measured."
+    return f"The bound of theorem 2.2 is not vacuous at {useful} of the {len(frame)} layers measured."
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}" if value >= 10_000 else str(value)
+    return number(value, 3) if isinstance(value, float) else str(value)
+
+
+def _facts(group: dict[str, Any], without: Iterable[str] = ()) -> list[tuple[str, str]]:
+    """Label and value of what is known, in the result's order."""
+    return [
+        (LABELS.get(key, key.replace("_", " ")), _fact(value))
+        for key, value in group.items()
+        if value is not None and value != "" and key not in without
+    ]
+
+
+def _strip(result: "ProbeResult") -> list[str]:
+    """The few facts that a reader needs before the figures."""
+    model, settings = result.model, result.settings
+    images = settings.get("modality") == "image"
+    parts = [
+        _many(model["blocks"], "layer") if model.get("blocks") else "",
+        f"width {model['dim']}" if model.get("dim") else "",
+        f"{_count(model['parameters'])} parameters" if model.get("parameters") else "",
+        _many(settings["samples"], "image" if images else "text") if settings.get("samples") else "",
+        f"{settings['tokens']:,} tokens" if settings.get("tokens") else "",
+        f"{settings['dtype']} on {settings.get('device', '?')}" if settings.get("dtype") else "",
+        str(result.environment.get("date") or "")[:10],
+    ]
+    return [part for part in parts if part]
+
+
+def _many(count: int, thing: str) -> str:
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
+def _count(value: float) -> str:
+    for size, unit in ((1e9, "billion"), (1e6, "million")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:,}"
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file of the result; `href` holds it where it is small enough to be inside the page."""
+
+    name: str
+    href: str | None
+
+
+def _downloads(result: "ProbeResult") -> list[Download]:
+    from rc_probe.results import JSON_NAME, to_csv
+
+    room, links = MOST_EMBEDDED, []
+    for name, text in [(f"{name}.csv", to_csv(frame)) for name, frame in result.tables.items()]:
+        href = "data:text/csv;charset=utf-8," + quote(text, safe=" ,.:;+-_@/()|*=", errors="replace")
+        room -= len(href)
+        links.append(Download(name, href if room >= 0 else None))
+    packed = base64.b64encode(gzip.compress(result.to_json().encode(), mtime=0)).decode()
+    if len(packed) > room:
+        return [*links, Download(JSON_NAME, None)]
+    return [*links, Download(f"{JSON_NAME}.gz", f"data:application/gzip;base64,{packed}")]
+
+
+def _range(metric: Metric) -> str:
+    ends = [("−∞", metric.low), ("∞", metric.high)]
+    low, high = (unknown if end is None else f"{end:g}".replace("-", "−") for unknown, end in ends)
+    return f"{low} to {high}"
+
+
+def _hash(source: str, tag: str) -> str:
+    """The content security policy's name for the one `<tag>` of the template."""
+    found = re.search(f"<{tag}>(.*?)</{tag}>", source, re.DOTALL)
+    assert found, f"the template has no <{tag}>"
+    return "sha256-" + base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode()
+
+
+def _sections(result: "ProbeResult") -> dict[str, Any]:
+    tables = result.tables
+    figures: dict[str, Figure | None] = {
+        "residual": residual_figure(result),
+        "recursion": recursion_figure(result),
+        "metrics": metrics_figure(result),
+        "ablations": ablation_figure(result),
+    }
+    paper = {key: curve for key, curve in curves(result).items() if key[1] in PAPER}
+    return {
+        "figures": figures,
+        "residual_table": _by_layer("residual-by-layer", "Relative residual by layer, mean ± std", paper),
+        "recursion_table": _plain_table("recursion", "The recursion by layer", tables.get("recursion")),
+        "bounds_table": _plain_table("bounds", "The bound of theorem 2.2 by layer", tables.get("bounds")),
+        "bound_summary": _bound_summary(tables.get("bounds")),
+        "ablation_table": _plain_table(
+            "ablations", "Every ablation and metric at the last layer", tables.get("ablations")
+        ),
+        "structure_table": _plain_table(
+            "structure", "Blocks, junctions and branches", tables.get("structure")
+        ),
+        "seeds_table": _plain_table("seeds", "Further initialisations", tables.get("init_seeds")),
+        "metric_tables": _metric_tables(result),
+    }
+
+
+def render(result: "ProbeResult") -> str:
+    """The page as text: the same result gives the same bytes."""
+    source = resources.files(__package__).joinpath("report.html").read_text("utf-8")
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["svg"] = Markup  # what `svg.clean` wrote, its texts escaped
+    verdict = result.verdict
+    shown = number(verdict["value"]) if verdict["value"] is not None else ""
+    measured = {row for row in METRICS if curves(result, row)}
+    return environment.from_string(source).render(
+        **_sections(result),
+        policy=f"default-src 'none'; style-src '{_hash(source, 'style')}'; "
+        f"script-src '{_hash(source, 'script')}'; img-src data:; base-uri 'none'; form-action 'none'",
+        name=name_of(result),
+        model=result.model,
+        settings=result.settings,
+        verdict=verdict,
+        shown=shown,
+        rest=verdict["sentence"].removeprefix(shown).strip(),
+        levels=LEVELS,
+        strip=_strip(result),
+        downloads=_downloads(result),
+        metrics=[(metric, _range(metric)) for name, metric in METRICS.items() if name in measured],
+        model_facts=_facts(result.model, without=["proved"]),
+        setting_facts=_facts(result.settings, without=["command", "metrics"]),
+        environment_facts=_facts(result.environment),
+    )

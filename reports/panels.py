@@ -1,0 +1,210 @@
+"""What a panel of a figure is drawn with: style, scales, curves with bands and marks, the rounding floor."""
+
+import io
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from .svg import BASE_SIZE, FG, GRID, MUTED, PANEL, SAN, SAN_MLP, SAN_SKIP, THEME, TRANSFORMER, clean
+from .verdict import Curve, number, power_of_ten
+
+Dashes = tuple[float, ...]
+# The paper's line styles: SAN dotted, SAN+MLP dashed, SAN+skip dash-dot, transformer solid.
+STYLES: dict[str, tuple[str, Dashes]] = {
+    "SAN": (SAN, (1.2, 1.8)),
+    "SAN+MLP": (SAN_MLP, (5, 2.2)),
+    "SAN+skip": (SAN_SKIP, (6.5, 2, 1.2, 2)),
+    "transformer": (TRANSFORMER, ()),
+}
+_RC: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "rc-probe",
+    "text.parse_math": False,
+    "font.size": float(BASE_SIZE),
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.labelsize": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": FG,
+    "axes.facecolor": PANEL,
+    "figure.facecolor": PANEL,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "text.color": FG,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "ytick.major.size": 0,
+    "xtick.major.size": 0,
+    "hatch.linewidth": 0.6,
+    "hatch.color": MUTED,
+    "figure.constrained_layout.use": True,
+}
+
+
+@dataclass(frozen=True)
+class Key:
+    """An entry of a legend: its colour as the page writes it, and its dashes."""
+
+    label: str
+    colour: str
+    dashes: str = ""
+    band: bool = False
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A titled group of panels (SVG text) with one legend."""
+
+    name: str
+    title: str
+    caption: str
+    keys: list[Key] = field(default_factory=list)
+    panels: list[str] = field(default_factory=list)
+    small: bool = False
+    tall: bool = False  # the first panel is beside several others
+
+
+@dataclass
+class Panel:
+    """One panel while it is drawn: its axes, the texts to hover on, and what it shows in words."""
+
+    axes: Axes
+    titles: dict[str, list[str]] = field(default_factory=dict)
+    words: list[str] = field(default_factory=list)
+    svg: str = ""
+
+    def hover(self, texts: list[str]) -> str:
+        """A gid for an artist with `texts` to hover on."""
+        gid = f"hover-{len(self.titles)}"
+        self.titles[gid] = texts
+        return gid
+
+
+@contextmanager
+def panel_of(name: str, title: str, *, width: float = 400, height: float = 290) -> Iterator[Panel]:
+    """A panel of `width` × `height` in SVG units; its `svg` is there when the context closes."""
+    with mpl.rc_context():
+        mpl.rcdefaults()  # whatever the user's settings are; the backend stays
+        mpl.rcParams.update(_RC)
+        canvas = Canvas(figsize=(width / 72, height / 72))
+        panel = Panel(canvas.subplots())
+        panel.axes.set_title(title)
+        yield panel
+        buffer = io.StringIO()
+        canvas.savefig(buffer, format="svg", metadata={"Date": None})
+    label = f"{title}. {'; '.join(panel.words)}." if panel.words else title
+    panel.svg = clean(buffer.getvalue(), name, label, panel.titles)
+
+
+def by_layer(axes: Axes, last: int) -> None:
+    """Layers 0 to `last` along x."""
+    axes.set_xlabel("layer")
+    axes.set_xlim(-0.25, last + 0.25)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
+    axes.grid(False, axis="x")
+
+
+def set_scale(axes: Axes, values: list[float], *, log: bool, full: bool = False) -> None:
+    """Limits and ticks of y for `values`; `full` shows all of 0 to 1 for a ratio on a linear scale."""
+    values = [value for value in values if math.isfinite(value) and (value > 0 or not log)] or [1.0]
+    low, high = min(values), max(values)
+    if log:
+        axes.set_yscale("log")
+        axes.set_ylim(10.0 ** math.floor(math.log10(low / 4)), max(high, 10 * low) * 1.6)
+        axes.yaxis.set_major_locator(LogLocator(numticks=7))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: power_of_ten(round(math.log10(v)))))
+        return
+    low, high = min(0.0, low), max(1.0 if full else 0.0, high)
+    high = high if high > low else 1.0
+    axes.set_ylim(low - 0.04 * (high - low) * (low < 0), high + 0.04 * (high - low))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+
+
+def ends(name: str, curve: Curve) -> str:
+    """Where a curve begins and ends, in words."""
+    text = f"{name} {number(curve.means[0])} at layer {curve.layers[0]}"
+    return f"{text}, {number(curve.means[-1])} at layer {curve.layers[-1]}" if len(curve.layers) > 1 else text
+
+
+def _hover(name: str, curve: Curve, index: int) -> str:
+    spread, floor = curve.stds[index], curve.floors[index]
+    text = f"{name}, layer {curve.layers[index]}: {number(curve.means[index], 3)}"
+    text += f" ± {number(spread)}" if math.isfinite(spread) else ""
+    return f"{text}, noise (floor {number(floor)})" if curve.at_floor(index) else text
+
+
+def draw(panel: Panel, name: str, curve: Curve, *, colour: str, dashes: Dashes = (), band: bool = True,
+          width: float = 2.0) -> None:  # fmt: skip
+    """A curve with its band of ± 1 std and a mark per layer, hollow where it is rounding noise."""
+    x, mean = np.array(curve.layers), np.array(curve.means)
+    if band and np.isfinite(curve.stds).any():
+        std = np.nan_to_num(np.array(curve.stds))
+        low = mean - std
+        if panel.axes.get_yscale() == "log":
+            low = np.maximum(low, panel.axes.get_ylim()[0])
+        panel.axes.fill_between(x, low, mean + std, color=colour, alpha=0.16, linewidth=0)
+    panel.axes.plot(x, mean, color=colour, linewidth=width, linestyle=(0, dashes) if dashes else "-")
+    noise = np.array([curve.at_floor(i) for i in range(len(x))])
+    looks: tuple[tuple[np.ndarray, dict[str, object]], ...] = (
+        (~noise, {"mfc": colour, "mec": (0, 0, 0, 0), "mew": 7, "ms": 4.6}),  # a wide clear edge to hover on
+        (noise, {"mfc": PANEL, "mec": colour, "mew": 1.1, "ms": 4.8}),
+    )
+    for where, look in looks:
+        if where.any():
+            gid = panel.hover([_hover(name, curve, int(i)) for i in np.flatnonzero(where)])
+            panel.axes.plot(x[where], mean[where], linestyle="none", marker="o", gid=gid, **look)  # type: ignore[arg-type]
+    panel.words.append(ends(name, curve))
+
+
+def draw_floor(panel: Panel, shown: list[Curve]) -> None:
+    """The rounding floor by layer, the region below it hatched as noise."""
+    floors: dict[int, float] = {}
+    for curve in shown:
+        for layer, floor in zip(curve.layers, curve.floors, strict=True):
+            if math.isfinite(floor):
+                floors[layer] = max(floor, floors.get(layer, 0.0))
+    if not floors:
+        return
+    layers = sorted(floors)
+    heights = [floors[layer] for layer in layers]
+    if len(layers) == 1:
+        layers, heights = [layers[0] - 0.2, layers[0] + 0.2], heights * 2  # type: ignore[list-item]
+    gid = panel.hover([f"Rounding floor, {number(min(heights))} to {number(max(heights))}: noise below"])
+    bottom = panel.axes.get_ylim()[0]
+    panel.axes.fill_between(layers, bottom, heights, facecolor="none", edgecolor=MUTED, hatch="////",
+                            linewidth=0, gid=gid)  # fmt: skip
+    panel.axes.plot(layers, heights, color=MUTED, linewidth=1.1, linestyle=(0, (3, 2)))
+    panel.words.append(f"rounding floor {number(max(heights))}")
+
+
+def svg_dashes(dashes: Dashes) -> str:
+    """For a legend: matplotlib takes dashes in widths of the line."""
+    return " ".join(f"{2 * length:g}" for length in dashes)
+
+
+def keys_of(variants: list[str]) -> list[Key]:
+    """The legend of the paper's variants."""
+    keys = []
+    for variant in variants:
+        colour, dashes = STYLES[variant]
+        keys.append(Key(variant, THEME[colour], svg_dashes(dashes)))
+    return keys

@@ -1,0 +1,253 @@
+"""The finding in one sentence with its number first, what holds it up, and a level. All from the tables.
+
+The levels. The yardsticks are the model's own, measured in the same run: the relative residual that entered
+block 1 on the same samples, and the rounding floor of the metric at each layer. Only two shares are fixed:
+
+- `collapsed`: the last layer's residual is at its rounding floor, or below a TENTH of what entered block 1.
+  A tenth is one decade; for tokens of equal norm a residual r means a mean cosine of about 1 - r², so 0.1
+  is a mean cosine of 0.99.
+- `watch`: below HALF of what entered, or below a tenth of it at some layer on the way, or the tokens'
+  directions say so: with mean cosine c, √(1 - c) is the residual that tokens of equal norm would have, and
+  it is below half of its value at layer 0. A few tokens of very large norm hide this from the residual.
+- `healthy`: none of these.
+
+A value up to AT_FLOOR times the rounding floor counts as at the floor, because rounding noise scatters.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pandas as pd
+
+HALF = 0.5
+TENTH = 0.1
+AT_FLOOR = 2.0
+
+METRIC = "residual"
+PAPER = ("SAN", "SAN+MLP", "SAN+skip", "transformer")  # the paper's four variants
+LEVELS = {
+    "healthy": "the last layer keeps at least half of the residual that entered block 1, every layer on the "
+    "way at least a tenth, and the tokens’ directions do not contradict it",
+    "watch": "below half at the last layer, or below a tenth on the way, or √(1 − mean cosine) below half of "
+    "what it was at layer 0",
+    "collapsed": "the last layer is at its rounding floor, or below a tenth of what entered block 1",
+}
+_WITHIN = "as far as this arithmetic can tell"
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+class Result(Protocol):
+    """What the report reads of a result."""
+
+    model: dict[str, Any]
+    settings: dict[str, Any]
+    tables: dict[str, pd.DataFrame]
+
+
+def power_of_ten(exponent: int) -> str:
+    """`10⁻⁷` for -7."""
+    return "10" + str(exponent).translate(_SUPERSCRIPT)
+
+
+def number(value: Any, digits: int = 2) -> str:
+    """`value` for reading, to `digits` significant ones: `2.0×10⁻⁷` where very small, `–` where missing."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if value == 0:
+        return "0"
+    mantissa, power = f"{value:.{digits - 1}e}".split("e")
+    exponent = int(power)
+    if -4 < exponent < 6:
+        return f"{value:,.{max(0, digits - 1 - exponent)}f}".replace("-", "−")
+    return f"{mantissa}×{power_of_ten(exponent)}".replace("-", "−")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One metric by layer for one weights and variant; layers without a value are left out."""
+
+    layers: list[int]
+    means: list[float]
+    stds: list[float]  # NaN where there is one sample
+    floors: list[float]  # NaN where none is known
+
+    def at_floor(self, index: int) -> bool:
+        """True where the value cannot be told from rounding noise."""
+        return abs(self.means[index]) <= AT_FLOOR * self.floors[index]
+
+    @property
+    def ending(self) -> str:
+        """How it ends: `ends at 0.41`, or `falls to the rounding floor (2.0×10⁻⁷) by layer 3`."""
+        if not self.at_floor(-1):
+            return f"ends at {number(self.means[-1])}"
+        first = next(i for i in range(len(self.layers)) if self.at_floor(i))
+        return f"falls to the rounding floor ({number(self.floors[-1])}) by layer {self.layers[first]}"
+
+
+def curves(result: Result, metric: str = METRIC) -> dict[tuple[str, str], Curve]:
+    """The curves of `metric` by (weights, variant), in the order of the table `residuals`."""
+    table = result.tables.get("residuals")
+    if table is None or table.empty:
+        return {}
+    rows = table[(table["metric"] == metric) & table["mean"].notna()]
+    found: dict[tuple[str, str], Curve] = {}
+    for (weights, variant), group in rows.groupby(["weights", "variant"], sort=False):
+        ordered = group.sort_values("layer")
+        columns = (ordered[name].astype(float).tolist() for name in ("mean", "std", "floor"))
+        found[str(weights), str(variant)] = Curve(ordered["layer"].astype(int).tolist(), *columns)
+    return found
+
+
+def subject(found: dict[tuple[str, str], Curve]) -> tuple[str, str] | None:
+    """Whose curve the verdict is about: pretrained before init, the transformer before other variants."""
+    if not found:
+        return None
+    return min(found, key=lambda key: (key[0] != "pretrained", key[1] != "transformer"))
+
+
+def judge(result: Result) -> dict[str, Any]:
+    """The verdict: `sentence`, `reasons` (further sentences), `level` and the numbers that they use.
+
+    `level` and `value` are None where the residual was not measured.
+    """
+    found = curves(result)
+    key = subject(found)
+    if key is None:
+        sentence = f"No relative residual was measured on {name_of(result)}."
+        nothing = dict.fromkeys(("level", "value", "layer"))
+        return {"sentence": sentence, "reasons": [], "metric": METRIC, **nothing}
+    curve = found[key]
+    turned = _turned(curves(result, "cosine").get(key))
+    level, finding = _level(curve, turned is not None)
+    low = min(range(1, len(curve.layers)) or (0,), key=lambda i: curve.means[i])
+    layers = max(int(result.model.get("blocks") or 0), curve.layers[-1])
+    aside = f"{number(curve.means[0])} at layer {curve.layers[0]}" if len(curve.layers) > 1 else ""
+    if 0 < low < len(curve.layers) - 1:
+        aside += f", lowest {number(curve.means[low])} at layer {curve.layers[low]}"
+    return {
+        "sentence": f"{number(curve.means[-1])} relative residual at layer {curve.layers[-1]} of {layers}: "
+        f"{_named(result, *key)} {finding}{f' ({aside})' if aside else ''}.",
+        "reasons": _reasons(found, key, level, turned),
+        "level": level,
+        "metric": METRIC,
+        "weights": key[0],
+        "variant": key[1],
+        "value": curve.means[-1],
+        "layer": curve.layers[-1],
+        "layers": layers,
+        "entered": curve.means[0],
+        "lowest": curve.means[low],
+        "lowest_layer": curve.layers[low],
+        "floor": curve.floors[-1],
+    }
+
+
+def name_of(result: Result) -> str:
+    """The model's name for reading: the last part of its id."""
+    name = str(result.model.get("id") or result.model.get("class") or "the model")
+    return name.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1] or name
+
+
+def _named(result: Result, weights: str, variant: str) -> str:
+    fresh = ", freshly initialised," if weights == "init" else ""
+    if variant == "transformer":
+        return name_of(result) + fresh
+    return f"{name_of(result)}{fresh} {'as' if variant in PAPER else 'with'} {variant}" + (
+        "" if variant in PAPER else " ablated"
+    )
+
+
+def _level(curve: Curve, turned: bool) -> tuple[str | None, str]:
+    """The level of a curve by the rules above, and the finding in words."""
+    entered, last = curve.means[0], curve.means[-1]
+    middle = range(1, len(curve.means) - 1)
+    rules: tuple[tuple[bool, str | None, str], ...] = (
+        (len(curve.means) == 1, None, "was measured at this layer alone"),
+        (curve.at_floor(0), "collapsed", f"gets tokens that are already the same, {_WITHIN}"),
+        (curve.at_floor(-1), "collapsed", f"ends with all tokens the same, {_WITHIN}"),
+        (
+            last < TENTH * entered,
+            "collapsed",
+            "brings its tokens together to less than a tenth of what entered",
+        ),
+        (
+            last < HALF * entered,
+            "watch",
+            "brings its tokens closer together, to less than half of what entered",
+        ),
+        (
+            any(curve.at_floor(i) or curve.means[i] < TENTH * entered for i in middle),
+            "watch",
+            "ends with its tokens apart, but loses nine tenths of that on the way",
+        ),
+        (turned, "watch", "keeps its tokens apart by this measure, but they turn the same way"),
+    )
+    return next((rule[1:] for rule in rules if rule[0]), ("healthy", "keeps its tokens apart"))
+
+
+def _turned(cosine: Curve | None) -> str | None:
+    """The sentence for tokens whose directions come together, None where they do not or it is not known."""
+    if cosine is None or len(cosine.means) < 2:
+        return None
+    first, last = (math.sqrt(max(0.0, 1 - value)) for value in (cosine.means[0], cosine.means[-1]))
+    if last >= HALF * first:
+        return None
+    return (
+        f"The mean cosine between two tokens is {number(cosine.means[-1], 3)} at layer {cosine.layers[-1]} "
+        f"({number(cosine.means[0], 3)} at layer {cosine.layers[0]})."
+    )
+
+
+def _reasons(
+    found: dict[tuple[str, str], Curve], key: tuple[str, str], level: str | None, turned: str | None
+) -> list[str]:
+    weights, variant = key
+    reasons = [turned] if turned else []
+    if variant == "transformer":
+        reasons += _held_up(found, weights, level)
+        reasons += _costliest(found, weights)
+    fresh = found.get(("init", variant))
+    if weights == "pretrained" and fresh is not None:
+        reasons.append(f"The same architecture freshly initialised {fresh.ending}.")
+    return reasons
+
+
+def _held_up(found: dict[tuple[str, str], Curve], weights: str, level: str | None) -> list[str]:
+    """What the paper's variants say about it. Where nothing is held up, only their ends are told."""
+    whole, plain, skip, mlp = (found.get((weights, v)) for v in ("transformer", "SAN", "SAN+skip", "SAN+MLP"))
+    if whole is None or plain is None:
+        return []
+    enough = HALF * whole.means[-1]
+    alone = f"Without attention skips and MLPs (SAN) the residual {plain.ending}"
+    if level == "collapsed" or plain.means[-1] >= enough:
+        so = "" if level == "collapsed" else ", so attention alone keeps at least half of it"
+        return [f"{alone}{so}."]
+    if skip is None or mlp is None:
+        return [f"{alone}."]
+    by_skip, by_mlp = number(skip.means[-1]), number(mlp.means[-1])
+    if skip.means[-1] >= enough and mlp.means[-1] >= enough:
+        held = f"attention skips ({by_skip}) or MLPs ({by_mlp}) are each enough to keep at least half of it"
+    elif skip.means[-1] >= enough:
+        held = f"attention skips alone keep {by_skip}, MLPs alone {by_mlp}"
+    elif mlp.means[-1] >= enough:
+        held = f"MLPs alone keep {by_mlp}, attention skips alone {by_skip}"
+    else:
+        held = f"neither attention skips ({by_skip}) nor MLPs ({by_mlp}) alone keep half of it"
+    return [f"{alone}; {held}."]
+
+
+def _costliest(found: dict[tuple[str, str], Curve], weights: str) -> list[str]:
+    """The ablation, beside the paper's variants, after which the residual is lowest."""
+    whole = found.get((weights, "transformer"))
+    others = {v: c for (w, v), c in found.items() if w == weights and v not in PAPER}
+    if whole is None or not others:
+        return []
+    worst = min(others, key=lambda name: others[name].means[-1])
+    before, after = whole.means[-1], others[worst].means[-1]
+    change = f"{number(before)} → {number(after)}"
+    if len(others) == 1:
+        return [f"Ablating {worst} {'lowers' if after < before else 'does not lower'} it: {change}."]
+    if after >= before:
+        return [f"None of {len(others)} ablations lowers it."]
+    return [f"Of {len(others)} ablations, {worst} lowers it most: {change}."]

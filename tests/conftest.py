@@ -1,0 +1,15 @@
+"""Fixtures shared by the tests: the packaged model, loaded once."""
+
+import os
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+from rc_probe.load import Loaded, load_model
+
+
+@pytest.fixture(scope="session")
+def demo() -> Loaded:
+    """all-MiniLM-L6-v2, real weights. Tests must leave it as it is."""
+    return load_model("demo")

@@ -1,0 +1,312 @@
+"""The command: what it writes and shows, and one clear line with exit code 2 for whatever goes wrong."""
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import zoo
+
+import rc_probe
+from rc_probe import cli
+from rc_probe.cli import main
+from rc_probe.load import Loaded
+
+FAST = ["--no-init", "--no-recursion", "--metrics", "residual"]
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    path = tmp_path / "texts.txt"
+    path.write_text(
+        "A first text of some words.\nAnd a second one.\nA third <b>text</b> & more.\n", encoding="utf-8"
+    )
+    return path
+
+
+@pytest.fixture
+def run(
+    capsys: pytest.CaptureFixture[str], demo: Loaded, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Run:
+    """The command in process, in an empty folder; `demo` is loaded once for all tests."""
+    from rc_probe import api, load
+
+    def loading(model_id: str, **options: Any) -> Loaded:
+        return (
+            demo
+            if model_id == "demo" and (options["dtype"], options["device"]) == ("float32", None)
+            else load.load_model(model_id, **options)
+        )
+
+    monkeypatch.setattr(api, "load_model", loading)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            main(list(arguments))
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def fails(run: Run, says: str, *arguments: str) -> None:
+    """One line on standard error, exit code 2, nothing written."""
+    code, out, err = run(*arguments)
+    assert code == 2
+    assert out == ""
+    assert re.search(says, err), err
+    assert err.startswith("rc-probe: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    assert not list(Path().rglob("*"))
+
+
+def test_files_and_summary(run: Run, texts: Path) -> None:
+    code, out, _ = run("demo", "--data", str(texts), "--ablate", "mlp@3", *FAST)
+    assert code == 0
+    folder = Path("rc-probe-out/demo")
+    assert {p.name for p in folder.iterdir()} == {
+        "report.html", "results.json", "residuals.csv", "ablations.csv", "structure.csv",
+    }  # fmt: skip
+    result = rc_probe.ProbeResult.load(folder)
+    assert result.model["id"] == "all-MiniLM-L6-v2"
+    assert result.model["signature"] == "An|Mn"
+    assert result.settings["samples"] == 3
+    assert result.settings["data"].endswith("texts.txt (lines)")
+    for word in ("SAN+skip", "transformer", "mlp@3", "▁", result.verdict["sentence"], "report.html"):
+        assert word in out
+    assert set(result.tables["residuals"]["layer"]) == set(range(7))
+
+
+def test_json_on_standard_output_and_nothing_else(run: Run, texts: Path) -> None:
+    code, out, err = run("demo", "--data", str(texts), "--json", "--quiet", "--out", "elsewhere", *FAST)
+    assert (code, err) == (0, "")
+    assert json.loads(out) == json.loads(Path("elsewhere/results.json").read_text())
+
+
+def test_quiet(run: Run, texts: Path) -> None:
+    assert run("demo", "--data", str(texts), "--quiet", *FAST) == (0, "", "")
+
+
+def test_command_to_repeat_is_the_one_given(run: Run, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["demo", "--data", str(texts), "--ablate", "mlp@1 + mlp@2", *FAST]
+    monkeypatch.setattr(sys, "argv", ["rc-probe", *arguments])
+    run(*arguments)
+    command = rc_probe.ProbeResult.load("rc-probe-out/demo").settings["command"]
+    assert command == f"rc-probe demo --data {texts} --ablate 'mlp@1 + mlp@2' {' '.join(FAST)}"
+
+
+def test_markup_in_names_and_texts_shows_as_text(run: Run, tmp_path: Path, demo: Loaded) -> None:
+    folder = tmp_path / "<img src=x onerror=alert(1)>"
+    demo.model.save_pretrained(folder)
+    demo.processor.save_pretrained(folder)
+    data = tmp_path / "<script>alert(2)</script>.txt"
+    data.parent.mkdir(parents=True, exist_ok=True)
+    data.write_text("Some <b>words</b> here.\n[red]And[/red] there.")
+    code, _, _ = run(str(folder), "--data", str(data), *FAST, "--out", "o")
+    assert code == 0
+    page = Path("o/report.html").read_text()
+    assert "<img src=x" not in page
+    assert "<script>alert" not in page
+    assert "&lt;img src=x" in page
+
+
+# ---- bad input
+
+
+def test_no_such_model(run: Run) -> None:
+    fails(run, "no-such/model: .*Hub.*local folder", "no-such/model")
+    fails(run, "no such folder", "./no/such/folder")
+
+
+def test_misspelt_ablation_is_found_before_loading(run: Run) -> None:
+    fails(run, "did you mean 'attention.skip'", "no-such/model", "--ablate", "attention.skp@2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--ablate", "mlp@7"], "no block 7.*1 to 6"),
+        (["--ablate", "head@2:13"], "no head 13.*1 to 12"),
+        (["--ablate", "cross"], "no block has 'cross'"),
+        (["--metrics", "residul"], "Did you mean 'residual'"),
+        (["--samples", "0"], "at least 1"),
+        (["--length", "1"], "at least 2"),
+        (["--batch-size", "0"], "at least 1"),
+        (["--init-seeds", "0"], "--init-seeds"),
+        (["--dtype", "float8"], "no such dtype"),
+        (["--device", "cuda:7"], "not available|no such device"),
+        (["--data", "nothing.txt"], "nothing.txt"),
+        (["--column", "body"], "column"),
+    ],
+)
+def test_bad_options(run: Run, texts: Path, arguments: list[str], says: str) -> None:
+    given = ["--data", str(texts)] if "--data" not in arguments else []
+    fails(run, says, "demo", *given, *FAST, *arguments)
+
+
+def test_bad_data(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("\n \n")
+    fails(run, "no texts", "demo", "--data", str(tmp_path / "empty.txt"))
+    (tmp_path / "t.csv").write_text("review,stars\ngood,5\nbad,1\n")
+    fails(run, "review, stars", "demo", "--data", str(tmp_path / "t.csv"), "--column", "text")
+    (tmp_path / "one.txt").write_text("word\nother\n")
+    fails(run, "fewer than two tokens", "demo", "--data", str(tmp_path / "one.txt"), "--no-special-tokens")
+
+
+def test_long_texts_are_cut_to_the_models_positions_and_it_says_so(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("many words " * 600)
+    code, out, _ = run("demo", "--data", str(tmp_path / "long.txt"), "--length", "4000", *FAST)
+    assert code == 0
+    settings = rc_probe.ProbeResult.load("rc-probe-out/demo").settings
+    assert settings["length"] <= 512
+    assert settings["truncated"] == 1
+    assert "cut from 4000" in out
+
+
+def saved(demo: Loaded, folder: Path, model: Any = None) -> Path:
+    (model or demo.model).save_pretrained(folder)
+    demo.processor.save_pretrained(folder)
+    return folder
+
+
+def test_not_a_transformer(run: Run, tmp_path: Path) -> None:
+    import transformers
+
+    model, _ = zoo.build("resnet")
+    model.save_pretrained(tmp_path / "resnet")
+    transformers.ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "resnet")
+    fails(run, "does not look like a transformer", str(tmp_path / "resnet"), "--quiet")
+
+
+def test_weights_that_cannot_be_trusted(run: Run, demo: Loaded, tmp_path: Path) -> None:
+    import copy
+
+    folder = saved(demo, tmp_path / "corrupt")
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+    fails(run, "corrupt or incomplete", str(folder))
+    broken = copy.deepcopy(demo.model)
+    with torch.no_grad():
+        broken.encoder.layer[2].output.dense.weight[3, 4] = torch.nan
+    fails(run, r"NaN.*layer\.2\.output\.dense\.weight", str(saved(demo, tmp_path / "nan", broken)))
+    folder = saved(demo, tmp_path / "pickle")
+    (folder / "model.safetensors").unlink()
+    torch.save(demo.model.state_dict(), folder / "pytorch_model.bin")
+    fails(run, "--allow-pickle", str(folder))
+
+
+def test_output_that_cannot_be_written(run: Run, tmp_path: Path, texts: Path) -> None:
+    (tmp_path / "file").write_text("")
+    fails(run, "file", "demo", "--out", str(tmp_path / "file"))
+    fails(run, "file", "demo", "--out", str(tmp_path / "file" / "below"))
+
+
+def test_disk_full(run: Run, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    code, _, err = run("demo", "--data", str(texts), "--quiet", *FAST)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert not [p for p in Path().rglob("*") if p.is_file()]
+
+
+def test_interrupted(run: Run, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rc_probe import api
+
+    calls = []
+
+    def interrupt(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "measure_variants", interrupt)
+    fails(run, "interrupted. Nothing was written", "demo", "--data", str(texts))
+    assert calls
+
+
+def test_out_of_memory(run: Run, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rc_probe import api
+
+    def exhaust(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"
+        )
+
+    monkeypatch.setattr(api, "measure_variants", exhaust)
+    fails(run, "smaller --batch-size", "demo", "--data", str(texts))
+
+
+def test_overflow_is_no_result(run: Run, demo: Loaded, tmp_path: Path, texts: Path) -> None:
+    import copy
+
+    broken = copy.deepcopy(demo.model)
+    with torch.no_grad():
+        for layer in (2, 3):
+            broken.encoder.layer[layer].output.dense.weight *= 1e30
+            broken.encoder.layer[layer].output.LayerNorm.weight *= 1e30
+    folder = saved(demo, tmp_path / "overflow", broken)
+    fails(run, "NaN", str(folder), "--data", str(texts), "--quiet", *FAST)
+
+
+# ---- as a process
+
+
+def test_help_without_torch() -> None:
+    script = (
+        "import sys\nsys.argv = ['rc-probe', '--help']\nfrom rc_probe.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as e:\n    assert not e.code\n"
+        "print(sorted({'torch', 'transformers', 'pandas', 'matplotlib', 'datasets'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith("[]")
+    for words in ("rc-probe demo", "--ablate", "What is measured", "The data"):
+        assert words in done.stdout
+
+
+def test_module_and_version() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "rc_probe", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == f"rc-probe {rc_probe.__version__}"
+
+
+def test_ctrl_c_for_real(tmp_path: Path) -> None:
+    """SIGINT to the process while it measures."""
+    import signal
+    import time
+
+    command = [sys.executable, "-m", "rc_probe", "demo", "--samples", "32", "--out", str(tmp_path / "out")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        time.sleep(3)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "interrupted" in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "folder"),
+    [("gpt2", "gpt2"), ("org/model", "model"), ("./a b/", "a_b"), ("..", None), ("<x>", "x")],
+)
+def test_folder_names(model: str, folder: str | None) -> None:
+    found = cli.folder_name(model)
+    assert re.fullmatch(r"[\w.-]+", found)
+    assert folder is None or found.strip("_") == folder

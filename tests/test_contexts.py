@@ -1,0 +1,124 @@
+"""`attach` and `ablate` on a model that the user runs."""
+
+import pytest
+import torch
+import zoo
+
+import rc_probe
+from rc_probe.load import Loaded
+from rc_probe.metrics import residual
+
+TEXTS = ["A short text.", "A longer one, of more words than the first.", "The third."]
+
+
+def test_attach_measures_what_the_user_runs(demo: Loaded) -> None:
+    inputs = demo.processor(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad(), rc_probe.attach(demo.model) as probe:
+        out = demo.model(**inputs).last_hidden_state
+        demo.model(**inputs)
+    frame = probe.frame()
+    assert list(frame["metric"].unique()) == ["residual", "residual_frobenius", "cosine"]
+    last = frame.query("metric == 'residual' and layer == 6").iloc[0]
+    assert last["count"] == 6
+    wanted = residual(out, inputs["attention_mask"].bool()).mean()
+    assert last["mean"] == pytest.approx(float(wanted), rel=1e-6)
+    assert len(probe.structure_frame()) == 12
+
+
+def test_attach_inside_ablate_sees_the_ablated_stream(demo: Loaded) -> None:
+    inputs = demo.processor(TEXTS, padding=True, return_tensors="pt")
+    found = []
+    for order in (0, 1):
+        contexts = [rc_probe.attach(demo.model), rc_probe.ablate(demo.model, "mlp@6")]
+        with torch.no_grad(), contexts[order], contexts[1 - order]:
+            ablated = demo.model(**inputs).last_hidden_state
+        found.append(contexts[0].frame().query("metric == 'residual'")["mean"].to_numpy())
+    assert (found[0] == found[1]).all()
+    wanted = residual(ablated, inputs["attention_mask"].bool()).mean()
+    assert found[0][-1] == pytest.approx(float(wanted), rel=1e-6)
+
+
+def test_two_ablations_at_once_are_both_applied() -> None:
+    model, inputs = zoo.build("bert")
+    with torch.no_grad():
+        with rc_probe.ablate(model, "mlp@2", "attention@3", inputs=inputs):
+            together = model(**inputs)[0]
+        with (
+            rc_probe.ablate(model, "mlp@2", inputs=inputs),
+            rc_probe.ablate(model, "attention@3", inputs=inputs),
+        ):
+            nested = model(**inputs)[0]
+        with (
+            rc_probe.ablate(model, "mlp@2", inputs=inputs),
+            rc_probe.ablate(model, "attention@2", inputs=inputs),
+        ):
+            same_block = model(**inputs)[0]
+        with rc_probe.ablate(model, "mlp@2", "attention@2", inputs=inputs):
+            assert torch.equal(same_block, model(**inputs)[0])
+    assert torch.equal(together, nested)
+
+
+def test_gates_of_the_users_own() -> None:
+    model, inputs = zoo.build("gpt2")
+    gate = rc_probe.Gate("mlp", (1,), value=torch.tensor([1.0, 0.0]))
+    with torch.no_grad():
+        plain = model(**inputs)[0]
+        with rc_probe.ablate(model, gate, inputs=inputs):
+            gated = model(**inputs)[0]
+        with rc_probe.ablate(model, "mlp@1", inputs=inputs):
+            off = model(**inputs)[0]
+    assert torch.equal(gated[0], plain[0])
+    assert torch.equal(gated[1], off[1])
+
+
+def test_a_batch_without_a_mask_is_refused_unless_told(demo: Loaded) -> None:
+    ids = demo.processor(TEXTS, padding=True, return_tensors="pt")["input_ids"]
+    with pytest.raises(rc_probe.RcProbeError, match="without an attention mask"), rc_probe.attach(demo.model):
+        demo.model(ids)
+    with torch.no_grad(), rc_probe.attach(demo.model, mask=None) as probe:
+        demo.model(ids)
+    assert probe.frame()["count"].eq(3).all()
+    with torch.no_grad(), rc_probe.attach(demo.model) as probe:
+        demo.model(ids[:1])
+    assert probe.frame()["count"].eq(1).all()
+
+
+def test_nothing_seen_and_nothing_named(demo: Loaded) -> None:
+    with rc_probe.attach(demo.model) as probe:
+        pass
+    with pytest.raises(rc_probe.RcProbeError, match="no forward pass was seen"):
+        probe.frame()
+    with pytest.raises(rc_probe.RcProbeError, match="nothing to ablate"):
+        rc_probe.ablate(demo.model)
+
+
+def test_generation_measures_the_prompt_only() -> None:
+    model, inputs = zoo.build("gpt2_lm", padded=True)
+    with rc_probe.attach(model, inputs=inputs) as probe:
+        model.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert probe.frame()["count"].eq(2).all()
+
+
+def test_ablated_generation_with_a_cache_equals_one_without() -> None:
+    model, inputs = zoo.build("gpt2_lm")
+    how = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    with rc_probe.ablate(model, "attention.skip@2", "head@1:2", inputs=inputs):
+        cached = model.generate(**inputs, **how)
+        plain = model.generate(**inputs, **how, use_cache=False)
+    assert torch.equal(cached, plain)
+    assert not torch.equal(cached, model.generate(**inputs, **how))
+
+
+def test_compiled_models_run_with_gates() -> None:
+    model, inputs = zoo.build("bert")
+    with torch.no_grad(), rc_probe.ablate(model, "mlp@2", inputs=inputs):
+        wanted = model(**inputs)[0]
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        plain = compiled(**inputs)[0]
+        with rc_probe.ablate(model, "mlp@2", inputs=inputs):
+            gated = compiled(**inputs)[0]
+        again = compiled(**inputs)[0]
+    assert torch.equal(gated, wanted)
+    assert torch.equal(plain, again)
+    assert not torch.equal(plain, gated)

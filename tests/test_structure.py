@@ -1,0 +1,187 @@
+"""Attach finds and proves the structure of every family, and refuses what it cannot prove."""
+
+from typing import Any
+
+import pytest
+import torch
+import zoo
+from torch import Tensor, nn
+
+from rc_probe import RcProbeError
+from rc_probe.hooks.prove import find_structure
+
+REFUSED = {
+    "resnet": "does not look like a transformer",
+    # A convolution between blocks writes the stream from the embeddings.
+    "deberta_v2_conv": "encoder.conv",
+    # The stream goes through a norm before its first add.
+    "bloom_post_norm": "not its norms",
+}
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("name", [n for n in zoo.ZOO if n not in REFUSED])
+def test_families(name: str, padded: bool) -> None:
+    family = zoo.ZOO[name]
+    model, inputs = zoo.build(name, padded=padded and family.modality == "text")
+    structure = find_structure(model, inputs)
+    assert structure.signature == family.signature
+    assert tuple(block.name for block in structure.blocks) == tuple(family.paths)
+    assert len(structure.proved) == 5
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_proved_is_refused_with_the_place(name: str) -> None:
+    model, inputs = zoo.build(name)
+    with pytest.raises(RcProbeError, match=REFUSED[name]) as caught:
+        find_structure(model, inputs)
+    assert type(model).__name__ in str(caught.value)
+    assert caught.value.todo
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "vit", "xlnet"])
+def test_inputs_are_made_from_the_config_when_none_are_given(name: str) -> None:
+    model, _ = zoo.build(name)
+    assert find_structure(model).signature == zoo.ZOO[name].signature
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "vit", "gemma2", "gpt_neox"])
+def test_half_and_double_precision(name: str, dtype: torch.dtype) -> None:
+    model, inputs = zoo.build(name, dtype=dtype)
+    assert find_structure(model, inputs).signature == zoo.ZOO[name].signature
+
+
+def test_layouts() -> None:
+    for name, axis in (("bert", 0), ("xlnet", 1), ("opt", 0)):
+        model, inputs = zoo.build(name)
+        assert [b.batch_axis for b in find_structure(model, inputs).blocks] == [axis] * len(
+            zoo.ZOO[name].paths
+        )
+
+
+def test_shared_module_is_one_block_for_each_call() -> None:
+    model, inputs = zoo.build("albert")
+    blocks = find_structure(model, inputs).blocks
+    assert len({b.name for b in blocks}) == 1
+    assert [b.turn for b in blocks] == [0, 1, 2]
+
+
+def test_decoder_of_an_encoder_decoder() -> None:
+    import transformers
+
+    config = transformers.T5Config(d_model=32, num_layers=2, num_heads=4, d_kv=8, d_ff=64, vocab_size=100)
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    zoo.randomise(model, torch.float32)
+    assert find_structure(model).signature == "A|X|M"
+
+
+def test_attaching_runs_once_for_a_model_and_form_of_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = zoo.build("bert")
+    first = find_structure(model, inputs)
+    calls = []
+    model.register_forward_pre_hook(lambda *a: calls.append(1))
+    assert find_structure(model, inputs) is first
+    assert not calls
+    find_structure(model, {"input_ids": inputs["input_ids"]})
+    assert calls
+
+
+def test_cost_of_attaching_is_under_ten_forward_passes() -> None:
+    """Counted in block calls, the measure that does not depend on the machine."""
+    model, inputs = zoo.build("bert")
+    calls = [0]
+    for layer in model.encoder.layer:
+        layer.register_forward_pre_hook(lambda *a: calls.__setitem__(0, calls[0] + 1))
+    find_structure(model, inputs)
+    assert calls[0] < 10 * len(model.encoder.layer)
+
+
+# ---- blocks written to mislead
+
+
+class Plain(nn.Module):
+    """x + f(norm(x)) twice, f the attention or the MLP; `how` says how the sum is made."""
+
+    def __init__(self, how: str, width: int = 16) -> None:
+        super().__init__()
+        self.how = how
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down, self.hidden = nn.Linear(width, 32), nn.Linear(32, width), nn.Linear(width, width)
+
+    def attention(self, x: Tensor) -> Tensor:
+        q, k, v = (t.unflatten(-1, (2, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        return self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    def join(self, x: Tensor, branch: Tensor) -> Tensor:  # noqa: PLR0911
+        match self.how:
+            case "sum":
+                return sum([x, branch])  # type: ignore[return-value]
+            case "in place":
+                return x.clone().add_(branch)
+            case "in place of the branch":
+                branch += x
+                return branch
+            case "alpha":
+                return torch.add(x, branch, alpha=0.5)
+            case "sub":
+                return x - branch
+            case "lerp":
+                return torch.lerp(x, branch, 0.5)
+            case "stack":
+                return torch.stack([x, branch]).sum(0)
+            case "addcmul":
+                return torch.addcmul(x, branch, branch.new_ones(1))
+            case "highway":
+                gate = torch.sigmoid(self.hidden(x))
+                return gate * x + (1 - gate) * branch
+            case "out":
+                out = torch.empty_like(x)
+                return torch.add(x, branch, out=out)
+        return x + branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.join(x, self.attention(self.norm1(x)))
+        y = self.join(x, self.down(self.up(self.norm2(x)).relu()))
+        if self.how == "third path":  # through numpy, which no torch function sees
+            y = y + 0.1 * torch.from_numpy(x.detach().numpy().copy())
+        return y
+
+
+class Stack(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 16)
+        self.blocks = nn.ModuleList(Plain(how) for _ in range(3))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.embed(input_ids)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def hostile(how: str) -> tuple[Any, dict[str, Tensor]]:
+    torch.manual_seed(1)
+    return Stack(how).eval(), {"input_ids": torch.randint(20, (2, 7))}
+
+
+@pytest.mark.parametrize("how", ["add", "sum", "in place", "in place of the branch", "out"])
+def test_ways_to_write_the_same_sum(how: str) -> None:
+    model, inputs = hostile(how)
+    assert find_structure(model, inputs).signature == "A|M"
+
+
+@pytest.mark.parametrize("how", ["sub", "lerp", "stack", "addcmul", "highway", "third path"])
+def test_sums_that_cannot_be_gated_are_refused(how: str) -> None:
+    model, inputs = hostile(how)
+    with pytest.raises(RcProbeError):
+        find_structure(model, inputs)
+
+
+def test_random_models_are_refused() -> None:
+    model, inputs = hostile("add")
+    model.register_forward_hook(lambda m, a, out: out + torch.rand(()))
+    with pytest.raises(RcProbeError, match="changes from run to run"):
+        find_structure(model, inputs)
