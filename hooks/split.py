@@ -119,7 +119,11 @@ def _copy(func: Any, x: Any, source: Any, non_blocking: bool = False) -> Any:
     if source.shape != x.shape:
         return NotImplemented
     if isinstance(source, Traced):
-        return Split(source.center, source.residual, source.axis) if isinstance(source, Split) else NotImplemented
+        return (
+            Split(source.center, source.residual, source.axis)
+            if isinstance(source, Split)
+            else NotImplemented
+        )
     axis = x.axis if isinstance(x, Split) else -2
     return Split(shared(source, axis), torch.zeros_like(double(source)), axis)
 
@@ -245,7 +249,7 @@ def _addmm(func: Any, input: Any, *args: Any, beta: Any = 1, alpha: Any = 1, **n
 
 
 @rule("layer_norm")
-def _layer_norm(  # noqa: PLR0917 (the order of torch)
+def _layer_norm(
     func: Any, input: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, **named: Any
 ) -> Any:
     dims = [-1 - i for i in range(len(shape))]

@@ -90,7 +90,7 @@ def _softmax(func: Any, input: Any, dim: int | None = None, *args: Any, **kwargs
     else:
         q = torch.softmax(common, -1)
         small = e.abs().amax(-1, keepdim=True) < 1
-        u = q * torch.expm1(torch.where(small, e, 0))
+        u = q * torch.expm1(e)
         total = u.sum(-1, keepdim=True)
         inner = torch.where(small, (u - q * total) / (1 + total), torch.softmax(common + e, -1) - q)
         out = Pattern(q, inner, input.query, input.key)
@@ -189,7 +189,7 @@ def _dropout(func: Any, input: Any, p: float = 0.5, training: bool = True, inpla
 
 
 @rule("scaled_dot_product_attention")
-def _sdpa(  # noqa: PLR0917 (the order of torch)
+def _sdpa(
     func: Any,
     query: Any,
     key: Any,

@@ -158,12 +158,33 @@ def read_structure(tape: Tape, model: nn.Module, batch: int) -> Structure:
         _read_block(tape, tape.calls[call], junctions, index, batch)
         for index, (call, junctions) in enumerate(calls.items())
     ]
+    _refuse_second_streams(tape, [tape.calls[c] for c in calls], blocks, model)
     once = [
         call for call in tape.calls if not any(c is not call and c.module is call.module for c in tape.calls)
     ]
     inside = [set(_stack(tape, c)) for c in calls]
     ancestors = [c.name for c in once if c.index not in calls and all(c.index in stack for stack in inside)]
     return Structure(weakref.ref(model), blocks, ancestors or [""])
+
+
+def _refuse_second_streams(tape: Tape, calls: list[Call], blocks: list[Block], model: nn.Module) -> None:
+    """Another value handed from block to block that the stream depends on (Reformer's reversible pair)."""
+    for block, before, call in zip(blocks[1:], calls, calls[1:], strict=False):
+        stream = tape.nodes[call.args[block.entry]]
+        out = tape.nodes[call.outputs[block.exit]]
+        handed = sum({1 << n for n in before.outputs.values() if not stream.carried >> n & 1})
+        for node in (tape.nodes[n] for n in call.args.values()):
+            if (
+                node is not stream
+                and node.shape == stream.shape
+                and node.above & handed
+                and out.above & node.bit
+            ):
+                raise RcProbeError(
+                    "a second stream is handed from block to block and flows into the first",
+                    where=f"{type(model).__name__}, block {block.index + 1} ({block.name})",
+                    todo=f"Models of coupled streams cannot be probed. {REPORT}",
+                )
 
 
 def _spine(tape: Tape, adds: list[Node]) -> list[Node]:

@@ -87,6 +87,8 @@ def _plain_table(name: str, caption: str, frame: pd.DataFrame | None) -> Table |
     if frame is None or frame.empty:
         return None
     headings = [HEADINGS.get(str(column), str(column)) for column in frame]
+    whole = [c for c in frame.select_dtypes("float") if (frame[c].dropna() % 1 == 0).all()]
+    frame = frame.astype(dict.fromkeys(whole, "Int64"))  # counts with missing ones among them
     rows = [[cell(value) for value in row] for row in frame.itertuples(index=False, name=None)]
     return Table(name, caption, headings, rows)
 
@@ -271,7 +273,8 @@ def render(result: "ProbeResult") -> str:
         strip=_strip(result),
         downloads=_downloads(result),
         metrics=[(metric, _range(metric)) for name, metric in METRICS.items() if name in measured],
-        model_facts=_facts(result.model, without=["proved"]),
-        setting_facts=_facts(result.settings, without=["command", "metrics"]),
+        notes=[*result.model.get("notes", []), *result.settings.get("notes", [])],
+        model_facts=_facts(result.model, without=["proved", "notes"]),
+        setting_facts=_facts(result.settings, without=["command", "metrics", "notes"]),
         environment_facts=_facts(result.environment),
     )

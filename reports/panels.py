@@ -26,7 +26,6 @@ STYLES: dict[str, tuple[str, Dashes]] = {
 }
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "rc-probe",
     "text.parse_math": False,
     "font.size": float(BASE_SIZE),
     "axes.titlesize": 12,
@@ -109,7 +108,7 @@ def panel_of(name: str, title: str, *, width: float = 400, height: float = 290) 
         panel.axes.set_title(title)
         yield panel
         buffer = io.StringIO()
-        canvas.savefig(buffer, format="svg", metadata={"Date": None})
+        canvas.savefig(buffer, format="svg")  # its ids and its date do not outlive `clean`
     label = f"{title}. {'; '.join(panel.words)}." if panel.words else title
     panel.svg = clean(buffer.getvalue(), name, label, panel.titles)
 

@@ -225,7 +225,9 @@ def _held_up(found: dict[tuple[str, str], Curve], weights: str, level: str | Non
         return [f"{alone}{so}."]
     if skip is None or mlp is None:
         return [f"{alone}."]
-    by_skip, by_mlp = number(skip.means[-1]), number(mlp.means[-1])
+    by_skip, by_mlp = (
+        "nothing above rounding" if curve.at_floor(-1) else number(curve.means[-1]) for curve in (skip, mlp)
+    )
     if skip.means[-1] >= enough and mlp.means[-1] >= enough:
         held = f"attention skips ({by_skip}) or MLPs ({by_mlp}) are each enough to keep at least half of it"
     elif skip.means[-1] >= enough:

@@ -158,6 +158,7 @@ def make_result(
             "revision": "cd5ef92a9fb2", "parameters": 108_340_804, "blocks": blocks, "dim": 768, "heads": 12,
             "signature": "An|Mn", "norm": "post-LN", "attention": "sdpa",
             "proved": ["nothing edited: bitwise the plain output", "every branch off: a block is its norms"],
+            "notes": ["From layer 6 on the residual is below the range of float64"],
             **model,
         },
         settings={

@@ -27,6 +27,13 @@ def outliers(seed: int) -> torch.Tensor:
     return X
 
 
+def sink(seed: int) -> torch.Tensor:
+    """One token far from all others: the best x for the rows lies half-way to it."""
+    X = random(seed, 128, 16)
+    X[5] *= 500
+    return X
+
+
 def line_minimum(X: np.ndarray, weight: float) -> float:
     """min over x of weight a(x) + (1 - weight) b(x), as a linear program over (x, U, a, b)."""
     T, D = X.shape
@@ -60,7 +67,7 @@ def line_minimum(X: np.ndarray, weight: float) -> float:
 def test_bounds_hold_for_any_budget(seed: int, T: int, D: int) -> None:
     """Lower and upper bound of many steps lie inside those of few, and no x goes below the lower one."""
     X = random(seed, T, D)
-    rough, fine = argmin_residual(X, steps=5), argmin_residual(X, steps=150)
+    rough, fine = argmin_residual(X, steps=1), argmin_residual(X, steps=150)
     assert rough.lower <= fine.upper and fine.lower <= rough.upper
     for result in (rough, fine):
         assert result.lower <= result.upper <= min(composite(X), composite(X - X.mean(0))) * (1 + 1e-12)
@@ -70,7 +77,7 @@ def test_bounds_hold_for_any_budget(seed: int, T: int, D: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "X", [random(0, 32, 24), random(2, 40, 8) + 5 * random(3, 1, 8), outliers(4), outliers(6)]
+    "X", [random(0, 32, 24), random(2, 40, 8) + 5 * random(3, 1, 8), outliers(4), sink(6)]
 )
 def test_gap_is_small(X: torch.Tensor) -> None:
     result = argmin_residual(X)
@@ -115,8 +122,8 @@ def test_scale_and_shift() -> None:
     base = argmin_residual(X)
     for moved, factor in ((X * 1e-20, 1e-20), (X * 1e20, 1e20), (X + 3, 1.0)):
         result = argmin_residual(moved)
-        assert result.upper == pytest.approx(base.upper * factor, rel=2e-3)
-        assert result.lower == pytest.approx(base.lower * factor, rel=2e-3)
+        assert result.upper == pytest.approx(base.upper * factor, rel=2e-3, abs=0)
+        assert result.lower == pytest.approx(base.lower * factor, rel=2e-3, abs=0)
 
 
 @pytest.mark.parametrize("X", [torch.ones(5, 4), torch.zeros(3, 2), torch.randn(1, 7)])

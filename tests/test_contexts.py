@@ -5,6 +5,8 @@ import torch
 import zoo
 
 import rc_probe
+from rc_probe.hooks.prove import find_structure
+from rc_probe.hooks.taps import Tap
 from rc_probe.load import Loaded
 from rc_probe.metrics import residual
 
@@ -36,6 +38,15 @@ def test_attach_inside_ablate_sees_the_ablated_stream(demo: Loaded) -> None:
     assert (found[0] == found[1]).all()
     wanted = residual(ablated, inputs["attention_mask"].bool()).mean()
     assert found[0][-1] == pytest.approx(float(wanted), rel=1e-6)
+
+
+def test_what_a_tap_computes_is_not_counted_as_the_models() -> None:
+    model, inputs = zoo.build("bert")
+    structure = find_structure(model, inputs)
+    sums = []
+    with rc_probe.ablate(model, "mlp", inputs=inputs), Tap(structure, lambda layer, x: sums.append(x + x)):
+        model(**inputs)
+    assert len(sums) == 4
 
 
 def test_two_ablations_at_once_are_both_applied() -> None:

@@ -223,3 +223,29 @@ def test_a_block_that_runs_otherwise_than_when_attached_is_an_error() -> None:
     with pytest.raises(RcProbeError, match="block 2"), Editing(structure, edits):
         model(**inputs)
     structure.blocks[1].adds -= 1
+    structure.blocks[-1].adds += 1  # also where the pass ends early
+    with pytest.raises(RcProbeError, match="block 3"):
+        streams(structure, inputs, [Gate("mlp")])
+    structure.blocks[-1].adds -= 1
+
+
+@pytest.mark.parametrize("name", ["albert", "bert"])
+def test_a_pass_that_failed_half_way_leaves_the_next_one_right(name: str) -> None:
+    model, inputs = zoo.build(name)
+    structure = find_structure(model, inputs)
+    fail = [False]
+
+    def explode(*args: Any) -> None:
+        if fail and fail.pop():
+            raise ZeroDivisionError
+
+    inner = next(m for n, m in model.named_modules() if n.endswith("attention"))
+    handle = inner.register_forward_pre_hook(explode)
+    with torch.no_grad(), Editing(structure, gate_edits(structure, [Gate("mlp", (1, 2))])):
+        wanted = model(**inputs)[0]
+        fail.append(True)
+        with pytest.raises(ZeroDivisionError):
+            model(**inputs)
+        assert not torch.overrides._get_current_function_mode_stack()
+        assert torch.equal(model(**inputs)[0], wanted)
+    handle.remove()

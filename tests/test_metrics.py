@@ -245,7 +245,7 @@ def test_floor_covers_rounding_noise(name: str, collapse: float) -> None:
     moved = (values(noisy, names=[name])[name] - values(x, names=[name])[name]).abs()
     assert (moved <= floor).all()
     if collapse == 1:
-        assert (floor <= 100 * EPS * values(x, names=[name])[name].clamp(min=1)).all()
+        assert (floor <= 200 * EPS * values(x, names=[name])[name].clamp(min=1)).all()
 
 
 @pytest.mark.parametrize(
@@ -254,15 +254,15 @@ def test_floor_covers_rounding_noise(name: str, collapse: float) -> None:
 def test_floor_is_of_the_streams_own_dtype(dtype: torch.dtype, eps: float) -> None:
     x = stream(0).to(dtype)
     found = measure(x, None, ["residual", "residual_absolute", "cosine"])
-    assert torch.equal(found["residual"][1], torch.full((2,), 2 * eps, dtype=torch.float64))
+    assert torch.equal(found["residual"][1], torch.full((2,), 4 * eps, dtype=torch.float64))
     size = composite_norm(x.double())
-    torch.testing.assert_close(found["residual_absolute"][1], 2 * eps * size, rtol=1e-6, atol=0)
-    assert found["cosine"][1].tolist() == pytest.approx([4 * eps] * 2, rel=1e-6)
+    torch.testing.assert_close(found["residual_absolute"][1], 4 * eps * size, rtol=1e-6, atol=0)
+    assert found["cosine"][1].tolist() == pytest.approx([8 * eps] * 2, rel=1e-6)
 
 
 def test_composite_norm_does_not_underflow() -> None:
     x = torch.full((1, 2, 2), 1e-200, dtype=torch.float64)
-    assert float(composite_norm(x)) == pytest.approx(2e-200)
+    assert float(composite_norm(x)) == pytest.approx(2e-200, rel=1e-12, abs=0)
 
 
 def test_measure_shares_its_passes(monkeypatch: pytest.MonkeyPatch) -> None:

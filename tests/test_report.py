@@ -164,7 +164,8 @@ def test_what_the_user_wrote_is_shown_and_not_run() -> None:
     assert len(re.findall("<script", text)) == 1 and "alert(1)</script>" not in text
     shown = "".join(Page(text).text)
     assert shown.count("<script>alert(1)</script>") > 10
-    assert "{{7*7}}" in shown and "$x$" in shown
+    assert "{{7*7}}" in shown
+    assert re.search(r"<text[^>]*>[^<]*\$x\$", text), "not read as mathematics"
     for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
         ET.fromstring(svg)
 
@@ -190,7 +191,7 @@ def test_the_same_result_gives_the_same_bytes() -> None:
 def test_the_users_matplotlib_is_left_alone() -> None:
     import matplotlib as mpl
 
-    with mpl.rc_context({"lines.linewidth": 9.0, "font.size": 30.0, "axes.facecolor": "#ff0000"}):
+    with mpl.rc_context({"axes.linewidth": 9.0, "font.size": 30.0, "lines.color": "#ff0000"}):
         before = dict(mpl.rcParams)
         text = make_result(blocks=2).to_html()
         assert dict(mpl.rcParams) == before
@@ -224,7 +225,22 @@ def test_figures_say_their_numbers_in_words(full: str) -> None:
     assert all(re.search(r"\d", label) for label in labels)
 
 
+def fills(element: ET.Element, fill: str = "") -> list[tuple[str, str]]:
+    """The title and the fill of each mark below an element."""
+    fill = element.get("fill", fill)
+    if element.tag == "use" and element.find("title") is not None:
+        return [(element.findtext("title", ""), fill)]
+    return [found for child in element for found in fills(child, fill)]
+
+
 def test_values_at_the_floor_are_drawn_hollow(full: str) -> None:
+    figure = full[full.index('id="figure-residual"') : full.index("</figure>")]
+    marks = [
+        mark for svg in re.findall(r"<svg.*?</svg>", figure, re.DOTALL) for mark in fills(ET.fromstring(svg))
+    ]
+    assert len(marks) == 2 * 2 * 4 * 13
+    for title, fill in marks:
+        assert ("noise (floor" in title) == fill.startswith("var(--panel"), (title, fill)
     titles = re.findall("<title>(SAN, layer [^<]*)</title>", full)
     noise = {title for title in titles if "noise (floor" in title}
     assert all("layer 3:" in t or int(re.findall(r"layer (\d+)", t)[0]) > 3 for t in noise)
@@ -298,6 +314,7 @@ def test_what_holds_it_up_is_what_the_variants_say() -> None:
     assert "MLPs alone keep 0.67, attention skips alone 0.012" in reasons(pretrained=mlp)
     neither = {**PRETRAINED, "SAN+skip": (0.84, 0.7)}
     assert "neither attention skips (0.012) nor MLPs (0.043) alone" in reasons(pretrained=neither)
+    assert "MLPs alone nothing above rounding." in reasons(pretrained={**PRETRAINED, "SAN+MLP": (0.84, 0.2)})
     held = {**PRETRAINED, "SAN": (0.84, 0.98)}
     assert "ends at 0.67, so attention alone keeps at least half of it." in reasons(pretrained=held)
 
@@ -371,3 +388,11 @@ def test_numbers_are_shown(value: float, shown: str) -> None:
 def test_missing_numbers_are_a_dash() -> None:
     assert [number(value) for value in (None, math.nan, math.inf)] == ["–"] * 3
     assert power_of_ten(-174) == "10⁻¹⁷⁴"
+
+
+def test_notes_are_told_and_whole_numbers_stay_whole() -> None:
+    result = make_result(blocks=2)
+    result.tables["structure"]["heads"] = [12.0, math.nan, 12.0, math.nan]
+    text = result.to_html()
+    assert "<p>Note: From layer 6 on the residual is below the range of float64.</p>" in text
+    assert '<td data-value="12">12</td>' in text and '<td data-value="">–</td>' in text

@@ -106,6 +106,9 @@ ATTENTIONS: dict[str, Callable[[Any], Any]] = {
         x, torch.softmax(scores(x).masked_fill(PADS.expand(1, 1, T, T), -math.inf), dim=-1)
     ),
     "causal": lambda x: attend(x, torch.softmax(scores(x).masked_fill(BEHIND, -1e9), dim=-1)),
+    "kept above the least float": lambda x: attend(
+        x, torch.softmax(torch.max(scores(x), torch.tensor(torch.finfo(torch.float32).min)), dim=-1)
+    ),
     "causal by where": lambda x: attend(x, torch.softmax(torch.where(~BEHIND, scores(x), -1e9), dim=-1)),
     "bias added in place": lambda x: attend(x, torch.softmax(scores(x).add_(BIAS), dim=-1)),
     "folded heads": folded,
@@ -211,7 +214,9 @@ def test_casts_do_not_round(cast: Callable[[Any], Any]) -> None:
 
 def test_sums_do_not_round() -> None:
     x = stream(1e-30)
-    assert torch.equal(x.mean(-1, keepdim=True, dtype=torch.float32).residual, x.residual.mean(-1, keepdim=True))
+    assert torch.equal(
+        x.mean(-1, keepdim=True, dtype=torch.float32).residual, x.residual.mean(-1, keepdim=True)
+    )
 
 
 def test_a_copied_operand_has_the_values_of_its_source() -> None:
@@ -233,6 +238,14 @@ def test_a_copied_operand_has_the_values_of_its_source() -> None:
         (lambda x: x.view(1, T, D).roll(1, 2), "`roll` has no rule"),
         (lambda x: x.mean(1, keepdim=True) + x, "`mean` has no rule"),
         (lambda x: x @ (x.mT @ x), "`matmul` has no rule"),
+        (lambda x: attend(x, torch.softmax(scores(x) * B[:T], dim=-1)), "`mul` has no rule"),
+        (
+            lambda x: attend(x, torch.softmax(scores(x).masked_fill(PADS, 0.0), dim=-1)),
+            "`masked_fill` has no rule",
+        ),
+        (lambda x: attend(x, torch.softmax(scores(x).clamp(min=0.0), dim=-1)), "`clamp` has no rule"),
+        (lambda x: torch.softmax(scores(x).view(1, H * T, T), dim=-1) @ x, "`view` has no rule"),
+        (lambda x: attend(x, functional.dropout(torch.softmax(scores(x), dim=-1))), "`dropout` has no rule"),
         (lambda x: x[:, 0], "`__getitem__` has no rule"),
         (lambda x: torch.zeros(1, T, D).double().add_(x), "`add_` takes the stream out"),
         (lambda x: torch.tensor(x.tolist()), "`tolist` takes the stream out"),
@@ -272,6 +285,12 @@ def test_in_place_changes_are_seen_by_every_holder() -> None:
     kept[:, 0] = 0
     with pytest.raises(RcProbeError, match="__setitem__"):
         propagate(lambda _: other, x)
+
+
+def test_a_row_that_is_masked_throughout_is_finite() -> None:
+    none = torch.zeros(T, T).index_fill(0, torch.tensor([1]), -math.inf)
+    out = propagate(lambda x: attend(x, torch.softmax(scores(x) + none, dim=-1)), stream())
+    assert out.dense().isfinite().all()
 
 
 def test_the_mean_is_that_of_the_real_tokens() -> None:

@@ -123,8 +123,14 @@ class Plain(nn.Module):
             case "in place of the branch":
                 branch += x
                 return branch
+            case "in place, returned by name":
+                branch.add_(x)
+                return branch
             case "alpha":
                 return torch.add(x, branch, alpha=0.5)
+            case "shift by a number":  # 0 with every branch off, so that only the last check sees it
+                y = x + branch
+                return y + float((x - y).square().mean())
             case "sub":
                 return x - branch
             case "lerp":
@@ -167,13 +173,17 @@ def hostile(how: str) -> tuple[Any, dict[str, Tensor]]:
     return Stack(how).eval(), {"input_ids": torch.randint(20, (2, 7))}
 
 
-@pytest.mark.parametrize("how", ["add", "sum", "in place", "in place of the branch", "out"])
+@pytest.mark.parametrize(
+    "how", ["add", "sum", "in place", "in place of the branch", "in place, returned by name", "out"]
+)
 def test_ways_to_write_the_same_sum(how: str) -> None:
     model, inputs = hostile(how)
     assert find_structure(model, inputs).signature == "A|M"
 
 
-@pytest.mark.parametrize("how", ["sub", "lerp", "stack", "addcmul", "highway", "third path"])
+@pytest.mark.parametrize(
+    "how", ["sub", "lerp", "stack", "addcmul", "highway", "third path", "alpha", "shift by a number"]
+)
 def test_sums_that_cannot_be_gated_are_refused(how: str) -> None:
     model, inputs = hostile(how)
     with pytest.raises(RcProbeError):
@@ -183,5 +193,37 @@ def test_sums_that_cannot_be_gated_are_refused(how: str) -> None:
 def test_random_models_are_refused() -> None:
     model, inputs = hostile("add")
     model.register_forward_hook(lambda m, a, out: out + torch.rand(()))
+    before = torch.get_rng_state()
     with pytest.raises(RcProbeError, match="changes from run to run"):
         find_structure(model, inputs)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Reversible(nn.Module):
+    """Two streams, each added to from the other (Reformer)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 16)
+        self.blocks = nn.ModuleList(Couple() for _ in range(3))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        a = b = self.embed(input_ids)
+        for block in self.blocks:
+            a, b = block(a, b)
+        return b
+
+
+class Couple(Plain):
+    def __init__(self) -> None:
+        super().__init__("add")
+
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        a = a + self.attention(self.norm1(b))
+        return a, b + self.down(self.up(self.norm2(a)).relu())
+
+
+def test_reversible_streams_are_refused() -> None:
+    torch.manual_seed(1)
+    with pytest.raises(RcProbeError, match="a second stream"):
+        find_structure(Reversible().eval(), {"input_ids": torch.randint(20, (2, 7))})
