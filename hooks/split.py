@@ -134,8 +134,8 @@ def _copy(func: Any, x: Any, source: Any, non_blocking: bool = False) -> Any:
 @rule("add radd iadd")
 def _add(func: Any, x: Any, y: Any, *, alpha: Any = 1) -> Any:
     y = y if alpha == 1 else y * alpha
-    x, y = (x, y) if isinstance(x, Traced) else (y, x)
-    if not isinstance(y, Traced):
+    x, y = (x, y) if isinstance(x, Split) else (y, x)
+    if not isinstance(y, Split):
         return _from(x, Split(x.center + shared(y, x.axis), x.residual, x.axis))
     return Split(x.center + y.center, x.residual + y.residual, x.axis) if x.axis == y.axis else NotImplemented
 
@@ -152,8 +152,8 @@ def _rsub(func: Any, x: Any, y: Any, *, alpha: Any = 1) -> Any:
 
 @rule("mul rmul imul multiply")
 def _mul(func: Any, x: Any, y: Any) -> Any:
-    x, y = (x, y) if isinstance(x, Traced) else (y, x)
-    if not isinstance(y, Traced):
+    x, y = (x, y) if isinstance(x, Split) else (y, x)
+    if not isinstance(y, Split):
         return _scaled(x, y, torch.mul)
     if x.axis != y.axis:
         return NotImplemented
@@ -164,7 +164,7 @@ def _mul(func: Any, x: Any, y: Any) -> Any:
 def _div(func: Any, x: Any, y: Any, *, rounding_mode: str | None = None) -> Any:
     if rounding_mode is not None:
         return NotImplemented
-    return x * y.reciprocal() if isinstance(y, Traced) else _scaled(x, y, torch.div)
+    return x * y.reciprocal() if isinstance(y, Split) else _scaled(x, y, torch.div)
 
 
 @rule("rdiv rtruediv")

@@ -84,7 +84,7 @@ def _softmax(func: Any, input: Any, dim: int | None = None, *args: Any, **kwargs
     """P - 1 q^T = (u - q S)/(1 + S) with u = q expm1(E), S = sum u; plainly where E is not small."""
     if not isinstance(input, Scores) or dim not in (-1, input.ndim - 1):
         return NotImplemented
-    common, e = input.common, input.inner
+    common, e = input.common, input.rest
     if common is None:
         out = Pattern(None, torch.softmax(e, -1), input.query, input.key)
     else:
@@ -92,8 +92,8 @@ def _softmax(func: Any, input: Any, dim: int | None = None, *args: Any, **kwargs
         small = e.abs().amax(-1, keepdim=True) < 1
         u = q * torch.expm1(e)
         total = u.sum(-1, keepdim=True)
-        inner = torch.where(small, (u - q * total) / (1 + total), torch.softmax(common + e, -1) - q)
-        out = Pattern(q, inner, input.query, input.key)
+        rest = torch.where(small, (u - q * total) / (1 + total), torch.softmax(common + e, -1) - q)
+        out = Pattern(q, rest, input.query, input.key)
     out.scores = input
     return out
 
@@ -103,7 +103,7 @@ def _matmul(func: Any, p: Any, v: Any) -> Any:
     if not (isinstance(p, Pattern) and isinstance(v, Split) and v.axis == -2 and v.uniform):
         return NotImplemented
     center = v.center if p.common is None else v.center + p.common @ v.residual
-    out = Split(center, p.inner @ v.residual, -2).recentred()
+    out = Split(center, p.rest @ v.residual, -2).recentred()
     for watch in _watches:
         watch.seen.append(Attention(p.query, p.key, v, p))
         out = out if watch.result is None else watch.result(out)
@@ -119,7 +119,7 @@ def _add(func: Any, x: Any, p: Any, *, alpha: Any = 1) -> Any:
     p = shared(torch.as_tensor(p, device=x.device), -2).clamp(min=MASKED)
     if p.ndim >= 2 and p.shape[-2] > 1:
         return x.like(None, x.dense() + p)
-    return x.like(None, x.inner + p) if x.common is None else x.like(x.common + p, x.inner)
+    return x.like(None, x.rest + p) if x.common is None else x.like(x.common + p, x.rest)
 
 
 @rule("masked_fill", on=Rows)
@@ -159,28 +159,28 @@ def _scaled(x: Any, y: Any, by: Callable[[Any, Any], Tensor]) -> Any:
     varies = isinstance(y, Tensor) and any(n > 1 for n in y.shape[-2:])
     if not isinstance(x, Scores) or isinstance(y, Traced) or varies:
         return NotImplemented
-    return x.like(None if x.common is None else by(x.common, y), by(x.inner, y))
+    return x.like(None if x.common is None else by(x.common, y), by(x.rest, y))
 
 
 @rule("tanh", on=Rows)
 def _tanh(func: Any, x: Any) -> Any:
     """Soft caps, where the scores are known in full."""
-    return x.like(None, torch.tanh(x.inner)) if isinstance(x, Scores) and x.whole else NotImplemented
+    return x.like(None, torch.tanh(x.rest)) if isinstance(x, Scores) and x.whole else NotImplemented
 
 
 @rule("view reshape unsqueeze squeeze", on=Rows)
 def _move(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     func = Tensor.reshape if func is Tensor.view else func
-    inner = func(x.inner, *args, **kwargs)
-    if inner.shape[-2:] != x.shape[-2:]:
+    rest = func(x.rest, *args, **kwargs)
+    if rest.shape[-2:] != x.shape[-2:]:
         return NotImplemented
     common = None if x.common is None else func(x.common.expand(x.shape), *args, **kwargs)[..., :1, :]
-    return x.like(common, inner)
+    return x.like(common, rest)
 
 
 @rule("to type type_as float double half bfloat16 contiguous clone detach data", on=Rows)
 def _same(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
-    return x.like(x.common, x.inner) if isinstance(x, Rows) else NotImplemented
+    return x.like(x.common, x.rest) if isinstance(x, Rows) else NotImplemented
 
 
 @rule("dropout", on=Rows)

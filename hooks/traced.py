@@ -38,7 +38,7 @@ class Traced(Tensor):
         """The plain tensor."""
         raise NotImplementedError
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"{type(self).__name__}(shape={tuple(self.shape)})"
 
     @classmethod
@@ -59,7 +59,9 @@ class Traced(Tensor):
         return _become(args[0], out, name) if in_place else out
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         raise RcProbeError(f"`{func}` got past the rules of split arithmetic", todo=NO_RULE)
 
 
@@ -111,29 +113,29 @@ class Split(Traced):
 class Rows(Traced):
     """Scores or patterns (..., T, T): a row common to all queries (..., 1, T), and what each adds to it.
 
-    `common` None: there is no common row (causal mask, rotary or relative positions), `inner` is all.
+    `common` None: there is no common row (causal mask, rotary or relative positions), `rest` is all.
     Scores are known up to a constant per row, unless `whole`. `query` and `key` are what gave them.
     """
 
     common: Tensor | None
-    inner: Tensor
+    rest: Tensor
     query: Split
     key: Split
     whole: bool
 
     @staticmethod
-    def __new__(cls, common: Tensor | None, inner: Tensor, query: Split, key: Split) -> Rows:
-        self: Rows = cls._wrap(inner, inner.shape)
-        self.common, self.inner, self.query, self.key = common, inner, query, key
+    def __new__(cls, common: Tensor | None, rest: Tensor, query: Split, key: Split) -> Rows:
+        self: Rows = cls._wrap(rest, rest.shape)
+        self.common, self.rest, self.query, self.key = common, rest, query, key
         self.whole = common is None
         return self
 
     def dense(self) -> Tensor:
-        return self.inner if self.common is None else self.common + self.inner
+        return self.rest if self.common is None else self.common + self.rest
 
-    def like(self, common: Tensor | None, inner: Tensor) -> Any:
+    def like(self, common: Tensor | None, rest: Tensor) -> Any:
         """The same kind of rows, further on."""
-        new = type(self)(common, inner, self.query, self.key)
+        new = type(self)(common, rest, self.query, self.key)
         new.__dict__ = {**self.__dict__, **new.__dict__, "whole": self.whole}
         return new
 

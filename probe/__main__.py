@@ -1,6 +1,18 @@
 """`python -m rc_probe`, and the command `rc-probe`."""
 
-from rc_probe.cli import main
+import sys
+
+
+def main() -> None:
+    """Run the command. Ctrl-C ends it with one line and exit code 2 from the first import on."""
+    try:
+        from rc_probe.cli import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.stderr.write("rc-probe: interrupted. Nothing was written\n")
+        sys.exit(2)
+
 
 if __name__ == "__main__":
     main()

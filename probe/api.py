@@ -162,9 +162,10 @@ class _Run:
 
     def _below_the_floor(self, structure: Structure, weights: str) -> None:
         self.report(f"{weights}: below the float floor", self.done, self.total)
-        rows, note = below_the_floor(structure, self.first, weights)
-        self.rows.setdefault("recursion", []).extend(rows)
-        self.notes += [note] if note else []
+        below = below_the_floor(structure, self.first, weights)
+        self.rows.setdefault("recursion", []).extend(below.recursion)
+        self.rows.setdefault("bounds", []).extend(below.bounds)
+        self.notes += below.notes
 
     def _curves(self, structure: Structure, variants: Sequence[Variant], stage: str) -> dict[str, Curves]:
         def advance(name: str) -> None:

@@ -21,6 +21,7 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -269,19 +270,18 @@ def _input_weights(
     def stop(out: Split) -> Split:
         raise _Enough
 
-    dim = tokens.shape[-1]
-    eye = torch.eye(dim, dtype=torch.float64, device=tokens.device)
+    def put(rows: Tensor, number: int, token: Split) -> Split:
+        return _instead(rows, token) if number in numbers else token
+
+    eye = torch.eye(tokens.shape[-1], dtype=torch.float64, device=tokens.device)
     for rows in eye.split(tokens.shape[tokens.axis]):
-        with (
-            watching(stop, lambda i, t, rows=rows: _instead(t, rows) if i in numbers else t) as watch,
-            contextlib.suppress(_Enough),
-        ):
+        with watching(stop, partial(put, rows)) as watch, contextlib.suppress(_Enough):
             branch(x)
         seen = watch.seen[0]
         query, key, value = seen.query.residual, seen.key.residual.mT, seen.value.residual
         for kept, part in zip(parts, (query, key, value), strict=True):
             kept.append(part.flatten(0, -3)[:, : len(rows)])
-        scale = scale or _scale(query @ key.mT, seen.pattern.scores.inner)
+        scale = scale or _scale(query @ key.mT, seen.pattern.scores.rest)
     w_q, w_k, w_v = (torch.cat(kept, dim=1) for kept in parts)
     return w_q * scale * math.sqrt(w_q.shape[-1]), w_k, w_v
 
@@ -291,7 +291,7 @@ def _scale(product: Tensor, scores: Tensor) -> float:
     return float(scores.flatten()[at] / product.flatten()[at])
 
 
-def _instead(x: Split, rows: Tensor) -> Split:
+def _instead(rows: Tensor, x: Split) -> Split:
     """A Split of the shape of x: `rows` (n, ..., D) as its first tokens, zero for the others, centre zero."""
     residual = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
     first = residual.movedim(x.axis, 0)[: len(rows)]
@@ -305,7 +305,7 @@ def _output_weights(branch: Callable[[Split], Split], x: Split, value: Split) ->
     eye = torch.eye(count * dim, dtype=torch.float64, device=value.device).view(-1, count, dim)
     found = []
     for rows in eye.split(tokens):
-        with watching(lambda out, rows=rows: _instead(out, rows)):
+        with watching(partial(_instead, rows)):
             given = branch(x).residual
         found.append(given.reshape(tokens, -1)[: len(rows)])
     return torch.cat(found).view(count, dim, -1)
@@ -313,8 +313,8 @@ def _output_weights(branch: Callable[[Split], Split], x: Split, value: Split) ->
 
 def _check(heads: Heads, tokens: Tensor, attention: Attention, out: Tensor) -> None:
     """Scores and result put together from the parts are those of the model."""
-    pattern = attention.pattern.inner.flatten(0, -3)
-    scores = attention.pattern.scores.inner.flatten(0, -3)
+    pattern = attention.pattern.rest.flatten(0, -3)
+    scores = attention.pattern.scores.rest.flatten(0, -3)
     parts = (tokens @ heads.w_q) @ (tokens @ heads.w_k).mT / math.sqrt(heads.w_q.shape[-1])
     result = (pattern @ (tokens @ heads.w_v) @ heads.w_o).sum(0)
     result = result - result.mean(0)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -120,13 +122,18 @@ def measure(
     ] = False,
 ) -> None:  # fmt: skip
     """Measure rank collapse of a transformer on your data, and see what holds it up."""
-    with one_line_errors():
+    with one_line_errors(), interrupts() as check:
         target = out or Path("rc-probe-out") / folder_name(model)
         check_target(target)
         names = None if metrics is None else _metric_names(metrics)
         from .show import progress_bar, summary
 
-        with progress_bar(hidden=quiet) as report:
+        with progress_bar(hidden=quiet) as show:
+
+            def report(stage: str, done: int, total: int) -> None:
+                check()
+                show(stage, done, total)
+
             from .api import probe
 
             result = probe(
@@ -177,6 +184,39 @@ def check_target(target: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; ends the process with 0, or 2 and one line on standard error."""
     app(arguments)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C. A class of its own: Python ends by the signal itself after a bare KeyboardInterrupt in `exec`."""
+
+
+@contextmanager
+def interrupts() -> Iterator[Callable[[], None]]:
+    """Ctrl-C raises Interrupted; yields a check that raises it when a library has swallowed the first one."""
+    seen = []
+
+    def note(number: int, frame: object) -> None:
+        seen.append(number)
+        raise Interrupted
+
+    def check() -> None:
+        if seen:
+            raise Interrupted
+
+    def ignored(event: Any) -> None:
+        if event.exc_type is not Interrupted:  # swallowed in some __del__; `check` raises it again
+            sys.__unraisablehook__(event)
+
+    before, sys.unraisablehook = signal.getsignal(signal.SIGINT), ignored
+    ours = threading.current_thread() is threading.main_thread()  # others cannot set handlers
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        sys.unraisablehook = sys.__unraisablehook__
+        if ours:
+            signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -1,21 +1,25 @@
-"""The table `recursion`: a model's pure attention variant, run in split arithmetic below the float floor."""
+"""The tables `recursion` and `bounds`: a model's pure attention variant, in split arithmetic below the float floor."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.gates import gate_edits
+from rc_probe.hooks.inputs import with_no_cache
 from rc_probe.hooks.prove import Replay, token_axis
 from rc_probe.hooks.split import Split
 from rc_probe.hooks.state import measuring
 from rc_probe.hooks.structure import Block, Structure
-from rc_probe.hooks.taps import Tap, run_stopped
+from rc_probe.hooks.taps import Tap, batch_first, run_stopped
 
 from .batches import Batch
+from .bounds import Bounds, attention_branch
 from .recursion import recursion
 from .run import Curves, Row, stream_pass
 from .variants import paper_variants
@@ -36,20 +40,34 @@ def first_sample(batch: Batch) -> Batch:
     return Batch(inputs, None)
 
 
-def below_the_floor(structure: Structure, batch: Batch, weights: str) -> tuple[list[Row], str]:
-    """Rows of the table `recursion` for the first sample of `batch`, and a note ("" if all is said).
+@dataclass(frozen=True)
+class Below:
+    """Rows of the tables `recursion` and `bounds`, and notes on what is not there and why."""
+
+    recursion: list[Row]
+    bounds: list[Row]
+    notes: list[str]
+
+
+def below_the_floor(structure: Structure, batch: Batch, weights: str) -> Below:
+    """The pure attention variant of the first sample of `batch`, without cancellation.
 
     Beside each residual stands what the model's own arithmetic gives. A model with an operation that
     split arithmetic has no rule for, or whose result does not agree where both can be compared, gets
-    no rows, and the note says why.
+    no rows; one that the theorem does not cover gets no bounds. The notes say why.
     """
     sample = first_sample(batch)
     san = gate_edits(structure, paper_variants(structure)[0].gates)
     direct = Curves(["residual"])
     replay = Replay(structure)
     with measuring(structure.model):
-        with replay, Tap(structure, lambda layer, x: None, stop=True):
-            run_stopped(lambda: structure.model(**sample.inputs))
+        after: dict[int, Tensor] = {}
+        with replay, Tap(structure, lambda layer, x: after.update({layer: x}), stop=True):
+            run_stopped(lambda: structure.model(**with_no_cache(structure.model, sample.inputs)))
+        for block in structure.blocks:
+            if not torch.equal(batch_first(replay.stream(block), block), after[block.index]):
+                what = f"the stream is changed between blocks {block.index} and {block.index + 1}"
+                return Below([], [], [f"Below the float floor, {weights}: {what}"])
         stream_pass(structure, sample.inputs, san, direct.on_stream)
         plain = [row["mean"] for row in direct.rows("", "")]
         first = structure.blocks[0]
@@ -57,11 +75,19 @@ def below_the_floor(structure: Structure, batch: Batch, weights: str) -> tuple[l
         def running(block: Block) -> Callable[[Split], Any]:
             return lambda stream: replay.run(block, stream, san)
 
+        bounds = Bounds(lambda layer: attention_branch(replay, structure.blocks[layer - 1], san))
         try:
             found = recursion(
                 [running(block) for block in structure.blocks], replay.stream(first), None, plain,
-                axis=token_axis(first) - first.ndim,
+                axis=token_axis(first) - first.ndim, each=bounds,
             )  # fmt: skip
         except RcProbeError as error:
-            return [], f"Below the float floor, {weights}: {error}"
-    return [{"weights": weights, **row} for row in found.rows], found.note
+            return Below([], [], [f"Below the float floor, {weights}: {error}"])
+    notes = [f"{found.note} ({weights})"] if found.note else []
+    if bounds.why:
+        notes.append(f"No bound from the theorem, {weights}: {bounds.why}")
+    return Below(_named(weights, found.rows), _named(weights, bounds.rows()), notes)
+
+
+def _named(weights: str, rows: list[Row]) -> list[Row]:
+    return [{"weights": weights, **row} for row in rows]

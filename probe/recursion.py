@@ -6,6 +6,7 @@ the stream kept as centre and residual (hooks/split.py) the cubic law shows down
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +53,7 @@ def recursion(
     each: called as each(l, stream before block l) for l from 1, once block l has run and has a row
 
     Rows: layer (0..L), residual, residual_direct (None without `direct`), ratio_cubed = r_l / r_{l-1}^3
-    (None at layer 0). Raises RcProbeError where an operation has no rule, naming block and operation, or
+    (None at layer 0 and beyond floats). Raises RcProbeError where an operation has no rule, naming block and operation, or
     where the residual is not what plain arithmetic gives above its rounding.
     """
     eps = torch.finfo(x.dtype).eps if eps is None else eps
@@ -90,5 +91,6 @@ def _row(
             where=f"layer {layer}",
             todo="Nothing below the float floor is shown for this model",
         )
-    ratio = residual / before / before / before if before else None
-    return {"layer": layer, "residual": residual, "residual_direct": plain, "ratio_cubed": ratio}
+    ratio = residual / before / before / before if before else math.inf
+    cubed = ratio if math.isfinite(ratio) else None
+    return {"layer": layer, "residual": residual, "residual_direct": plain, "ratio_cubed": cubed}

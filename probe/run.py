@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rc_probe.hooks.edits import Editing, Edits
 from rc_probe.hooks.gates import gate_edits
+from rc_probe.hooks.inputs import with_no_cache
 from rc_probe.hooks.state import measuring
 from rc_probe.hooks.structure import Structure
 from rc_probe.hooks.taps import Tap, run_stopped
@@ -105,7 +106,7 @@ def stream_pass(
 ) -> None:
     """One forward pass with `edits`, the stream of layers 0 … L handed to `on_stream`."""
     with Tap(structure, on_stream, stop=True), Editing(structure, edits):
-        run_stopped(lambda: structure.model(**inputs))
+        run_stopped(lambda: structure.model(**with_no_cache(structure.model, inputs)))
 
 
 def _samples(structure: Structure, batch: Batch) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable
@@ -121,13 +122,19 @@ def test_gamma_of_one_head_is_that_of_its_spreads() -> None:
     assert layer_bound(r, heads)["gamma"] == pytest.approx(expected, rel=1e-12)
 
 
+def test_the_composite_norm_does_not_underflow() -> None:
+    x = random_layer(3)[0]
+    size = np.sqrt(np.linalg.norm(x.numpy(), 1) * np.linalg.norm(x.numpy(), np.inf))
+    assert float(composite(x * 1e-170)) == pytest.approx(size * 1e-170, rel=1e-12, abs=0)
+
+
 def test_constants_do_not_depend_on_a_tiny_size() -> None:
     x, heads, _ = random_layer(3)
     r = x - x.mean(0)
     near, far = layer_bound(r * 1e-3, heads), layer_bound(r * 1e-170, heads)
     for name in ("beta", "gamma", "coefficient"):
         assert far[name] == pytest.approx(near[name], rel=1e-9)
-    assert far["residual_in"] == pytest.approx(near["residual_in"] * 1e-167, rel=1e-9)
+    assert far["residual_in"] == pytest.approx(near["residual_in"] * 1e-167, rel=1e-9, abs=0)
     assert layer_bound(r * 0, heads)["bound_out"] == 0
 
 
@@ -305,10 +312,16 @@ def test_what_the_theorem_does_not_cover_is_said(name: str, words: str) -> None:
 W = [torch.randn(8, 8, generator=torch.Generator().manual_seed(i)).double() for i in range(4)]
 
 
-def hand_made(q: Callable[[Any], Any], after: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def same(x: Any) -> Any:
+    return x
+
+
+def hand_made(
+    q: Callable[[Any], Any] = same, after: Callable[[Any], Any] = same, before_k: Callable[[Any], Any] = same
+) -> Callable[[Any], Any]:
     def branch(x: Any) -> Any:
-        parts = [y.view(1, 5, 2, 4).transpose(1, 2) for y in (q(x @ W[0]), x @ W[1], x @ W[2])]
-        out = functional.scaled_dot_product_attention(*parts).transpose(1, 2).reshape(1, 5, 8)
+        parts = [y.view(1, 5, 2, 4).transpose(1, 2) for y in (q(x @ W[0]), before_k(x) @ W[1], x @ W[2])]
+        out = functional.scaled_dot_product_attention(*parts, scale=0.1).transpose(1, 2).reshape(1, 5, 8)
         return after(out @ W[3])
 
     return branch
@@ -317,14 +330,30 @@ def hand_made(q: Callable[[Any], Any], after: Callable[[Any], Any]) -> Callable[
 @pytest.mark.parametrize(
     ("branch", "words"),
     [
-        (hand_made(lambda q: functional.layer_norm(q, (8,)), lambda y: y), "not linear in the same tokens"),
-        (hand_made(lambda q: q, lambda y: functional.layer_norm(y, (8,))), "not linear in the tokens"),
+        (hand_made(q=lambda q: functional.layer_norm(q, (8,))), "not linear in the same tokens"),
+        (hand_made(before_k=lambda x: functional.layer_norm(x, (8,))), "not linear in the same tokens"),
+        (hand_made(after=lambda y: functional.layer_norm(y, (8,))), "not linear in the tokens"),
         (lambda x: x @ W[0], "0 attentions"),
         (functional.gelu, "`gelu` has no rule"),
     ],
 )
 def test_other_attentions_are_refused(branch: Callable[[Any], Any], words: str) -> None:
     x = Split.of(torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(9)))
-    assert len(take_apart(hand_made(lambda q: 2 * q, lambda y: y / 3), x)) == 3
     with pytest.raises(RcProbeError, match=words):
         take_apart(branch, x)
+
+
+def test_scales_are_part_of_the_weights() -> None:
+    x = Split.of(torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(9)))
+    _, heads, _ = take_apart(hand_made(q=lambda q: 2 * q, after=lambda y: y / 3), x)
+    scores = (one_sample(x) @ heads.w_q) @ (one_sample(x) @ heads.w_k).mT / 2
+    q, k = ((one_sample(x) @ w).view(5, 2, 4).movedim(1, 0) for w in W[:2])
+    assert torch.allclose(scores, 0.2 * q @ k.mT, rtol=0, atol=1e-12)
+    assert torch.allclose((heads.w_v @ heads.w_o).sum(0), W[2] @ W[3] / 3, rtol=0, atol=1e-12)
+
+
+def test_a_block_without_attention_is_refused() -> None:
+    _, block, replay, edits = block_of("bert")
+    without = dataclasses.replace(block, junctions=block.junctions[1:])
+    with pytest.raises(RcProbeError, match="block 1: it has 0 attention branches"):
+        attention_branch(replay, without, edits)

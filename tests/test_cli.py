@@ -4,9 +4,12 @@ import errno
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +244,25 @@ def test_interrupted(run: Run, texts: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert calls
 
 
+def test_an_interrupt_that_a_library_swallows_still_ends_the_run(
+    run: Run, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rc_probe import api
+
+    whole = api.measure_variants
+
+    def swallow(*args: Any, **kwargs: Any) -> Any:
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(api, "measure_variants", swallow)
+    before = signal.getsignal(signal.SIGINT)
+    fails(run, "interrupted. Nothing was written", "demo", "--data", str(texts), *FAST)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_out_of_memory(run: Run, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rc_probe import api
 
@@ -289,15 +311,12 @@ def test_module_and_version() -> None:
 
 def test_ctrl_c_for_real(tmp_path: Path) -> None:
     """SIGINT to the process while it measures."""
-    import signal
-    import time
-
     command = [sys.executable, "-m", "rc_probe", "demo", "--samples", "32", "--out", str(tmp_path / "out")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         time.sleep(3)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=120)
-    assert process.returncode == 2
+    assert process.returncode == 2, err
     assert "interrupted" in err
     assert not (tmp_path / "out").exists()
 

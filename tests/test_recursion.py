@@ -141,6 +141,19 @@ def test_it_ends_where_float64_ends() -> None:
     assert found.note == f"From layer {len(found.rows)} on the residual is below the range of float64"
 
 
+@pytest.mark.parametrize(("size", "known"), [(1e-150, True), (1e-200, False)])
+def test_the_ratio_is_finite_or_left_out(size: float, known: bool) -> None:
+    def shrink(s: Any) -> Any:
+        return Split(s.center, s.residual * size, s.axis)
+
+    x = torch.randn(1, 6, 4, generator=torch.Generator().manual_seed(0))
+    *_, before, last = recursion([shrink, halving], x).rows
+    if known:
+        assert last["ratio_cubed"] * before["residual"] ** 2 == pytest.approx(0.5, rel=1e-9)
+    else:
+        assert last["ratio_cubed"] is None
+
+
 def test_each_gets_the_stream_before_every_block() -> None:
     x = torch.randn(1, 6, 4, generator=torch.Generator().manual_seed(0))
     seen: list[tuple[int, float]] = []

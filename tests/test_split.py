@@ -234,6 +234,10 @@ def test_a_copied_operand_has_the_values_of_its_source() -> None:
         (lambda x: torch.softmax(scores(x), dim=-2) @ heads(x), "`softmax` has no rule"),
         (lambda x: (torch.softmax(scores(x), dim=-1) * 0.5) @ heads(x), "`mul` has no rule"),
         (lambda x: attend(x, torch.softmax(torch.tanh(scores(x)), dim=-1)), "`tanh` has no rule"),
+        (
+            lambda x: attend(x, torch.softmax(torch.tanh(scores(x).masked_fill(BEHIND, -1e9)), dim=-1)),
+            "`tanh` has no rule",
+        ),
         (lambda x: functional.dropout(x, 0.5, training=True), "`dropout` has no rule"),
         (lambda x: x.view(1, T, D).roll(1, 2), "`roll` has no rule"),
         (lambda x: x.mean(1, keepdim=True) + x, "`mean` has no rule"),
@@ -315,7 +319,7 @@ def test_watching_sees_and_replaces_attentions() -> None:
     (seen,) = watch.seen
     assert seen.query.source is not None
     assert torch.equal(seen.query.source[1].residual, x.residual)
-    assert_close(seen.pattern.scores.inner, seen.query.residual @ seen.key.residual * 0.3, 1e-14)
+    assert_close(seen.pattern.scores.rest, seen.query.residual @ seen.key.residual * 0.3, 1e-14)
     with watching(lambda out: put):
         out = ATTENTIONS["eager"](x)
     assert torch.equal(out.residual, merged(put.residual))
