@@ -139,7 +139,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(2)
     if given.one:
-        mode = taps()[given.one]
+        modes = taps()  # they share one model, which the plain mode holds
+        mode = modes[given.one]
         with torch.no_grad():
             for _ in range(given.rounds):
                 mode()

@@ -111,6 +111,7 @@ class BlockWatch(AbstractContextManager["BlockWatch"]):
 
     def __init__(self, structure: Structure, indices: Iterable[int]) -> None:
         self.structure = structure
+        self.model = structure.model  # the structure alone keeps no model alive
         self.wanted = set(indices)
         self.forced: int | None = None  # a replay says itself which block call it stands for
         self._turns: dict[nn.Module, int] = {}
@@ -133,7 +134,7 @@ class BlockWatch(AbstractContextManager["BlockWatch"]):
                 self._hook(module.register_forward_pre_hook(self._before(calls), with_kwargs=True))
                 self._hook(module.register_forward_hook(self._after, prepend=True, always_call=True))
         for name in self.structure.ancestors:
-            self._hook(self.structure.model.get_submodule(name).register_forward_pre_hook(self._reset))
+            self._hook(self.model.get_submodule(name).register_forward_pre_hook(self._reset))
         return self
 
     def __exit__(self, *exc: Any) -> None:
@@ -180,7 +181,7 @@ class Editing(BlockWatch):
         super().__enter__()
         norms = {n.name for b, j in self.edits.bypass for n in self.structure.blocks[b].junctions[j].norms}
         for name in norms:
-            module = self.structure.model.get_submodule(name)
+            module = self.model.get_submodule(name)
             self._hook(module.register_forward_hook(self._pass_norm, with_kwargs=True))
         self._exit.callback(self._close_modes)
         return self
@@ -221,7 +222,7 @@ class Editing(BlockWatch):
         return None
 
     def _is(self, norm: NormAfter, module: nn.Module, turn: int) -> bool:
-        return norm.turn == turn and self.structure.model.get_submodule(norm.name) is module
+        return norm.turn == turn and self.model.get_submodule(norm.name) is module
 
 
 def fetch(value: Any, path: Path) -> Any:
