@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .edits import Edits, Function, zero
+from .errors import RcProbeError
 from .structure import Block, Junction, Structure
 
 COMPONENTS = {
@@ -40,7 +41,7 @@ class Gate:
     value: float | Tensor = 0.0
 
 
-def scaling(value: float | Tensor, axis: int | None) -> Function:
+def scaling(value: float | Tensor, axis: int | None, ndim: int) -> Function:
     """The function that scales by `value` along the batch axis; zeros are exact, ones are bitwise."""
     if not isinstance(value, Tensor):
         number = float(value)
@@ -49,7 +50,13 @@ def scaling(value: float | Tensor, axis: int | None) -> Function:
         raise ValueError("no batch axis")
 
     def scale(x: Tensor) -> Tensor:
-        folded = x.shape[axis] != len(value)  # OPT folds batch and tokens into one axis for its MLP
+        folded = x.ndim < ndim  # OPT folds batch and tokens into one axis for its MLP
+        samples = x.shape[axis] // len(value) if folded else x.shape[axis]
+        if (folded and x.shape[axis] % len(value)) or (not folded and samples != len(value)):
+            raise RcProbeError(
+                f"{len(value)} gates were given for a batch of {x.shape[axis]}", where="gates per sample",
+                todo="Give one gate for each sample of the batch that runs",
+            )  # fmt: skip
         y = x.unflatten(axis, (len(value), -1)) if folded else x
         shape = [1] * y.ndim
         shape[axis] = -1
@@ -121,7 +128,7 @@ def _gate_part(structure: Structure, block: Block, gate: Gate, edits: Edits) -> 
         raise structure.error(
             block, "its stream has no batch axis, so gates per sample cannot apply", "Use a number"
         )
-    function = scaling(gate.value, block.batch_axis)
+    function = scaling(gate.value, block.batch_axis, block.ndim)
     kind = _kind(gate.component)
     for index, junction in enumerate(block.junctions):
         mine = [b for b in junction.branches if b.kind == kind]

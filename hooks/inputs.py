@@ -58,24 +58,26 @@ def with_no_cache(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     return inputs
 
 
-def small(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+def small(inputs: dict[str, Any]) -> dict[str, Any]:
     """The first 2 sequences and 16 tokens of a real batch, enough to attach with.
 
-    Images keep their size. A batch of one sample is doubled, so that the batch axis shows.
+    Images keep their size. A batch of one sample is doubled, so that the batch axis shows; texts of
+    two tokens come three times, so that it differs from the tokens.
     """
     batch = batch_size(inputs)
     ids = inputs.get("input_ids")
     length = ids.shape[1] if isinstance(ids, Tensor) and ids.ndim == 2 else None
+    wanted = SEQUENCES + 1 if length == SEQUENCES else SEQUENCES
 
     def cut(value: Any) -> Any:
         if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] != batch:
             return value
-        value = value[:SEQUENCES] if batch >= SEQUENCES else torch.cat([value] * SEQUENCES)
-        return (
-            value[:, :TOKENS]
-            if length is not None and value.ndim == 2 and value.shape[1] == length
-            else value
-        )
+        repeats = -(-wanted // batch)
+        value = value.repeat(repeats, *[1] * (value.ndim - 1))[:wanted] if repeats > 1 else value[:wanted]
+        for axis in range(1, value.ndim):
+            if length is not None and value.shape[axis] == length:
+                value = value.narrow(axis, 0, min(length, TOKENS))
+        return value
 
     return {key: cut(value) for key, value in inputs.items()}
 

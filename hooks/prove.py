@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from dataclasses import replace as replace_field
 from typing import Any
 
 import torch
@@ -19,9 +20,9 @@ from torch import Tensor, nn
 
 from .edits import BlockWatch, Editing, Edits, Function, fetch, replace, zero
 from .errors import RcProbeError
-from .inputs import batch_size, example_inputs, signature, with_no_cache
+from .inputs import batch_size, example_inputs, signature, small, with_no_cache
 from .state import measuring
-from .structure import REPORT, Block, Branch, Structure, read_structure
+from .structure import REPORT, AttentionOp, Block, Branch, Structure, read_structure
 from .tape import Tape, walk
 
 _known: weakref.WeakKeyDictionary[nn.Module, dict[Any, Structure]] = weakref.WeakKeyDictionary()
@@ -35,8 +36,9 @@ def find_structure(model: nn.Module, inputs: dict[str, Any] | None = None) -> St
 
     Raises RcProbeError, naming the block and what did not match, when anything cannot be proved.
     """
-    inputs = with_no_cache(model, example_inputs(model) if inputs is None else inputs)
-    key = signature(inputs), getattr(getattr(model, "config", None), "_attn_implementation", None)
+    inputs = with_no_cache(model, example_inputs(model) if inputs is None else small(inputs))
+    modules = hash(tuple((name, id(module)) for name, module in model.named_modules()))
+    key = signature(inputs), modules, getattr(getattr(model, "config", None), "_attn_implementation", None)
     known = _known.setdefault(model, {})
     if key not in known:
         with measuring(model):
@@ -61,8 +63,10 @@ def _attach(model: nn.Module, inputs: dict[str, Any]) -> Structure:
     structure.proved.append("with every gate at 1 the output is bitwise the plain output")
     for block in structure.blocks:
         _prove_block(structure, block, blocks)
+    called = any(n.turn < 0 for b in structure.blocks for j in b.junctions for n in j.norms)
     structure.proved += [
-        "with every branch off each block is the identity or its norms",
+        "with every branch off each block is the identity or its norms"
+        + (" (not checked where a norm is called as a function)" if called else ""),
         "with everything off a block's output no longer depends on its input",
         "with a skip off the branch alone goes on",
         "kinds of branches confirmed by perturbing one token",
@@ -109,10 +113,15 @@ def _prove_block(structure: Structure, block: Block, blocks: Replay) -> None:
 
     clean: dict[int, Tensor] = {}
     moved: dict[int, Tensor] = {}
-    out = blocks.run(block, x, _branches_off(block, clean))
+    clean_ops: dict[int, Tensor] = {}
+    moved_ops: dict[int, Tensor] = {}
+    out = blocks.run(block, x, _branches_off(block, clean, clean_ops))
     _prove_identity(structure, block, x, out)
-    blocks.run(block, perturbed(x, block, 0), _branches_off(block, moved))
+    # Every other token of the first sample: attention may look forward only, backward only, or at few.
+    every_other = perturbed(x, block, slice(None, None, 2), only_first=True)
+    blocks.run(block, every_other, _branches_off(block, moved, moved_ops))
     for number, branch in enumerate(block.branches):
+        branch.ops = tuple(_proved_heads(op, block, x, clean_ops, moved_ops) for op in branch.ops)
         if torch.equal(clean[number], moved[number]):
             raise structure.error(
                 block,
@@ -149,34 +158,74 @@ def _prove_identity(structure: Structure, block: Block, x: Tensor, out: Tensor) 
 
 
 def _prove_skips(structure: Structure, block: Block, blocks: Replay, x: Tensor) -> None:
-    """With the last skip off, the branches' sum alone goes on (through the norms)."""
-    junction = block.junctions[-1]
-    kept: list[Tensor] = []
+    """With all skips off, what goes on after each junction is the sum of its branches (through the norms).
+
+    What goes on after a junction is seen as the next one's skip operand, before it is removed.
+    """
+    kept: list[list[Tensor]] = [[] for _ in block.junctions]
+    skips: list[Tensor] = []
     edits = Edits()
-    edits.at(junction.skip, zero)
-    for branch in junction.branches:
-        edits.at(branch.site, lambda v: kept.append(v.clone()) or v)  # type: ignore[func-returns-value]
+
+    def keep(into: list[Tensor], then: Function) -> Function:
+        def take(value: Tensor) -> Tensor:
+            into.append(value.clone())
+            return then(value)
+
+        return take
+
+    for junction, branches in zip(block.junctions, kept, strict=True):
+        edits.at(junction.skip, keep(skips, zero))
+        for branch in junction.branches:
+            edits.at(branch.site, keep(branches, lambda value: value))
     out = blocks.run(block, x, edits)
-    expected = (kept[0] if len(kept) == 1 else sum(kept[1:], kept[0])).reshape(out.shape)
-    for norm in junction.norms:
-        if norm.turn < 0:
-            return
-        expected = structure.model.get_submodule(norm.name)(expected)
-    if not torch.allclose(expected, out, rtol=_tolerance(x), atol=0) and not torch.equal(expected, out):
-        raise structure.error(
-            block,
-            f"with the skip at {junction.where} off its output is not the branch alone",
-            f"This block cannot be probed exactly. {REPORT}",
-        )
+    for junction, branches, after in zip(block.junctions, kept, [*skips[1:], out], strict=True):
+        if any(norm.turn < 0 for norm in junction.norms):
+            continue
+        expected = sum(branches[1:], branches[0]).reshape(after.shape)
+        for norm in junction.norms:
+            expected = structure.model.get_submodule(norm.name)(expected)
+        if not torch.allclose(
+            expected, after, rtol=_tolerance(x), atol=_tolerance(x) * float(after.abs().amax())
+        ):
+            raise structure.error(
+                block,
+                f"with the skip at {junction.where} off, not the branch alone goes on",
+                f"This block cannot be probed exactly. {REPORT}",
+            )
 
 
 def _kind(branch: Branch, block: Block, clean: Tensor, moved: Tensor, block_shape: torch.Size) -> str:
     change = (moved - clean).abs().reshape(block_shape)
-    elsewhere = _without_token(change, block, 0).amax()
-    mixes = bool(elsewhere > _tolerance(clean) * clean.abs().amax())
+    tokens = change.shape[token_axis(block)]
+    others = change.index_select(token_axis(block), torch.arange(1, tokens, 2, device=change.device))
+    if tokens == 1:  # a last stage that is pooled to one token: nothing can be seen to move
+        mixes = bool(branch.ops) or branch.has_product
+    else:
+        mixes = bool(others.amax() > _tolerance(clean) * clean.abs().amax())
     if mixes:
         return "attention" if branch.ops or branch.has_product else "mixer"
-    return "cross" if branch.ops else "mlp"
+    return "cross" if branch.outside else "mlp"
+
+
+def _proved_heads(
+    op: AttentionOp, block: Block, x: Tensor, clean: dict[int, Tensor], moved: dict[int, Tensor]
+) -> AttentionOp:
+    """The op, with 0 heads where its layout is not proved to be (batch, heads, tokens, …) or folded.
+
+    Only the first sample was changed, so only the first rows of the batch may differ; and the axis
+    after the heads must hold the tokens, in windows or whole.
+    """
+    before, after = clean.get(op.ordinal), moved.get(op.ordinal)
+    if before is None or after is None or before.ndim > 4 or op.heads < 1 or block.batch_axis is None:
+        return replace_field(op, heads=0)
+    samples, tokens = x.shape[block.batch_axis], x.shape[token_axis(block)]
+    rows = before.shape[0] // samples  # per sample: windows, or folded heads
+    differs = (before != after).flatten(1).any(1)
+    windows = rows if before.ndim == 4 else rows // op.heads
+    folds = before.ndim == 4 or rows == op.heads
+    if differs[rows:].any() or not folds or windows * before.shape[-2] < tokens:
+        return replace_field(op, heads=0)
+    return op
 
 
 def token_axis(block: Block) -> int:
@@ -184,30 +233,39 @@ def token_axis(block: Block) -> int:
     return next(a for a in range(block.ndim - 1) if a != block.batch_axis)
 
 
-def perturbed(x: Tensor, block: Block, token: int | slice) -> Tensor:
-    """`x` with the chosen token of every sequence replaced by noise of the same size."""
+def perturbed(x: Tensor, block: Block, tokens: slice, *, only_first: bool = False) -> Tensor:
+    """`x` with the chosen tokens of every (or only the first) sample replaced by noise of the same size."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(x.shape, generator=generator).to(x) * x.std() + x.mean()
     index: list[Any] = [slice(None)] * x.ndim
-    index[token_axis(block)] = token
+    index[token_axis(block)] = tokens
+    if only_first and block.batch_axis is not None:
+        index[block.batch_axis] = slice(0, 1)
     y = x.clone()
     y[tuple(index)] = noise[tuple(index)]
     return y
-
-
-def _without_token(x: Tensor, block: Block, token: int) -> Tensor:
-    axis = token_axis(block)
-    keep = [i for i in range(x.shape[axis]) if i != token]
-    return x.index_select(axis, torch.tensor(keep, device=x.device))
 
 
 def _tolerance(x: Tensor) -> float:
     return max(1e-5, 4 * torch.finfo(x.dtype).eps)
 
 
-def _branches_off(block: Block, captured: dict[int, Tensor]) -> Edits:
-    """Each branch is captured, then removed, so that every branch sees the block's input itself."""
+def _branches_off(block: Block, captured: dict[int, Tensor], ops: dict[int, Tensor]) -> Edits:
+    """Each branch is captured, then removed, so that every branch sees the block's input itself.
+
+    The results of attention operations are captured, too.
+    """
     edits = Edits()
+
+    def watching(ordinal: int) -> Function:
+        def watch(value: Tensor) -> Tensor:
+            ops[ordinal] = value.clone()
+            return value
+
+        return watch
+
+    for op in (op for branch in block.branches for op in branch.ops):
+        edits.at_op(block.index, op.ordinal, watching(op.ordinal))
 
     def taking(number: int) -> Function:
         def take(value: Tensor) -> Tensor:

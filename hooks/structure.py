@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from .errors import RcProbeError
-from .tape import SDPA, Call, Node, Path, Tape
+from .tape import NORMS, SDPA, Call, Node, Path, Tape
 
 KIND_LETTER = {"attention": "A", "cross": "X", "mixer": "C", "mlp": "M"}
 PRODUCTS = {SDPA, "matmul", "bmm", "baddbmm", "einsum", "__matmul__"}
@@ -45,6 +45,7 @@ class Branch:
     kind: str = "?"
     ops: tuple[AttentionOp, ...] = ()
     has_product: bool = False  # multiplies two values computed from the stream: attention-like
+    outside: bool = False  # multiplies one with a value computed elsewhere: cross-attention
 
 
 @dataclass
@@ -310,7 +311,14 @@ def _read_block(tape: Tape, call: Call, spine: list[Node], index: int, batch: in
                 where=node.where,
             )
         )
-    batch_axis = next((a for a, n in enumerate(shape[:-1]) if n == batch), None)
+    batch_axes = [a for a, n in enumerate(shape[:-1]) if n == batch]
+    if len(batch_axes) > 1:
+        raise RcProbeError(
+            f"its stream {shape} has as many tokens as samples, so that they cannot be told apart",
+            where=f"{type(tape.model).__name__}, block {index + 1} ({call.name})",
+            todo="Give inputs whose batch and length differ",
+        )
+    batch_axis = batch_axes[0] if batch_axes else None
     return Block(
         index, call.name, call.turn, junctions, entry, exits[0], forms, len(adds), len(ops), len(shape), shape[-1],
         batch_axis,
@@ -344,12 +352,28 @@ def _branches(
         value = tape.nodes[add.operands[operand]]
         inner = value.above & ~skip.above
         mine = [AttentionOp(i, op.op, _heads(tape, op, batch)) for i, op in enumerate(ops) if op.bit & inner]
+        products = [
+            {
+                bool(tape.nodes[i].far & skip.carried): tape.nodes[i]
+                for i in set(n.inputs)
+                if tape.nodes[i].far
+            }
+            for n in tape.nodes[call.first : call.last + 1]
+            if n.bit & inner and n.op in PRODUCTS and len(set(n.inputs)) > 1
+        ]
         product = any(
             sum(bool(tape.nodes[i].far & skip.carried) for i in set(n.inputs)) > 1
             for n in tape.nodes[call.first : call.last + 1]
             if n.bit & inner and n.op in PRODUCTS
         )
-        found.append(Branch(_site(block, adds, add, operand, call), ops=tuple(mine), has_product=product))
+        found.append(
+            Branch(
+                _site(block, adds, add, operand, call),
+                ops=tuple(mine),
+                has_product=product,
+                outside=any(len(sides) == 2 for sides in products),
+            )
+        )
     return found
 
 
@@ -385,6 +409,15 @@ def _norms_between(tape: Tape, call: Call, node: Node, until: Node) -> list[Norm
         seen.add(n.call)
         owner = tape.calls[n.call]
         whole = owner.index != call.index and any(until.carried >> o & 1 for o in owner.outputs.values())
+        whole = (
+            whole and not owner.first <= node.index <= owner.last
+        )  # the add itself inside: more than a norm
+        if not whole and n.op not in NORMS:
+            raise RcProbeError(
+                f"the stream is scaled by a value computed from it after the add at {node.where}",
+                where=f"{type(tape.model).__name__} ({call.name})",
+                todo=f"This block cannot be probed exactly. {REPORT}",
+            )
         turn = sum(
             c.module is owner.module and c.index < owner.index and c.first >= call.first for c in tape.calls
         )

@@ -14,7 +14,6 @@ import torch
 
 import rc_probe
 from rc_probe.hooks.errors import RcProbeError
-from rc_probe.hooks.inputs import small
 from rc_probe.hooks.prove import find_structure
 from rc_probe.hooks.structure import Structure
 
@@ -22,7 +21,7 @@ from .batches import Batches, batches, long_enough
 from .data import Samples, load_samples
 from .floor import below_the_floor
 from .load import DEMO, Loaded, fresh_model, hold_model, load_model
-from .registry import select
+from .registry import METRICS, select
 from .results import ProbeResult
 from .run import Curves, Row, ablation_rows, check_finite, measure_variants, structure_rows
 from .settings import Settings
@@ -68,7 +67,11 @@ def probe(
     except TypeError as error:
         raise RcProbeError(str(error).replace("Settings.__init__() ", ""), where="probe") from None
     ablations = _parse_ablations(chosen)
-    metrics = select(chosen.metrics)
+    metrics = [m for m in select(chosen.metrics) if chosen.svd_samples or METRICS[m].cost == "cheap"]
+    if not metrics:
+        raise RcProbeError(
+            "no metric is left to measure", where="--metrics", todo="Name one, or raise --svd-samples"
+        )
     report = progress or (lambda stage, done, total: None)
     report("loading", 0, 1)
     if isinstance(model, str):
@@ -102,7 +105,8 @@ def probe(
 def _parse_ablations(chosen: Settings) -> list[Variant]:
     if chosen.init_seeds < 1 or chosen.svd_samples < 0:
         name = "--init-seeds" if chosen.init_seeds < 1 else "--svd-samples"
-        raise RcProbeError("the number is too small", where=name, todo="Give 1 or more")
+        least = 1 if name == "--init-seeds" else 0
+        raise RcProbeError("the number is too small", where=name, todo=f"Give {least} or more")
     texts = dict.fromkeys(chosen.ablate)
     return [parse_ablation(text) for text in texts]
 
@@ -122,7 +126,7 @@ class _Run:
         self.loaded, self.chosen, self.made, self.metrics, self.report = loaded, chosen, made, metrics, report
         report("proving the structure", 0, 1)
         self.first = next(iter(made))
-        self.example = small(loaded.model, self.first.inputs)
+        self.example = self.first.inputs
         self.structure = find_structure(loaded.model, self.example)
         self.paper = paper_variants(self.structure)
         self.variants = [*self.paper, *ablations]
@@ -143,7 +147,11 @@ class _Run:
 
     def _measure_init(self, seed: int, *, first: bool) -> None:
         fresh = fresh_model(self.loaded, seed)
-        structure = find_structure(fresh, self.example)
+        try:
+            structure = find_structure(fresh, self.example)
+        except RcProbeError as error:  # such as output projections that start at zero
+            self.notes.append(f"Fresh weights were not measured: {error}")
+            return
         curves = self._curves(structure, self.paper, f"init, seed {seed}")
         if self.chosen.init_seeds > 1:
             keep = ("variant", "layer", "metric", "mean")
@@ -152,7 +160,7 @@ class _Run:
                 for v in curves
                 for row in curves[v].rows("init", v)
             )
-        if not first:
+        if not first and "init" in self.curves:
             for name, mine in self.curves["init"].items():
                 mine.merge(curves[name])
             return
@@ -244,6 +252,9 @@ def _as_command(loaded: Loaded, chosen: Settings) -> str:
         value = getattr(chosen, name)
         if value != getattr(defaults, name):
             words += [f"--{name.replace('_', '-')}", str(value)]
+    dtype = str(loaded.model.dtype).removeprefix("torch.")
+    words += ["--dtype", dtype] if dtype != "float32" else []
+    words += ["--revision", loaded.revision] if loaded.revision else []
     for flag in ("special_tokens", "init", "recursion"):
         if not getattr(chosen, flag):
             words.append(f"--no-{flag.replace('_', '-')}")

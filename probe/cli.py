@@ -205,16 +205,17 @@ def interrupts() -> Iterator[Callable[[], None]]:
 
     def ignored(event: Any) -> None:
         if event.exc_type is not Interrupted:  # swallowed in some __del__; `check` raises it again
-            sys.__unraisablehook__(event)
+            hook_before(event)
 
-    before, sys.unraisablehook = signal.getsignal(signal.SIGINT), ignored
+    before, hook_before = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    sys.unraisablehook = ignored
     ours = threading.current_thread() is threading.main_thread()  # others cannot set handlers
     if ours:
         signal.signal(signal.SIGINT, note)
     try:
         yield check
     finally:
-        sys.unraisablehook = sys.__unraisablehook__
+        sys.unraisablehook = hook_before
         if ours:
             signal.signal(signal.SIGINT, before)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
@@ -89,10 +90,15 @@ class Attached(AbstractContextManager["Attached"]):
 
     def _see_mask(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """The outermost call comes first; inner ones may pass a mask on in a form of their own."""
-        mask = kwargs.get("attention_mask")
+        try:
+            given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        except TypeError:  # the call itself will say what is wrong with it
+            given = kwargs
+        given = {**given, **given.get("kwargs", {})}
+        mask = given.get("decoder_attention_mask" if "decoder_input_ids" in given else "attention_mask")
         if isinstance(mask, Tensor) and mask.ndim == 2:
             self._seen = mask != 0
-        elif module is self.structure.model:
+        elif isinstance(given.get("input_ids"), Tensor) or module is self.structure.model:
             self._seen = None
 
     def _on_stream(self, layer: int, x: Tensor) -> None:
@@ -105,7 +111,13 @@ class Attached(AbstractContextManager["Attached"]):
 
     def _mask(self, x: Tensor) -> Tensor | None:
         mask = self._seen if isinstance(self.given, str) else self.given
-        if mask is not None and mask.shape[:2] == x.shape[:2]:
+        if mask is not None:
+            if mask.shape != x.shape[:2]:
+                raise RcProbeError(
+                    f"the mask {tuple(mask.shape)} does not fit the stream's {x.shape[0]} samples of {x.shape[1]} tokens",
+                    where=type(self.structure.model).__name__,
+                    todo="Give attach(model, mask=…) the mask of the stream, or run texts one by one",
+                )
             return mask.to(x.device, torch.bool)
         text = getattr(self.structure.model, "main_input_name", "input_ids") == "input_ids"
         if text and isinstance(self.given, str) and x.shape[0] > 1:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rc_probe.hooks.edits import Editing, Edits
+from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.gates import gate_edits
 from rc_probe.hooks.inputs import with_no_cache
 from rc_probe.hooks.state import measuring
@@ -45,7 +46,13 @@ class Curves:
 
     def on_stream(self, layer: int, x: Tensor) -> None:
         """Add the stream x (batch, tokens, dim) of one layer."""
-        mask = self.mask if self.mask is None or self.mask.shape[1] == x.shape[1] else None
+        mask = self.mask
+        if mask is not None and mask.shape != x.shape[:2]:
+            raise RcProbeError(
+                f"the stream of layer {layer} has {x.shape[1]} tokens and the mask {mask.shape[1]}, "
+                "so padding cannot be told from text",
+                todo="Measure texts one by one: --batch-size 1",
+            )
         left = max(self.few - self.samples, 0)
         self._add(layer, measure(x, mask, self.cheap))
         if self.slow and left:
@@ -121,7 +128,11 @@ def check_finite(structure: Structure, curves: dict[str, Curves]) -> None:
     """Refuse a run whose unablated model gave NaN or infinity, as overflow in half precision does."""
     plain = curves.get("transformer")
     for (layer, name), moments in (plain.values if plain else {}).items():
-        if name == "residual" and not torch.isfinite(torch.as_tensor(moments.mean)):
+        if (
+            METRICS[name].cost == "cheap"
+            and name != "cosine_centred"
+            and not torch.isfinite(torch.as_tensor(moments.mean))
+        ):
             raise structure.error(
                 structure.blocks[max(layer - 1, 0)],
                 f"the stream of layer {layer} holds NaN or infinity",
