@@ -40,6 +40,11 @@ class Gate:
     heads: tuple[int, ...] = ()
     value: float | Tensor = 0.0
 
+    def __post_init__(self) -> None:
+        for name in ("blocks", "heads"):  # one number may stand for a tuple of one
+            if isinstance(getattr(self, name), int):
+                object.__setattr__(self, name, (getattr(self, name),))
+
 
 def scaling(value: float | Tensor, axis: int | None, ndim: int) -> Function:
     """The function that scales by `value` along the batch axis; zeros are exact, ones are bitwise."""
@@ -94,10 +99,10 @@ def _blocks(structure: Structure, gate: Gate) -> list[Block]:
         return having
     for number in gate.blocks:
         if not 1 <= number <= structure.depth:
-            raise structure.error(
-                structure.blocks[-1],
+            raise RcProbeError(
                 f"there is no block {number}",
-                f"Blocks are numbered 1 to {structure.depth}",
+                where=type(structure.model).__name__,
+                todo=f"Blocks are numbered 1 to {structure.depth}",
             )
     return [structure.blocks[n - 1] for n in gate.blocks]
 
@@ -169,9 +174,11 @@ def _gate_heads(structure: Structure, block: Block, gate: Gate, edits: Edits) ->
         )
     for branch in branches:
         count = branch.ops[0].heads
-        if len({op.heads for op in branch.ops}) > 1:
+        if count == 0 or len({op.heads for op in branch.ops}) > 1:
             raise structure.error(
-                block, "its attention operations differ in heads", "Gate the whole branch instead"
+                block,
+                "the heads of its attention operations cannot be told apart",
+                "Gate the whole branch instead",
             )
         for head in gate.heads:
             if not 1 <= head <= count:

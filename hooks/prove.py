@@ -47,7 +47,14 @@ def find_structure(model: nn.Module, inputs: dict[str, Any] | None = None) -> St
 
 
 def _attach(model: nn.Module, inputs: dict[str, Any]) -> Structure:
-    plain = _tensors(model(**inputs))
+    try:
+        plain = _tensors(model(**inputs))
+    except Exception as error:  # the model's own, of any kind
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        todo = "Check the inputs and the dtype; some models run in float32 only"
+        raise RcProbeError(
+            f"its forward pass fails ({text})", where=type(model).__name__, todo=todo
+        ) from error
     with Tape(model) as tape:
         observed = _tensors(model(**inputs))
     finite = not any(t.isnan().any() for t in plain)

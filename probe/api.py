@@ -62,6 +62,9 @@ def probe(
     Raises RcProbeError, one clear line, for bad input and for models that cannot be proved.
     """
     started = time.monotonic()
+    for name in ("ablate", "metrics"):  # one text may stand for a tuple of one
+        if isinstance(settings.get(name), str):
+            settings[name] = (settings[name],)
     try:
         chosen = Settings(data=data, **settings)
     except TypeError as error:
@@ -202,7 +205,7 @@ class _Run:
     def describe(self) -> dict[str, Any]:
         """The entry `model` of the results."""
         model, structure = self.loaded.model, self.structure
-        heads = {b.ops[0].heads for block in structure.blocks for b in block.branches if b.ops}
+        heads = {b.ops[0].heads for block in structure.blocks for b in block.branches if b.ops and b.ops[0].heads}
         norms = [bool(j.norms) for block in structure.blocks for j in block.junctions]
         return {
             "id": DEMO_NAME if self.loaded.id == DEMO else self.loaded.id,
@@ -246,8 +249,8 @@ def _as_command(loaded: Loaded, chosen: Settings) -> str:
     """The command that repeats a probe made from Python, as far as a command can."""
     defaults = Settings()
     words = ["rc-probe", loaded.id]
-    if isinstance(chosen.data, str):
-        words += ["--data", chosen.data]
+    if chosen.data is not None:
+        words += ["--data", chosen.data if isinstance(chosen.data, str) else "DATA-GIVEN-IN-PYTHON"]
     for name in ("column", "samples", "length", "batch_size", "svd_samples", "init_seeds", "seed"):
         value = getattr(chosen, name)
         if value != getattr(defaults, name):

@@ -78,7 +78,7 @@ def measure(
     samples: Annotated[int, typer.Option(help="Texts or images at most.", rich_help_panel=DATA)] = DEFAULT.samples,
     length: Annotated[int, typer.Option(help="Tokens of a text at most.", rich_help_panel=DATA)] = DEFAULT.length,
     batch_size: Annotated[
-        int, typer.Option(help="Samples in one forward pass. Changes no number.", rich_help_panel=DATA)
+        int, typer.Option(help="Samples in one forward pass. Changes no number beyond rounding.", rich_help_panel=DATA)
     ] = DEFAULT.batch_size,
     special_tokens: Annotated[
         bool, typer.Option(help="Keep [CLS], [SEP] and the like in the text.", rich_help_panel=DATA)

@@ -83,7 +83,11 @@ def below_the_floor(structure: Structure, batch: Batch, weights: str) -> Below:
             )  # fmt: skip
         except RcProbeError as error:
             return Below([], [], [f"Below the float floor, {weights}: {error}"])
-    notes = [f"{found.note} ({weights})"] if found.note else []
+    notes = (
+        [f"Recursion below the float floor, {weights}: {found.note[0].lower()}{found.note[1:]}"]
+        if found.note
+        else []
+    )
     if bounds.why:
         notes.append(f"No bound from the theorem, {weights}: {bounds.why}")
     return Below(_named(weights, found.rows), _named(weights, bounds.rows()), notes)

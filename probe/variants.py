@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from dataclasses import dataclass
 
@@ -81,6 +82,8 @@ def _gate(text: str, value: str, component: str) -> float:
         gate = float(value)
     except ValueError:
         raise _error(text, f"the gate {value!r} is not a number") from None
+    if not math.isfinite(gate):
+        raise _error(text, f"the gate {value!r} is not a finite number")
     if component == "mlp.sublayer" and gate != 0:
         raise _error(text, "a sublayer can only be removed", "Use mlp=… to scale the MLP branch")
     return gate

@@ -45,7 +45,7 @@ HEADINGS = {
 }
 LABELS = {
     "id": "model", "model_type": "architecture", "dim": "width", "signature": "block", "norm": "norms",
-    "length": "longest sample (tokens)", "tokens": "tokens measured", "truncated": "truncated samples",
+    "length": "tokens of a text at most", "tokens": "tokens measured", "truncated": "truncated samples",
     "svd_samples": "samples for SVD metrics", "init_seeds": "initialisations", "rc_probe": "rc-probe",
     "modality": "kind of data", "seconds": "time (s)", "ablate": "ablations",
 }  # fmt: skip

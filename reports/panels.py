@@ -155,6 +155,8 @@ def draw(panel: Panel, name: str, curve: Curve, *, colour: str, dashes: Dashes =
           width: float = 2.0) -> None:  # fmt: skip
     """A curve with its band of ± 1 std and a mark per layer, hollow where it is rounding noise."""
     x, mean = np.array(curve.layers), np.array(curve.means)
+    if panel.axes.get_yscale() == "log":  # an exact zero, as half precision gives, lies on the lower edge
+        mean = np.maximum(mean, panel.axes.get_ylim()[0])
     if band and np.isfinite(curve.stds).any():
         std = np.nan_to_num(np.array(curve.stds))
         low = mean - std
@@ -167,7 +169,8 @@ def draw(panel: Panel, name: str, curve: Curve, *, colour: str, dashes: Dashes =
         (~noise, {"mfc": colour, "mec": (0, 0, 0, 0), "mew": 7, "ms": 4.6}),  # a wide clear edge to hover on
         (noise, {"mfc": PANEL, "mec": colour, "mew": 1.1, "ms": 4.8}),
     )
-    for where, look in looks:
+    for mine, look in looks:
+        where = mine & np.isfinite(mean)
         if where.any():
             gid = panel.hover([_hover(name, curve, int(i)) for i in np.flatnonzero(where)])
             panel.axes.plot(x[where], mean[where], linestyle="none", marker="o", gid=gid, **look)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ block 1 on the same samples, and the rounding floor of the metric at each layer.
   it is below half of its value at layer 0. A few tokens of very large norm hide this from the residual.
 - `healthy`: none of these.
 
-A value up to AT_FLOOR times the rounding floor counts as at the floor, because rounding noise scatters.
+A value up to the rounding floor counts as at the floor, here as everywhere.
 """
 
 import math
@@ -22,7 +22,6 @@ import pandas as pd
 
 HALF = 0.5
 TENTH = 0.1
-AT_FLOOR = 2.0
 
 METRIC = "residual"
 PAPER = ("SAN", "SAN+MLP", "SAN+skip", "transformer")  # the paper's four variants
@@ -74,7 +73,7 @@ class Curve:
 
     def at_floor(self, index: int) -> bool:
         """True where the value cannot be told from rounding noise."""
-        return abs(self.means[index]) <= AT_FLOOR * self.floors[index]
+        return abs(self.means[index]) <= self.floors[index]
 
     @property
     def ending(self) -> str:

@@ -67,7 +67,7 @@ def residual_rows(
                 std = abs(mean) * 0.041 * jitter**3 / (1 + layer % 3) if samples > 1 else math.nan
                 rows.append({
                     "weights": weights, "variant": variant, "layer": layer, "metric": metric, "mean": mean,
-                    "std": std, "count": samples, "floor": FLOOR * (1 + 0.01 * layer) * jitter**2,
+                    "std": std, "count": samples, "floor": 2.5 * FLOOR * (1 + 0.01 * layer) * jitter**2,
                 })  # fmt: skip
     return rows
 

@@ -133,3 +133,25 @@ def test_compiled_models_run_with_gates() -> None:
     assert torch.equal(gated, wanted)
     assert torch.equal(plain, again)
     assert not torch.equal(plain, gated)
+
+
+def test_masks_that_do_not_fit_are_refused(demo: Loaded) -> None:
+    inputs = demo.processor(TEXTS, padding=True, return_tensors="pt")
+    mask = inputs["attention_mask"].bool()
+    with (
+        pytest.raises(rc_probe.RcProbeError, match="does not fit"),
+        rc_probe.attach(demo.model, mask=mask[:, 1:]),
+    ):
+        demo.model(**inputs)
+    with torch.no_grad(), rc_probe.attach(demo.model) as by_place:
+        demo.model(inputs["input_ids"], inputs["attention_mask"])
+    with torch.no_grad(), rc_probe.attach(demo.model, mask=mask) as given:
+        demo.model(**inputs)
+    assert by_place.frame().equals(given.frame())
+
+
+def test_the_mask_of_an_earlier_call_is_not_used(demo: Loaded) -> None:
+    inputs = demo.processor(TEXTS, padding=True, return_tensors="pt")
+    with pytest.raises(rc_probe.RcProbeError, match="without an attention mask"), rc_probe.attach(demo.model):
+        demo.model(**inputs)
+        demo.model(inputs["input_ids"])

@@ -200,6 +200,7 @@ def test_ablations_as_text_by_hand(text: str) -> None:
         ("mlp@5-3", "backwards"),
         ("mlp@two", "not a number"),
         ("mlp=half", "not a number"),
+        ("mlp=1e400", "not a finite number"),
         ("mlp.sublayer=0.5", "only be removed"),
         ("cross@1", "no 'cross'"),
         ("mixer", "no block has 'mixer'"),
@@ -249,3 +250,12 @@ def test_a_pass_that_failed_half_way_leaves_the_next_one_right(name: str) -> Non
         assert not torch.overrides._get_current_function_mode_stack()
         assert torch.equal(model(**inputs)[0], wanted)
     handle.remove()
+
+
+@pytest.mark.parametrize("name", ["bert", "opt", "xlnet"])
+@pytest.mark.parametrize("count", [1, 3, 16])
+def test_one_gate_for_each_sample(name: str, count: int) -> None:
+    model, inputs = zoo.build(name)
+    structure = find_structure(model, inputs)
+    with pytest.raises(RcProbeError, match=f"{count} gates were given"):
+        streams(structure, inputs, [Gate("attention", 2, value=torch.ones(count))])

@@ -305,7 +305,7 @@ def reasons(**options: object) -> str:
 
 def test_what_holds_it_up_is_what_the_variants_say() -> None:
     assert (
-        "falls to the rounding floor (2.1×10⁻⁷) by layer 3; attention skips alone keep 0.46, MLPs"
+        "falls to the rounding floor (5.3×10⁻⁷) by layer 3; attention skips alone keep 0.46, MLPs"
         in reasons()
     )
     apart = {**PRETRAINED, "SAN+MLP": (0.84, 0.98)}
@@ -396,3 +396,12 @@ def test_notes_are_told_and_whole_numbers_stay_whole() -> None:
     text = result.to_html()
     assert "<p>Note: From layer 6 on the residual is below the range of float64.</p>" in text
     assert '<td data-value="12">12</td>' in text and '<td data-value="">–</td>' in text
+
+
+def test_an_exact_zero_has_its_mark_on_the_log_scale() -> None:
+    """Half precision can make all tokens equal to the last bit."""
+    result = make_result()
+    table = result.tables["residuals"]
+    collapsed = (table["variant"] == "SAN") & (table["layer"] > 3)
+    table.loc[collapsed & (table["metric"] == "residual"), ["mean", "std"]] = 0.0
+    assert "SAN, layer 12: 0" in result.to_html()

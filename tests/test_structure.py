@@ -7,6 +7,7 @@ import torch
 import zoo
 from torch import Tensor, nn
 
+import rc_probe
 from rc_probe import RcProbeError
 from rc_probe.hooks.prove import find_structure
 
@@ -227,3 +228,100 @@ def test_reversible_streams_are_refused() -> None:
     torch.manual_seed(1)
     with pytest.raises(RcProbeError, match="a second stream"):
         find_structure(Reversible().eval(), {"input_ids": torch.randint(20, (2, 7))})
+
+
+class Odd(Plain):
+    """Attention by hand: `how` says in which layout the patterns are, or what they look at."""
+
+    def attention(self, x: Tensor) -> Tensor:
+        q, k, v = (t.unflatten(-1, (2, -1)) for t in self.qkv(x).chunk(3, -1))  # (B, T, H, d)
+        if self.how == "tokens before heads":
+            scores = torch.einsum("bthd,bshd->bths", q, k).softmax(-1)
+            return self.out(torch.einsum("bths,bshd->bthd", scores, v).flatten(2))
+        if self.how == "heads before batch":
+            scores = torch.einsum("bthd,bshd->hbts", q, k).softmax(-1)
+            return self.out(torch.einsum("hbts,bshd->bthd", scores, v).flatten(2))
+        scores = torch.einsum("bthd,bshd->bhts", q, k)
+        if self.how == "forward only":
+            scores = scores.masked_fill(torch.ones(x.shape[1], x.shape[1]).tril(-1).bool(), -1e9)
+        return self.out(torch.einsum("bhts,bshd->bthd", scores.softmax(-1), v).flatten(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        y = self.down(self.up(self.norm2(x)).relu())
+        return x + (y * self.hidden(x).softmax(-1) if self.how == "router" else y)
+
+
+def odd(how: str) -> tuple[Any, dict[str, Tensor]]:
+    torch.manual_seed(1)
+    model = Stack("add")
+    model.blocks = nn.ModuleList(Odd(how) for _ in range(3))
+    return model.eval(), {"input_ids": torch.randint(20, (2, 7))}
+
+
+@pytest.mark.parametrize(
+    "how", ["plain", "tokens before heads", "heads before batch", "forward only", "router"]
+)
+def test_kinds_do_not_depend_on_the_layout(how: str) -> None:
+    model, inputs = odd(how)
+    assert find_structure(model, inputs).signature == "A|M"
+
+
+@pytest.mark.parametrize("how", ["tokens before heads", "heads before batch"])
+def test_heads_of_an_unproved_layout_are_not_gated(how: str) -> None:
+    model, inputs = odd(how)
+    with pytest.raises(RcProbeError, match="cannot be told apart"):
+        rc_probe.ablate(model, "head@2:1", inputs=inputs)
+    rc_probe.ablate(odd("plain")[0], "head@2:2", inputs=inputs)
+
+
+class AddNorm(nn.LayerNorm):
+    """The add of the skip inside the norm's module."""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        return super().forward(x if residual is None else x + residual)
+
+
+class Fused(Plain):
+    def __init__(self) -> None:
+        super().__init__("add")
+        self.norm1, self.norm2 = AddNorm(16), AddNorm(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(self.attention(x), x)
+        return self.norm2(self.down(self.up(x).relu()), x)
+
+
+def test_a_norm_that_holds_the_add_is_not_left_out() -> None:
+    torch.manual_seed(1)
+    model = Stack("add")
+    model.blocks = nn.ModuleList(Fused() for _ in range(3))
+    inputs = {"input_ids": torch.randint(20, (2, 7))}
+    assert find_structure(model.eval(), inputs).signature == "An|Mn"
+    with pytest.raises(RcProbeError, match="cannot be left out"):
+        rc_probe.ablate(model, "mlp.sublayer", inputs=inputs)
+
+
+def test_a_changed_model_is_attached_anew() -> None:
+    model, inputs = hostile("add")
+    assert find_structure(model, inputs).depth == 3
+    model.blocks = model.blocks[:2]
+    assert find_structure(model, inputs).depth == 2
+
+
+def test_as_many_tokens_as_samples_can_still_be_told_apart_or_it_says_so() -> None:
+    model, _ = zoo.build("xlnet")
+    for length in (2, 3, 5):
+        ids = torch.randint(10, 100, (length, length))
+        try:
+            axes = {block.batch_axis for block in find_structure(model, {"input_ids": ids}).blocks}
+        except RcProbeError as error:
+            assert "cannot be told apart" in str(error)
+        else:
+            assert axes == {1}
+
+
+def test_a_forward_pass_that_fails_is_one_clear_error() -> None:
+    model, _ = zoo.build("bert")
+    with pytest.raises(RcProbeError, match="its forward pass fails"):
+        find_structure(model, {"input_ids": torch.full((2, 5), 10_000)})
