@@ -124,11 +124,11 @@ def memory(rounds: int) -> None:
     def middle(mode: str, passes: int) -> float:
         return statistics.median(peak(mode, passes) for _ in range(rounds))
 
-    base = middle("plain", 2)
-    print(f"plain: {base:.0f} MiB, median of {rounds} processes")
-    for mode in ("residual", "all cheap metrics"):
-        few, many = middle(mode, 2), middle(mode, 12)
-        print(f"{mode}: {few - base:+.0f} MiB after 16 samples, {many - base:+.0f} MiB after 96")
+    for samples in (16, 96):
+        base = middle("plain", samples // 8)
+        print(f"plain, {samples} samples: {base:.0f} MiB, median of {rounds} processes")
+        for mode in ("residual", "all cheap metrics"):
+            print(f"{mode}: {middle(mode, samples // 8) - base:+.0f} MiB")
 
 
 def main() -> None:

@@ -205,7 +205,9 @@ class _Run:
     def describe(self) -> dict[str, Any]:
         """The entry `model` of the results."""
         model, structure = self.loaded.model, self.structure
-        heads = {b.ops[0].heads for block in structure.blocks for b in block.branches if b.ops and b.ops[0].heads}
+        heads = {
+            b.ops[0].heads for block in structure.blocks for b in block.branches if b.ops and b.ops[0].heads
+        }
         norms = [bool(j.norms) for block in structure.blocks for j in block.junctions]
         return {
             "id": DEMO_NAME if self.loaded.id == DEMO else self.loaded.id,
