@@ -20,33 +20,43 @@ from torch import Tensor, nn
 
 from .edits import BlockWatch, Editing, Edits, Function, fetch, replace, zero
 from .errors import RcProbeError
+from .find import read_stacks
 from .inputs import batch_size, example_inputs, signature, small, with_no_cache
 from .state import measuring
-from .structure import REPORT, AttentionOp, Block, Branch, Structure, read_structure
+from .structure import REPORT, AttentionOp, Block, Branch, Structure
 from .tape import Tape, walk
 
 _known: weakref.WeakKeyDictionary[nn.Module, dict[Any, Structure]] = weakref.WeakKeyDictionary()
 
 
-def find_structure(model: nn.Module, inputs: dict[str, Any] | None = None) -> Structure:
-    """The proved structure of `model`. Runs once per model and form of input.
+def find_structure(
+    model: nn.Module,
+    inputs: dict[str, Any] | None = None,
+    *,
+    stack: str | None = None,
+    blocks: str | None = None,
+) -> Structure:
+    """The proved structure of one stack of `model`. Runs once per model, form of input and choice.
 
     `inputs` are keyword arguments of a forward pass with at least two sequences or images; without
-    them random ones are made from the model's config.
+    them random ones are made from the model's config. `stack` is the name of a stack or a part of it
+    (`encoder`, `vision`); without it the last one that can be proved is taken, which in an
+    encoder-decoder is the decoder. `blocks` names the blocks by hand (`encoder.layer.*`).
 
     Raises RcProbeError, naming the block and what did not match, when anything cannot be proved.
     """
     inputs = with_no_cache(model, example_inputs(model) if inputs is None else small(inputs))
     modules = hash(tuple((name, id(module)) for name, module in model.named_modules()))
-    key = signature(inputs), modules, getattr(getattr(model, "config", None), "_attn_implementation", None)
+    attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    key = signature(inputs), modules, attention, stack, blocks
     known = _known.setdefault(model, {})
     if key not in known:
         with measuring(model):
-            known[key] = _attach(model, inputs)
+            known[key] = _attach(model, inputs, stack, blocks)
     return known[key]
 
 
-def _attach(model: nn.Module, inputs: dict[str, Any]) -> Structure:
+def _attach(model: nn.Module, inputs: dict[str, Any], stack: str | None, blocks: str | None) -> Structure:
     try:
         plain = _tensors(model(**inputs))
     except Exception as error:  # the model's own, of any kind
@@ -62,23 +72,48 @@ def _attach(model: nn.Module, inputs: dict[str, Any]) -> Structure:
     _refuse_unless(
         _same(plain, observed), model, "its output changes from run to run", "Switch off its randomness"
     )
-    structure = read_structure(tape, model, batch_size(inputs))
-    blocks = Replay(structure)
-    with blocks:
-        gated = _run_with(structure, _everywhere(structure, lambda x: x), lambda: _tensors(model(**inputs)))
-    _refuse_unless(_same(plain, gated), model, "its output changes although every gate is 1", REPORT)
+    found = read_stacks(tape, model, batch_size(inputs), blocks)
+    refused: list[RcProbeError] = []
+    for structure in [choose(found, stack, model)] if stack else reversed(found):
+        try:
+            _prove(structure, lambda: _tensors(model(**inputs)), plain)
+        except RcProbeError as error:
+            refused.append(error)
+            continue
+        structure.refused += tuple(str(error) for error in refused)
+        return structure
+    raise refused[0]
+
+
+def choose(found: list[Structure], stack: str, model: nn.Module) -> Structure:
+    """The stack of that name, or the only one in whose name it occurs."""
+    exact = [s for s in found if s.name == stack]
+    near = exact or [s for s in found if stack in s.name]
+    if len(near) != 1:
+        names = ", ".join(repr(s.name) for s in found)
+        what = f"{'no stack' if not near else 'more than one stack'} is named {stack!r}"
+        raise RcProbeError(what, where=type(model).__name__, todo=f"Its stacks are {names}")
+    return near[0]
+
+
+def _prove(structure: Structure, run: Callable[[], list[Tensor]], plain: list[Tensor]) -> None:
+    replay = Replay(structure)
+    with replay:
+        gated = _run_with(structure, _everywhere(structure, lambda x: x), run)
+    _refuse_unless(
+        _same(plain, gated), structure.model, "its output changes although every gate is 1", REPORT
+    )
     structure.proved.append("with every gate at 1 the output is bitwise the plain output")
     for block in structure.blocks:
-        _prove_block(structure, block, blocks)
+        _prove_block(structure, block, replay)
     called = any(n.turn < 0 for b in structure.blocks for j in b.junctions for n in j.norms)
     structure.proved += [
         "with every branch off each block is the identity or its norms"
         + (" (not checked where a norm is called as a function)" if called else ""),
         "with everything off a block's output no longer depends on its input",
         "with a skip off the branch alone goes on",
-        "kinds of branches confirmed by perturbing one token",
+        "kinds of branches confirmed by perturbing every other token",
     ]
-    return structure
 
 
 class Replay(BlockWatch):

@@ -325,3 +325,83 @@ def test_a_forward_pass_that_fails_is_one_clear_error() -> None:
     model, _ = zoo.build("bert")
     with pytest.raises(RcProbeError, match="its forward pass fails"):
         find_structure(model, {"input_ids": torch.full((2, 5), 10_000)})
+
+
+# ---- several stacks in one model, and blocks named by hand
+
+
+def t5() -> Any:
+    import transformers
+
+    config = transformers.T5Config(d_model=32, num_layers=2, num_heads=4, d_kv=8, d_ff=64, vocab_size=100)
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    zoo.randomise(model, torch.float32)
+    return model
+
+
+def clip() -> tuple[Any, dict[str, Tensor]]:
+    import transformers
+
+    text = zoo.BERT | {"num_hidden_layers": 2, "bos_token_id": 1, "eos_token_id": 2}
+    config = transformers.CLIPConfig(text_config=text, vision_config=zoo.VIT, projection_dim=16)
+    model = transformers.CLIPModel(config).eval()
+    zoo.randomise(model, torch.float32)
+    torch.manual_seed(0)
+    return model, {
+        "input_ids": torch.randint(10, 100, (2, 7)),
+        "pixel_values": torch.randn(2, 3, 32, 32),
+    }
+
+
+def test_every_stack_is_found_and_one_is_picked_by_name() -> None:
+    model = t5()
+    decoder, encoder = find_structure(model), find_structure(model, stack="encoder")
+    assert (decoder.name, decoder.signature, decoder.others) == ("decoder.block", "A|X|M", ("encoder.block",))
+    assert (encoder.name, encoder.signature, encoder.others) == ("encoder.block", "A|M", ("decoder.block",))
+
+
+def test_towers() -> None:
+    model, inputs = clip()
+    vision = find_structure(model, inputs, stack="vision")
+    assert (vision.name, vision.depth, vision.signature) == ("vision_model.encoder.layers", 3, "A|M")
+    text = find_structure(model, inputs, stack="text_model.encoder.layers")
+    assert (text.depth, text.signature) == (2, "A|M")
+
+
+@pytest.mark.parametrize("stack", ["audio", "model.encoder.layers"])
+def test_a_stack_that_is_not_there_or_not_the_only_one(stack: str) -> None:
+    model, inputs = clip()
+    with pytest.raises(RcProbeError, match=r"Its stacks are .*vision_model\.encoder\.layers"):
+        find_structure(model, inputs, stack=stack)
+
+
+def test_blocks_named_by_hand() -> None:
+    model, inputs = zoo.build("bert")
+    named = find_structure(model, inputs, blocks="encoder.layer.*")
+    assert named.blocks == find_structure(model, inputs).blocks
+    some = find_structure(model, inputs, blocks="encoder.layer.[01]")
+    assert [b.name for b in some.blocks] == ["encoder.layer.0", "encoder.layer.1"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "what"),
+    [("encoder.blocks.*", "no module of this name ran"), ("encoder.layer.*.attention.self", "no add")],
+)
+def test_blocks_named_wrongly(pattern: str, what: str) -> None:
+    model, inputs = zoo.build("bert")
+    with pytest.raises(RcProbeError, match=what):
+        find_structure(model, inputs, blocks=pattern)
+
+
+class Tail(Plain):
+    """Another class than the blocks before it: not their next stage."""
+
+
+def test_a_stack_that_cannot_be_proved_leaves_the_others() -> None:
+    """The last stack is refused; the one before it is measured, and it says why."""
+    torch.manual_seed(1)
+    model = Stack("add")
+    model.blocks.append(nn.Sequential(nn.Linear(16, 16), *(Tail("shift by a number") for _ in range(2))))
+    structure = find_structure(model.eval(), {"input_ids": torch.randint(20, (2, 7))})
+    assert (structure.name, structure.depth) == ("blocks", 3)
+    assert "the identity" in structure.refused[0] or "a path was missed" in structure.refused[0]

@@ -1,0 +1,138 @@
+"""Read one block off the tape: its junctions, branches, norms, attention operations and layout."""
+
+from __future__ import annotations
+
+from .errors import RcProbeError
+from .structure import REPORT, AttentionOp, Block, Branch, Junction, NormAfter, Site, is_attention_op
+from .tape import NORMS, SDPA, Call, Node, Tape
+
+PRODUCTS = {SDPA, "matmul", "bmm", "baddbmm", "einsum", "__matmul__"}
+
+
+def read_block(tape: Tape, call: Call, spine: list[Node], index: int, batch: int) -> Block:
+    nodes = tape.nodes[call.first : call.last + 1]
+    last = spine[-1]
+    entries = [(n, p) for p, n in call.args.items() if tape.nodes[n].bit & spine[0].carried]
+    exits = [p for p, n in call.outputs.items() if tape.nodes[n].carried & last.bit]
+    if not entries or not exits:
+        raise RcProbeError(
+            f"the stream of the add at {last.where} does not {'enter' if not entries else 'leave'} the block "
+            "as one of its tensors",
+            where=f"{type(tape.model).__name__}, block {index + 1} ({call.name})",
+            todo=f"This block cannot be probed. {REPORT}",
+        )
+    stream, entry = max(entries, key=lambda pair: pair[0])
+    shape = tape.nodes[stream].shape
+    forms = frozenset((len(n.shape), n.shape[-1]) for n in spine)
+    adds = [n for n in nodes if n.operands is not None and (len(n.shape), n.shape[-1]) in forms]
+    ops = [n for n in nodes if is_attention_op(n.op, n.shape)]
+    out = tape.nodes[call.outputs[exits[0]]]
+    junctions = []
+    for i, node in enumerate(spine):
+        until = spine[i + 1] if i + 1 < len(spine) else out
+        junctions.append(
+            Junction(
+                skip=_site(index, adds, node, node.skip, call),
+                branches=_branches(tape, index, adds, ops, node, batch, call),
+                norms=_norms_between(tape, call, node, until),
+                where=node.where,
+            )
+        )
+    batch_axes = [a for a, n in enumerate(shape[:-1]) if n == batch]
+    if len(batch_axes) > 1:
+        raise RcProbeError(
+            f"its stream {shape} has as many tokens as samples, so that they cannot be told apart",
+            where=f"{type(tape.model).__name__}, block {index + 1} ({call.name})",
+            todo="Give inputs whose batch and length differ",
+        )
+    batch_axis = batch_axes[0] if batch_axes else None
+    return Block(
+        index, call.name, call.turn, junctions, entry, exits[0], forms, len(adds), len(ops), len(shape), shape[-1],
+        batch_axis,
+    )  # fmt: skip
+
+
+def _site(block: int, adds: list[Node], node: Node, operand: int, call: Call) -> Site:
+    if node not in adds:
+        raise RcProbeError(
+            f"the add at {node.where} has another shape than the stream",
+            where=f"block {block + 1} ({call.name})",
+            todo=f"This block cannot be probed. {REPORT}",
+        )
+    return Site(block, adds.index(node), operand)
+
+
+def _branches(
+    tape: Tape, block: int, adds: list[Node], ops: list[Node], node: Node, batch: int, call: Call
+) -> list[Branch]:
+    """The branches of a junction: one, or several when the added value is itself a sum of branches."""
+    assert node.operands is not None
+    skip = tape.nodes[node.operands[node.skip]]
+    found = []
+    for add, operand in _split_sum(tape, adds, node, 1 - node.skip, skip.carried):
+        assert add.operands is not None
+        inner = tape.nodes[add.operands[operand]].above & ~skip.above
+        mine = [AttentionOp(i, op.op, _heads(tape, op, batch)) for i, op in enumerate(ops) if op.bit & inner]
+        site = _site(block, adds, add, operand, call)
+        found.append(Branch(site, "?", tuple(mine), *_products(tape, call, inner, skip.carried)))
+    return found
+
+
+def _products(tape: Tape, call: Call, inner: int, stream: int) -> tuple[bool, bool]:
+    """Whether a branch multiplies two values computed from the stream, or one with a value from elsewhere."""
+    own = outside = False
+    for node in tape.nodes[call.first : call.last + 1]:
+        if node.bit & inner and node.op in PRODUCTS:
+            computed = [tape.nodes[i].far for i in set(node.inputs) if tape.nodes[i].far]
+            from_stream = [bool(far & stream) for far in computed]
+            own |= sum(from_stream) > 1
+            outside |= len(set(from_stream)) > 1
+    return own, outside
+
+
+def _split_sum(tape: Tape, adds: list[Node], node: Node, operand: int, skip: int) -> list[tuple[Node, int]]:
+    """Follow operand `operand` of the add back to an add of two branches, if it is one."""
+    assert node.operands is not None
+    value = tape.nodes[node.operands[operand]]
+    while value.keeps >= 0 and not value.norm and value.operands is None:
+        value = tape.nodes[value.keeps]
+    if value.operands is not None and value.skip < 0 and value in adds and value.call == node.call:
+        parts = [tape.nodes[i] for i in value.operands]
+        if all(p.far & skip and p.shape == value.shape for p in parts):
+            return [pair for i in (0, 1) for pair in _split_sum(tape, adds, value, i, skip)]
+    return [(node, operand)]
+
+
+def _heads(tape: Tape, op: Node, batch: int) -> int:
+    """Heads of an attention op: axis 1 of (B, H, T, S); folded into the batch in (B H, T, S)."""
+    shape = tape.nodes[op.inputs[0]].shape if op.op == SDPA else op.shape
+    if len(shape) == 4:
+        return shape[1]
+    return max(shape[0] // batch, 1)
+
+
+def _norms_between(tape: Tape, call: Call, node: Node, until: Node) -> list[NormAfter]:
+    """Norm modules on the stream after `node`, up to the next junction or the end of the block."""
+    found: list[NormAfter] = []
+    chain = [n for n in tape.nodes[node.index + 1 : until.index + 1] if n.bit & until.carried and n.norm]
+    seen: set[int] = set()
+    for n in chain:
+        if n.call in seen:
+            continue
+        seen.add(n.call)
+        owner = tape.calls[n.call]
+        whole = owner.index != call.index and any(until.carried >> o & 1 for o in owner.outputs.values())
+        whole = (
+            whole and not owner.first <= node.index <= owner.last
+        )  # the add itself inside: more than a norm
+        if not whole and n.op not in NORMS:
+            raise RcProbeError(
+                f"the stream is scaled by a value computed from it after the add at {node.where}",
+                where=f"{type(tape.model).__name__} ({call.name})",
+                todo=f"This block cannot be probed exactly. {REPORT}",
+            )
+        turn = sum(
+            c.module is owner.module and c.index < owner.index and c.first >= call.first for c in tape.calls
+        )
+        found.append(NormAfter(owner.name, turn) if whole else NormAfter(n.op, -1))
+    return found
