@@ -89,7 +89,7 @@ def gate_edits(structure: Structure, gates: Sequence[Gate]) -> Edits:
 
 def _blocks(structure: Structure, gate: Gate) -> list[Block]:
     if gate.blocks is None:
-        having = [b for b in structure.blocks if _has(b, gate.component)]
+        having = [b for b in structure.blocks if has_component(b, gate.component)]
         if not having:
             raise structure.error(
                 structure.blocks[0],
@@ -111,7 +111,7 @@ def _kind(component: str) -> str:
     return "attention" if component == "head" else component.split(".", maxsplit=1)[0]
 
 
-def _has(block: Block, component: str) -> bool:
+def has_component(block: Block, component: str) -> bool:
     if component == "mlp.skip" and is_parallel(block):
         return False  # the one skip of a parallel block is the attention skip
     return any(b.kind == _kind(component) for b in block.branches)
@@ -123,7 +123,7 @@ def is_parallel(block: Block) -> bool:
 
 
 def _gate_part(structure: Structure, block: Block, gate: Gate, edits: Edits) -> None:
-    if not _has(block, gate.component):
+    if not has_component(block, gate.component):
         raise structure.error(
             block,
             f"it has no {gate.component!r}; its branches are {block.signature}",

@@ -114,6 +114,10 @@ def _prove(structure: Structure, run: Callable[[], list[Tensor]], plain: list[Te
         "with a skip off the branch alone goes on",
         "kinds of branches confirmed by perturbing every other token",
     ]
+    if nested := sorted({b.kind for block in structure.blocks for b in block.branches if b.inner}):
+        structure.proved.append(
+            f"proved at the outermost level: inside {' and '.join(nested)} branches there are further skips"
+        )
 
 
 class Replay(BlockWatch):

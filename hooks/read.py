@@ -74,8 +74,16 @@ def _branches(
         inner = tape.nodes[add.operands[operand]].above & ~skip.above
         mine = [AttentionOp(i, op.op, _heads(tape, op, batch)) for i, op in enumerate(ops) if op.bit & inner]
         site = _site(block, adds, add, operand, call)
-        found.append(Branch(site, "?", tuple(mine), *_products(tape, call, inner, skip.carried)))
+        nested = _nested(tape, call, inner)
+        found.append(Branch(site, "?", tuple(mine), *_products(tape, call, inner, skip.carried), nested))
     return found
+
+
+def _nested(tape: Tape, call: Call, inner: int) -> int:
+    """How many skips begin and end inside a branch."""
+    nodes = tape.nodes[call.first : call.last + 1]
+    ends = [n.operands[n.skip] for n in nodes if n.bit & inner and n.operands is not None and n.skip >= 0]
+    return sum(inner >> n & 1 and n >= call.first for n in ends)
 
 
 def _products(tape: Tape, call: Call, inner: int, stream: int) -> tuple[bool, bool]:

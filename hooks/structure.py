@@ -41,6 +41,7 @@ class Branch:
     ops: tuple[AttentionOp, ...] = ()
     has_product: bool = False  # multiplies two values computed from the stream: attention-like
     outside: bool = False  # multiplies one with a value computed elsewhere: cross-attention
+    inner: int = 0  # residual adds inside the branch, which stay as they are
 
 
 @dataclass

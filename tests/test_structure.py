@@ -405,3 +405,26 @@ def test_a_stack_that_cannot_be_proved_leaves_the_others() -> None:
     structure = find_structure(model.eval(), {"input_ids": torch.randint(20, (2, 7))})
     assert (structure.name, structure.depth) == ("blocks", 3)
     assert "the identity" in structure.refused[0] or "a path was missed" in structure.refused[0]
+
+
+class Nested(Plain):
+    """Two residual MLPs inside the MLP branch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        y = self.norm2(x)
+        for _ in range(2):
+            y = y + self.down(self.up(y).relu())
+        return x + self.hidden(y)
+
+
+def test_skips_inside_a_branch_are_said_to_stay() -> None:
+    torch.manual_seed(1)
+    model = Stack("add")
+    inputs = {"input_ids": torch.randint(20, (2, 7))}
+    assert len(find_structure(model, inputs).proved) == 5
+    model.blocks = nn.ModuleList(Nested("add") for _ in range(3))
+    structure = find_structure(model.eval(), inputs)
+    assert structure.signature == "A|M"
+    assert [[b.inner for b in block.branches] for block in structure.blocks] == [[0, 2]] * 3
+    assert "outermost level: inside mlp branches" in structure.proved[-1]
