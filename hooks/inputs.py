@@ -53,20 +53,27 @@ def example_inputs(model: nn.Module) -> dict[str, Any]:
 def with_no_cache(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """`inputs` with use_cache=False where the model takes it: replayed blocks must not fill a cache."""
     takes = inspect.signature(model.forward).parameters
-    if "use_cache" in takes or (hasattr(getattr(model, "config", None), "use_cache") and "kwargs" in takes):
+    if "use_cache" in takes or ("kwargs" in takes and _has_cache(getattr(model, "config", None))):
         return {**inputs, "use_cache": False}
     return inputs
+
+
+def _has_cache(config: Any) -> bool:
+    """Whether the config, or that of a part of the model, speaks of a cache."""
+    parts = [getattr(config, name, None) for name in getattr(config, "sub_configs", ())]
+    return hasattr(config, "use_cache") or any(part is not None and _has_cache(part) for part in parts)
 
 
 def small(inputs: dict[str, Any]) -> dict[str, Any]:
     """The first 2 sequences and 16 tokens of a real batch, enough to attach with.
 
-    Images keep their size. A batch of one sample is doubled, so that the batch axis shows; texts of
+    Images keep their size, and so do texts that come with images or sounds. A batch of one sample is doubled, so that the batch axis shows; texts of
     two tokens come three times, so that it differs from the tokens.
     """
     batch = batch_size(inputs)
     ids = inputs.get("input_ids")
-    length = ids.shape[1] if isinstance(ids, Tensor) and ids.ndim == 2 else None
+    alone = not any(t.is_floating_point() and t.ndim > 2 for _, t in walk(inputs))
+    length = ids.shape[1] if alone and isinstance(ids, Tensor) and ids.ndim == 2 else None
     wanted = SEQUENCES + 1 if length == SEQUENCES else SEQUENCES
 
     def cut(value: Any) -> Any:

@@ -10,6 +10,7 @@ got, so that all of it costs less than ten plain forward passes.
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable
 from dataclasses import replace as replace_field
@@ -129,7 +130,7 @@ class Replay(BlockWatch):
 
     def enter(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         stream = fetch((args, kwargs), block.entry).clone()  # the block may change its input in place
-        self.calls[block.index] = replace((args, kwargs), block.entry, stream)
+        self.calls[block.index] = replace(_own((args, kwargs)), block.entry, stream)
 
     def stream(self, block: Block) -> Tensor:
         """What entered the block, (batch, tokens, dim) as the model lays it out."""
@@ -138,11 +139,22 @@ class Replay(BlockWatch):
 
     def run(self, block: Block, stream: Tensor, edits: Edits) -> Tensor:
         """The block's output stream for another input stream, with `edits`."""
-        args, kwargs = replace(self.calls[block.index], block.entry, stream.clone())
+        args, kwargs = replace(_own(self.calls[block.index]), block.entry, stream.clone())
         with Editing(self.structure, edits) as editing:
             editing.forced = block.index
             out: Tensor = fetch(self.structure.module(block)(*args, **kwargs), block.exit)
         return out
+
+
+def _own(value: Any) -> Any:
+    """Nested arguments with copies of what a block may write into, such as a cache of keys and values."""
+    if isinstance(value, (tuple, list)) and type(value) in {tuple, list}:
+        return type(value)(_own(item) for item in value)
+    if type(value) is dict:
+        return {key: _own(item) for key, item in value.items()}
+    if type(value).__module__.split(".")[0] in {"builtins", "torch"} or isinstance(value, nn.Module):
+        return value
+    return copy.deepcopy(value)
 
 
 def _prove_block(structure: Structure, block: Block, blocks: Replay) -> None:
@@ -155,7 +167,7 @@ def _prove_block(structure: Structure, block: Block, blocks: Replay) -> None:
         raise structure.error(
             block, "the stream that enters it holds NaN or infinity", "Check the model's weights"
         )
-    other = perturbed(x, block, slice(None))
+    other = noise_like(x)
 
     clean: dict[int, Tensor] = {}
     moved: dict[int, Tensor] = {}
@@ -163,9 +175,7 @@ def _prove_block(structure: Structure, block: Block, blocks: Replay) -> None:
     moved_ops: dict[int, Tensor] = {}
     out = blocks.run(block, x, _branches_off(block, clean, clean_ops))
     _prove_identity(structure, block, x, out)
-    # Every other token of the first sample: attention may look forward only, backward only, or at few.
-    every_other = perturbed(x, block, slice(None, None, 2), only_first=True)
-    blocks.run(block, every_other, _branches_off(block, moved, moved_ops))
+    blocks.run(block, _every_other_like_the_next(x, block), _branches_off(block, moved, moved_ops))
     for number, branch in enumerate(block.branches):
         branch.ops = tuple(_proved_heads(op, block, x, clean_ops, moved_ops) for op in branch.ops)
         if torch.equal(clean[number], moved[number]):
@@ -279,16 +289,26 @@ def token_axis(block: Block) -> int:
     return next(a for a in range(block.ndim - 1) if a != block.batch_axis)
 
 
-def perturbed(x: Tensor, block: Block, tokens: slice, *, only_first: bool = False) -> Tensor:
-    """`x` with the chosen tokens of every (or only the first) sample replaced by noise of the same size."""
+def noise_like(x: Tensor) -> Tensor:
+    """Noise of the size of `x`, the same for the same shape."""
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(x.shape, generator=generator).to(x) * x.std() + x.mean()
-    index: list[Any] = [slice(None)] * x.ndim
-    index[token_axis(block)] = tokens
-    if only_first and block.batch_axis is not None:
-        index[block.batch_axis] = slice(0, 1)
+    return torch.randn(x.shape, generator=generator).to(x) * x.std() + x.mean()
+
+
+def _every_other_like_the_next(x: Tensor, block: Block) -> Tensor:
+    """Every other token of the first sample becomes nearly its neighbour.
+
+    Every other, as attention may look forward only, backward only, or at few; like the neighbour, as
+    a saturated pattern that looks at one token only then has to look at two.
+    """
+    axis = token_axis(block)
+    noisy = x.roll(-1, axis) + 0.3 * noise_like(x)
+    tokens: list[Any] = [slice(None)] * x.ndim
+    tokens[axis] = slice(None, None, 2)
+    if block.batch_axis is not None:
+        tokens[block.batch_axis] = slice(0, 1)
     y = x.clone()
-    y[tuple(index)] = noise[tuple(index)]
+    y[tuple(tokens)] = noisy[tuple(tokens)]
     return y
 
 
