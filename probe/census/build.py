@@ -29,7 +29,7 @@ def build(model_type: str, *, dtype: torch.dtype = torch.float32, seed: int = 0)
     """
     row = EXCEPTIONS.get(model_type, Row(""))
     try:
-        config = tiny(CONFIG_MAPPING[model_type], row.config)
+        config = tiny(CONFIG_MAPPING[model_type], row.config, whole=row.whole)
         cls = model_class(model_type)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -92,8 +92,8 @@ class Maker:
             self.config.is_encoder_decoder or "input_ids" not in self.names
         ):
             given["decoder_input_ids"] = self.ids(self.batch, self.length)
-        for name in sorted(self.names - set(given)):
-            if (name in self.required or name in ALWAYS) and name in EXTRAS:
+        for name in EXTRAS:  # in this order: some need others
+            if name in self.names - set(given) and (name in self.required or name in ALWAYS):
                 given[name] = EXTRAS[name](self, given)
         return given
 
@@ -188,12 +188,66 @@ def padding_side(model_type: str) -> str:
 
 
 def _boxes(maker: Maker, given: Inputs) -> Tensor:
-    """Boxes (x0, y0, x1, y1) of words, 0 to 1000."""
-    corners = torch.randint(0, 500, (*given["input_ids"].shape, 4), generator=maker.generator)
-    return torch.cat([corners[..., :2], corners[..., 2:] + 500], dim=-1)
+    """Boxes (x0, y0, x1, y1) of words, within the page."""
+    half = (find(maker.config, "text", "max_2d_position_embeddings") or 1000) // 2 - 1
+    corners = torch.randint(0, half, (*given["input_ids"].shape, 4), generator=maker.generator)
+    return torch.cat([corners[..., :2], corners[..., 2:] + half], dim=-1)
 
 
+def _history(maker: Maker, *features: int) -> Tensor:
+    """Values of a time series: (batch, time) or (batch, time, features)."""
+    config = maker.config
+    steps = (config.context_length or config.prediction_length) + max(
+        getattr(config, "lags_sequence", None) or [0]
+    )
+    return maker.noise(maker.batch, steps, *features)
+
+
+def _series(maker: Maker, given: Inputs) -> Tensor:
+    channels = find(maker.config, "", "num_input_channels")
+    return _history(maker, channels) if channels else _history(maker)
+
+
+def _embeddings(maker: Maker, given: Inputs) -> Tensor:
+    """A stream that another part of the model would give."""
+    width = find(maker.config, "text", "hidden_size", "d_model", "hidden_dim", "n_embd") or 64
+    return maker.noise(maker.batch, maker.length, width)
+
+
+# Inputs besides text, images and sounds: made where the model requires them, or always.
 EXTRAS: dict[str, Any] = {
     "bbox": _boxes,
+    "past_values": _series,
+    "past_observed_mask": lambda maker, given: (
+        torch.ones_like(given["past_values"]) if "past_values" in given else _history(maker) * 0 + 1
+    ),
+    "past_time_features": lambda maker, given: _history(maker, maker.config.num_time_features),
+    "future_values": lambda maker, given: maker.noise(maker.batch, maker.config.prediction_length),
+    "future_time_features": lambda maker, given: maker.noise(
+        maker.batch, maker.config.prediction_length, maker.config.num_time_features
+    ),
+    "inputs_embeds": _embeddings,
+    "hidden_states": _embeddings,
+    "query_embeds": _embeddings,
+    "context": _embeddings,
+    "inputs": _embeddings,
+    "attention_mask": lambda maker, given: torch.ones(maker.batch, maker.length, dtype=torch.long),
+    "qformer_input_ids": lambda maker, given: maker.ids(maker.batch, maker.length),
+    "task_inputs": lambda maker, given: maker.ids(maker.batch, maker.config.task_seq_len),
+    "visual_feats": lambda maker, given: maker.noise(maker.batch, 4, maker.config.visual_feat_dim),
+    "visual_pos": lambda maker, given: maker.noise(maker.batch, 4, 4),
+    "lang_ids": lambda maker, given: torch.zeros(maker.batch, dtype=torch.long),
+    "spectrogram": lambda maker, given: maker.noise(maker.batch, maker.length, maker.config.model_in_dim),
+    "states": lambda maker, given: maker.noise(maker.batch, maker.length, maker.config.state_dim),
+    "actions": lambda maker, given: maker.noise(maker.batch, maker.length, maker.config.act_dim),
+    "rewards": lambda maker, given: maker.noise(maker.batch, maker.length, 1),
+    "returns_to_go": lambda maker, given: maker.noise(maker.batch, maker.length, 1),
+    "timesteps": lambda maker, given: torch.arange(maker.length).repeat(maker.batch, 1),
+    "prompt_pixel_values": lambda maker, given: maker.noise(*given["pixel_values"].shape),
+    "prompt_masks": lambda maker, given: maker.noise(*given["pixel_values"].shape),
+    "noise": lambda maker, given: torch.rand(maker.batch, 16, generator=maker.generator),
 }
-ALWAYS = {"bbox"}
+ALWAYS = {
+    *("bbox", "visual_feats", "visual_pos", "states", "actions", "rewards", "returns_to_go", "timesteps"),
+    *("future_values", "future_time_features", "noise"),
+}

@@ -50,7 +50,7 @@ def _images(maker: Maker) -> Iterator[dict[str, Any]]:
     from .inputs import find
 
     B, names, config = maker.batch, maker.names, maker.config
-    keys = ["pixel_values", "flattened_patches", "pixel_values_videos"]
+    keys = ["pixel_values", "flattened_patches", "pixel_values_videos", "image"]
     keys += ["hidden_states"] * ("grid_thw" in names)
     key = next((name for name in keys if name in names), None)
     if key is None:

@@ -35,7 +35,7 @@ RULES: tuple[tuple[str, Size], ...] = tuple(
     for pattern, size in [
         (r"type_vocab_size|pretraining_tp|^id2label|^label2id", _same),
         (
-            r"mel_bins|mel_dim|^n_mels|feature_size|input_dim$|input_feat|sampl|^(num|in|input)_channels$",
+            r"mel_bins|mel_dim|^n_mels|feature_size|input_dim$|input_feat|sampling_rate|sample_rate|^(num|in|input)_channels$",
             _same,
         ),
         (r"vocab|^num_embeddings|codebook_size", _most(VOCAB)),
@@ -43,7 +43,10 @@ RULES: tuple[tuple[str, Size], ...] = tuple(
         (r"temporal|tubelet|merge_size|kernel|strides?$|padding|dilation|ratios?$|factors?$", _same),
         (r"patch_size$", _most(PATCH)),
         (r"(sliding|local|attention|keep)_(window|attention)|sliding_window_size|chunk_size", _most(WINDOW)),
-        (r"window_size$", _most(WINDOW // 2)),
+        (
+            r"window_size$",
+            lambda value: IMAGE if value > 100 else min(value, WINDOW // 2),
+        ),  # pixels, or patches
         (r"max_source_positions", _most(32)),
         (
             r"max_.*(position|length|len$)|n_positions|n_ctx|(context|model_max)_length|max_pos",
@@ -77,6 +80,14 @@ RULES: tuple[tuple[str, Size], ...] = tuple(
         ),
     ]
 )
+# Attributes that the library leaves unset and then needs
+UNSET = {
+    "head_dim": HEAD,
+    "vocab_size": VOCAB,
+    "num_key_value_heads": HEADS,
+    "n_routed_experts": EXPERTS,
+    "prediction_length": WINDOW,
+}
 STAGE_LISTS = ("depths", "num_block_repeats", "hidden_sizes", "blocks_per_stage", "embed_dim")
 LAYER_COUNTS = (
     *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"),
@@ -87,13 +98,16 @@ TOKEN = re.compile(
 )
 
 
-def tiny(cls: type[PreTrainedConfig], overrides: Overrides | None = None) -> Any:
-    """A small config of the class. Special tokens keep their order and stand at the vocabulary's start."""
+def tiny(cls: type[PreTrainedConfig], overrides: Overrides | None = None, *, whole: bool = False) -> Any:
+    """A small config of the class. Special tokens keep their order and stand at the vocabulary's start.
+
+    overrides: what the rules cannot know. whole: a hierarchy keeps all its stages.
+    """
     overrides = overrides or {}
     bare = {key: value for key, value in overrides.items() if "." not in key}
     default = _default(cls, bare)
     tokens = sorted({token for part in parts(default) for token in _tokens(part)})
-    return _shrink(default, overrides, {old: new for new, old in enumerate(tokens)}, backbone=False)
+    return _shrink(default, overrides, {old: new for new, old in enumerate(tokens)}, whole)
 
 
 def parts(config: Any) -> Iterator[Any]:
@@ -106,15 +120,19 @@ def parts(config: Any) -> Iterator[Any]:
 
 def layer_count(config: Any) -> int | None:
     """The number of layers that the config states for itself, by whatever name."""
-    counts = (getattr(config, name, None) for name in LAYER_COUNTS)
+    counts = (vars(config).get(name) for name in LAYER_COUNTS)
     return next((count for count in counts if isinstance(count, int)), None)
 
 
 def _default(cls: type[PreTrainedConfig], overrides: Overrides) -> Any:
-    try:
-        return cls()
-    except Exception:  # some cannot be made without arguments
-        return cls(**overrides)
+    """The config with the library's defaults, optional towers included."""
+    towers = {name: spec.default_config for name, spec in cls.sub_configs_defaults.items() if spec.optional}
+    for arguments in (towers, {}, dict(overrides)):  # some cannot be made without arguments
+        try:
+            return cls(**arguments)
+        except Exception as error:
+            last = error
+    raise last
 
 
 def _tokens(config: Any) -> Iterator[int]:
@@ -135,7 +153,8 @@ class _Shrink:
 
     tokens: Mapping[int, int]  # id of a special token -> its new id
     layers: int | None  # of the default config
-    stages: int | None  # of the default config; None: not a hierarchy, or one that keeps its stages
+    stages: int | None  # of the default config; None: not a hierarchy
+    whole: bool  # every stage stays
     heads: int | None
     sections: bool  # turns by time, height and width
 
@@ -157,8 +176,8 @@ class _Shrink:
 
     def number(self, name: str, value: int) -> int:
         """A size, by its name, unless it counts stages or is as many as the heads."""
-        if value == self.stages and re.search(r"num_(stages|encoder_blocks)$", name):
-            return STAGES
+        if value == self.stages and re.search(r"num_(stages|encoder_blocks|hidden_layers|layers)$", name):
+            return value if self.whole else STAGES
         if value == self.heads and name.endswith(("kv_heads", "key_value_heads")):
             return min(value, HEADS)
         return _resize(name, value)
@@ -167,17 +186,16 @@ class _Shrink:
         """A list is cut to the stages or layers it counts; its numbers follow the rules."""
         kind = type(value)
         if self.stages and len(value) == self.stages:
-            value = kind(value[:STAGES])
-        elif self.layers and len(value) == self.layers > LAYERS:
+            keep = (
+                [*range(STAGES)] if "channels" in name else [0, -1]
+            )  # the last stage is often the special one
+            value = value if self.whole else kind(value[place] for place in keep)
+        elif self.layers and not self.stages and len(value) == self.layers > LAYERS:
             value = kind(_cut(list(value), LAYERS))
         elif re.search(r"(layers?|layer_ids|ind(ex|ic)es|block_ind\w+)$", name) and all(map(_is_int, value)):
             return kind(self._places(value))
-        if (
-            len(value) > 1
-            and all(map(_is_int, value))
-            and len(set(value)) > 1
-            and _resize(name, 4096) != 4096
-        ):
+        growing = len(set(map(str, value))) > 1 and all(map(_is_int, value)) and not self.whole
+        if growing and re.search(r"^(hidden_sizes|embed_dims?|num_(attention_)?heads)$", name):
             return kind(_scale(name, value))
         return kind(self.value(name, item) for item in value)
 
@@ -200,6 +218,18 @@ class _Shrink:
             new["mrope_section"] = [half - 2 * (half // 4), half // 4, half // 4]
         return new
 
+    def by_layer(self, layers: Mapping[int, Any], kinds: Any, new_kinds: Any) -> dict[int, Any]:
+        """What differs from layer to layer, for the new layers: as for an old layer of the same kind."""
+        found = {kinds[int(layer)]: values for layer, values in layers.items()} if kinds else {}
+        small = {
+            kind: {
+                name: self.value(name, value) * (2 if name == "head_dim" else 1)
+                for name, value in values.items()
+            }
+            for kind, values in found.items()
+        }
+        return {layer: small[kind] for layer, kind in enumerate(new_kinds or []) if kind in small}
+
     @staticmethod
     def _map(function: Callable[[Any], Any], value: Any) -> Any:
         return type(value)(map(function, value)) if isinstance(value, list | tuple) else function(value)
@@ -213,12 +243,9 @@ def _resize(name: str, value: int) -> int:
 
 
 def _scale(name: str, values: Any) -> list[int]:
-    """Numbers that grow from stage to stage keep their proportions: widths from 32, heads from 2."""
-    if re.search(r"depth|repeats|blocks", name):
-        return [_resize(name, value) for value in values]
-    least = min(values)
+    """Numbers that grow from stage to stage double: widths from 32, heads from 2."""
     start = 2 if "heads" in name else WIDTH // 2
-    return [max(start, start * value // least) if least else value for value in values]
+    return [start * 2**stage for stage in range(len(values))]
 
 
 def _cut(values: list[Any], count: int) -> list[Any]:
@@ -230,23 +257,21 @@ def _cut(values: list[Any], count: int) -> list[Any]:
     return short
 
 
-def _shrink(default: Any, overrides: Overrides, tokens: Mapping[int, int], *, backbone: bool) -> Any:
-    stage_lists = (getattr(default, name, None) for name in STAGE_LISTS)
-    stages = next((len(value) for value in stage_lists if isinstance(value, list | tuple)), None)
-    heads = getattr(default, "num_attention_heads", None)
-    rule = _Shrink(
-        tokens,
-        layer_count(default),
-        None if backbone else stages,
-        heads if _is_int(heads) else None,
-        "mrope_section" in (getattr(default, "ignore_keys_at_rope_validation", None) or ()),
+def _shrink(default: Any, overrides: Overrides, tokens: Mapping[int, int], whole: bool) -> Any:
+    old = vars(default)
+    stages = next(
+        (len(value) for name in STAGE_LISTS if isinstance(value := old.get(name), list | tuple)), None
     )
+    sections = "mrope_section" in (getattr(default, "ignore_keys_at_rope_validation", None) or ())
+    rule = _Shrink(tokens, layer_count(default), stages, whole, old.get("num_attention_heads"), sections)
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(default):
-        name, value = field.name, getattr(default, field.name, None)
+        name, value = field.name, old.get(field.name)
         inner = {key.split(".", 1)[1]: new for key, new in overrides.items() if key.startswith(name + ".")}
-        if isinstance(value, PreTrainedConfig):
-            changes[name] = _shrink(value, inner, tokens, backbone="backbone" in name)
+        if isinstance(value, PreTrainedConfig):  # a backbone gives every stage to its head
+            changes[name] = _shrink(value, inner, tokens, whole or "backbone" in name)
+        elif value is None and name in UNSET:
+            changes[name] = UNSET[name]
         elif (
             field.default is not None
             or (isinstance(value, list) and len(value) == rule.layers)
@@ -255,5 +280,20 @@ def _shrink(default: Any, overrides: Overrides, tokens: Mapping[int, int], *, ba
             new = rule.value(name, value)
             if new != value:
                 changes[name] = new
+    if whole and (outputs := old.get("_out_indices")):
+        changes |= _outputs(default, outputs, bool(stages))
+    if layers := old.get("per_layer_config"):
+        changes["per_layer_config"] = rule.by_layer(
+            layers, old.get("layer_types"), changes.get("layer_types")
+        )
     changes |= {key: value for key, value in overrides.items() if "." not in key}
     return type(default)(**changes)
+
+
+def _outputs(default: Any, outputs: list[int], hierarchy: bool) -> dict[str, Any]:
+    """A backbone gives as many feature maps as before: its stages, or its last layers."""
+    if hierarchy:
+        return {"out_indices": list(outputs)}
+    name = next(name for name in LAYER_COUNTS if name in vars(default))
+    layers = max(LAYERS, len(outputs))
+    return {name: layers, "out_indices": [*range(layers - len(outputs) + 1, layers + 1)]}
