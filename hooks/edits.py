@@ -152,7 +152,7 @@ class BlockWatch(AbstractContextManager["BlockWatch"]):
         def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
             turn = self._turns.get(module, 0)
             self._turns[module] = turn + 1
-            block = calls[0] if len(calls) == 1 else by_turn.get(turn % len(by_turn))
+            block = by_turn.get(turn % calls[0].turns)
             if self.forced is not None:
                 block = self.structure.blocks[self.forced]
             if block is not None and block.index not in self.wanted:

@@ -38,24 +38,45 @@ def read_stacks(tape: Tape, model: nn.Module, batch: int, named: str | None = No
         raise RcProbeError(what, where=type(model).__name__, todo=NO_BLOCKS)
     if named:
         return [_read_stack(tape, _named_calls(tape, adds, named), model, batch)]
-    found: list[Structure] = []
+    found: dict[int, Structure] = {}  # by the call of the last block
     failed: list[RcProbeError] = []
     while adds:
-        spine = _spine(adds)
+        spine = _spine(adds, _end(tape, adds))
         gone = {node.index for node in spine}
         try:
             calls = _all_calls(tape, adds, spine, model)
+            found[max(calls)] = _read_stack(tape, calls, model, batch)
             gone |= {node.index for node in adds for c in calls if _inside(node, tape.calls[c])}
-            found.append(_read_stack(tape, calls, model, batch))
         except RcProbeError as error:
             failed.append(error)
         adds = [node for node in adds if node.index not in gone]
     if not found:
         raise failed[0]
+    return _named_apart([found[last] for last in sorted(found)], failed)
+
+
+def _end(tape: Tape, adds: list[Node]) -> Node:
+    """The last add of a stream: of the one that an output of the model carries, if there is one."""
+    carried = inside = 0
+    for n in tape.calls[0].outputs.values():
+        carried |= tape.nodes[n].carried
+    for node in adds:
+        inside |= node.carried & ~node.bit
+    ends = [node for node in reversed(adds) if not node.bit & inside]
+    return next((node for node in ends if node.bit & carried), ends[0])
+
+
+def _named_apart(found: list[Structure], failed: list[RcProbeError]) -> list[Structure]:
+    """Each stack with the names of the others; modules that run again are another stack, `name#2`."""
+    times: dict[str, int] = {}
     for structure in found:
-        structure.others = tuple(s.name for s in reversed(found) if s is not structure)
+        times[structure.name] = times.get(structure.name, 0) + 1
+        if times[structure.name] > 1:
+            structure.name += f"#{times[structure.name]}"
+    for structure in found:
+        structure.others = tuple(s.name for s in found if s is not structure)
         structure.refused = tuple(e.what for e in failed)
-    return found[::-1]
+    return found
 
 
 def _all_calls(tape: Tape, adds: list[Node], spine: list[Node], model: nn.Module) -> dict[int, list[Node]]:
@@ -81,7 +102,7 @@ def _named_calls(tape: Tape, adds: list[Node], pattern: str) -> dict[int, list[N
         what = "no module of this name ran"
         raise RcProbeError(what, where=where, todo=f"Modules in lists are {_some(sorted(names))}")
     inside = [node for node in adds if any(_inside(node, call) for call in chosen)]
-    spine = _spine(inside) if inside else []
+    spine = _spine(inside, inside[-1]) if inside else []
     calls = {call.index: [node for node in spine if _inside(node, call)] for call in chosen}
     empty = [tape.calls[c].name for c, nodes in calls.items() if not nodes]
     if empty:
@@ -113,13 +134,13 @@ def _read_stack(tape: Tape, calls: dict[int, list[Node]], model: nn.Module, batc
 
 
 def _shared_path(names: list[str]) -> str:
-    """The parts that all names begin with, without the number of a block."""
+    """The parts that all names begin with; for one module that is called again and again, its list's name."""
     shared = []
     for parts in zip(*(name.split(".") for name in names), strict=False):
         if len(set(parts)) > 1:
             break
         shared.append(parts[0])
-    while shared and shared[-1].isdecimal():
+    if len(set(names)) == 1 and shared[-1].isdecimal():
         shared.pop()
     return ".".join(shared)
 
@@ -144,9 +165,9 @@ def _refuse_second_streams(tape: Tape, calls: list[Call], blocks: list[Block], m
                 )
 
 
-def _spine(adds: list[Node]) -> list[Node]:
-    """Residual adds on the chain back from the last one, first in time first."""
-    return [node for node in adds if node.bit & adds[-1].carried]
+def _spine(adds: list[Node], end: Node) -> list[Node]:
+    """Residual adds on the chain back from `end`, first in time first."""
+    return [node for node in adds if node.bit & end.carried]
 
 
 def _earlier_stage(
@@ -158,12 +179,14 @@ def _earlier_stage(
     if not before:
         return {}
     try:
-        found = _block_calls(tape, _spine(before), model)
+        found = _block_calls(tape, _spine(before, before[-1]), model)
     except RcProbeError:  # adds of something else
         return {}
     last = tape.calls[max(found)]
-    entry = max(n for n in first.args.values() if tape.nodes[n].bit & calls[min(calls)][0].carried)
-    follows = any(tape.nodes[entry].above >> n & 1 for n in last.outputs.values())
+    entries = [n for n in first.args.values() if tape.nodes[n].bit & calls[min(calls)][0].carried]
+    follows = (
+        any(tape.nodes[max(entries)].above >> n & 1 for n in last.outputs.values()) if entries else False
+    )
     return found if follows and type(last.module) is type(first.module) else {}
 
 

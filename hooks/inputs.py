@@ -12,6 +12,7 @@ from .errors import RcProbeError
 from .tape import walk
 
 SEQUENCES, TOKENS = 2, 16
+WAVE = 8000  # half a second of sound
 
 
 def example_inputs(model: nn.Module) -> dict[str, Any]:
@@ -24,11 +25,12 @@ def example_inputs(model: nn.Module) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     device = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    vocabulary = getattr(config, "vocab_size", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    vocabulary = getattr(text, "vocab_size", None)
     image, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
     inputs: dict[str, Any] = {}
     if name == "input_ids" and vocabulary:
-        limit = getattr(config, "max_position_embeddings", None) or TOKENS
+        limit = getattr(text, "max_position_embeddings", None) or TOKENS
         limit = limit if limit > 0 else TOKENS  # XLNet says -1: no limit
         ids = torch.randint(
             min(5, vocabulary - 1), vocabulary, (SEQUENCES, min(TOKENS, limit)), generator=generator
@@ -41,6 +43,14 @@ def example_inputs(model: nn.Module) -> dict[str, Any]:
         size = tuple(image) if isinstance(image, (tuple, list)) else (image, image)
         pixels = torch.randn(SEQUENCES, channels, *size, generator=generator)
         inputs["pixel_values"] = pixels.to(device, dtype)
+    elif name == "input_values" and not getattr(config, "num_mel_bins", None):
+        wave = torch.randn(SEQUENCES, WAVE, generator=generator)  # sound as it is sampled
+        inputs[name] = wave.to(device, dtype)
+    elif name == "input_features" and getattr(config, "max_source_positions", None):
+        frames = 2 * config.max_source_positions  # Whisper halves them by a stride
+        inputs[name] = torch.randn(SEQUENCES, config.num_mel_bins, frames, generator=generator).to(
+            device, dtype
+        )
     else:
         raise RcProbeError(
             f"no example input can be made from the config (main input {name!r})",
@@ -67,10 +77,13 @@ def _has_cache(config: Any) -> bool:
 def small(inputs: dict[str, Any]) -> dict[str, Any]:
     """The first 2 sequences and 16 tokens of a real batch, enough to attach with.
 
-    Images keep their size, and so do texts that come with images or sounds. A batch of one sample is doubled, so that the batch axis shows; texts of
+    Images keep their size, and so do texts that come with images or sounds. Inputs whose first axes
+    differ (patches of several images in one row) are left as they are. A batch of one sample is doubled, so that the batch axis shows; texts of
     two tokens come three times, so that it differs from the tokens.
     """
     batch = batch_size(inputs)
+    if any(t.ndim and t.shape[0] != batch for _, t in walk(inputs)):
+        return inputs
     ids = inputs.get("input_ids")
     alone = not any(t.is_floating_point() and t.ndim > 2 for _, t in walk(inputs))
     length = ids.shape[1] if alone and isinstance(ids, Tensor) and ids.ndim == 2 else None
@@ -90,8 +103,12 @@ def small(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def batch_size(inputs: dict[str, Any]) -> int:
-    """Samples in a batch: the size of the first tensor's first axis."""
-    return next(t.shape[0] for _, t in walk(inputs) if t.ndim)
+    """Samples in a batch: rows of the texts, else the size of every first axis; 0 where these differ."""
+    ids = inputs.get("input_ids")
+    if isinstance(ids, Tensor):
+        return ids.shape[0]
+    sizes = {t.shape[0] for _, t in walk(inputs) if t.ndim}
+    return sizes.pop() if len(sizes) == 1 else 0
 
 
 def signature(inputs: dict[str, Any]) -> tuple[Any, ...]:

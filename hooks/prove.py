@@ -73,9 +73,10 @@ def _attach(model: nn.Module, inputs: dict[str, Any], stack: str | None, blocks:
     _refuse_unless(
         _same(plain, observed), model, "its output changes from run to run", "Switch off its randomness"
     )
-    found = read_stacks(tape, model, batch_size(inputs), blocks)
+    found = {s.name: s for s in read_stacks(tape, model, batch_size(inputs), blocks)}
+    wanted = [named(list(found), stack, type(model).__name__)] if stack else reversed(found)
     refused: list[RcProbeError] = []
-    for structure in [choose(found, stack, model)] if stack else reversed(found):
+    for structure in (found[name] for name in wanted):
         try:
             _prove(structure, lambda: _tensors(model(**inputs)), plain)
         except RcProbeError as error:
@@ -86,14 +87,12 @@ def _attach(model: nn.Module, inputs: dict[str, Any], stack: str | None, blocks:
     raise refused[0]
 
 
-def choose(found: list[Structure], stack: str, model: nn.Module) -> Structure:
-    """The stack of that name, or the only one in whose name it occurs."""
-    exact = [s for s in found if s.name == stack]
-    near = exact or [s for s in found if stack in s.name]
+def named(names: list[str], stack: str, where: str) -> str:
+    """The name that is `stack`, or the only one in which it occurs."""
+    near = [name for name in names if name == stack] or [name for name in names if stack in name]
     if len(near) != 1:
-        names = ", ".join(repr(s.name) for s in found)
-        what = f"{'no stack' if not near else 'more than one stack'} is named {stack!r}"
-        raise RcProbeError(what, where=type(model).__name__, todo=f"Its stacks are {names}")
+        what = f"{'more than one stack' if near else 'no stack'} is named {stack!r}"
+        raise RcProbeError(what, where=where, todo=f"Its stacks are {', '.join(map(repr, names))}")
     return near[0]
 
 
@@ -240,6 +239,7 @@ def _prove_skips(structure: Structure, block: Block, blocks: Replay, x: Tensor) 
         expected = sum(branches[1:], branches[0]).reshape(after.shape)
         for norm in junction.norms:
             expected = structure.model.get_submodule(norm.name)(expected)
+        expected = expected.to(after.dtype)  # some add their branches to a stream of higher precision
         if not torch.allclose(
             expected, after, rtol=_tolerance(x), atol=_tolerance(x) * float(after.abs().amax())
         ):

@@ -38,7 +38,7 @@ def read_block(tape: Tape, call: Call, spine: list[Node], index: int, batch: int
                 where=node.where,
             )
         )
-    batch_axes = [a for a, n in enumerate(shape[:-1]) if n == batch]
+    batch_axes = [a for a, n in enumerate(shape[:-1]) if n == batch and batch]
     if len(batch_axes) > 1:
         raise RcProbeError(
             f"its stream {shape} has as many tokens as samples, so that they cannot be told apart",
@@ -46,9 +46,10 @@ def read_block(tape: Tape, call: Call, spine: list[Node], index: int, batch: int
             todo="Give inputs whose batch and length differ",
         )
     batch_axis = batch_axes[0] if batch_axes else None
+    turns = sum(c.module is call.module for c in tape.calls)
     return Block(
-        index, call.name, call.turn, junctions, entry, exits[0], forms, len(adds), len(ops), len(shape), shape[-1],
-        batch_axis,
+        index, call.name, call.turn, turns, junctions, entry, exits[0], forms, len(adds), len(ops), len(shape),
+        shape[-1], batch_axis,
     )  # fmt: skip
 
 

@@ -68,11 +68,12 @@ class Junction:
 
 @dataclass
 class Block:
-    """One call of a repeated layer: `turn` is the how manieth call of its module in a forward pass."""
+    """One call of a repeated layer: `turn` is the how manieth of the `turns` calls of its module in a pass."""
 
     index: int
     name: str
     turn: int
+    turns: int
     junctions: list[Junction]
     entry: Path  # where the stream is in (args, kwargs)
     exit: Path  # where the stream is in the output

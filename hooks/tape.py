@@ -31,7 +31,7 @@ HEAVY = {
     "linear", "bilinear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "addbmm",
     "einsum", "tensordot", "dot", "mv", "inner", "outer", "chain_matmul", "multi_head_attention_forward",
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    "fft", "ifft", "rfft", "irfft", "fftn", "fft2", "_grouped_mm", "grouped_mm", "_scaled_mm",
+    "_grouped_mm", "grouped_mm", "_scaled_mm",
     "cumsum", "cumprod", "lstm", "gru", SDPA, "opaque",
 }  # fmt: skip
 KEEPS_FIRST = {
@@ -40,6 +40,16 @@ KEEPS_FIRST = {
     "squeeze", "unsqueeze", "flatten", "unflatten", "expand", "expand_as", "__getitem__", "narrow", "select",
     "index_select", "roll", "pad", "nan_to_num", "clamp", "requires_grad_", "masked_fill", "masked_fill_",
     "unbind", "chunk", "split", "alias", "cpu", "cuda", "flip", "__setitem__", "__get__", "zeropad",
+}  # fmt: skip
+SHAPE_ONLY = {
+    "expand_as",
+    "view_as",
+    "reshape_as",
+    "type_as",
+}  # take nothing of the second tensor but its form
+FILLED = {
+    "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like",
+    "new_zeros", "new_ones", "new_empty", "new_full",
 }  # fmt: skip
 NORMS = {"layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm"}
 SCALES = {
@@ -143,7 +153,9 @@ class Tape(TorchFunctionMode):
         call = self.calls[self._stack.pop()]
         for path, tensor in walk(output):
             known = self._node_of.get(id(tensor))
-            if known is None:  # made by code that the tape cannot see: the module stands for it
+            if known is None and isinstance(tensor, nn.Parameter):
+                known = self._add("input", tensor, ())
+            elif known is None:  # made by code that the tape cannot see: the module stands for it
                 known = self._add("opaque", tensor, tuple(call.args.values()))
             call.outputs[path] = known
         call.last = len(self.nodes) - 1
@@ -152,7 +164,8 @@ class Tape(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         op = getattr(func, "__name__", str(func))
-        inputs = [self._node_of[id(t)] for _, t in walk((args, kwargs)) if id(t) in self._node_of]
+        given = () if op in FILLED else args[:1] if op in SHAPE_ONLY else (args, kwargs)
+        inputs = [self._node_of[id(t)] for _, t in walk(given) if id(t) in self._node_of]
         add_of = self._add_operands(op, args) if op in ADDS else None
         out = func(*args, **kwargs)
         if op == "__get__":  # attributes such as .shape or .data: only tensors matter
@@ -197,7 +210,7 @@ class Tape(TorchFunctionMode):
         for i in inputs:
             above |= self.nodes[i].above
             far |= self.nodes[i].far
-        if op in HEAVY:
+        if op in HEAVY or op.startswith("fft_"):
             far |= above
         call = self._stack[-1] if self._stack else -1
         node = Node(index, op, inputs, tuple(tensor.shape), call, above | 1 << index, far, 1 << index)

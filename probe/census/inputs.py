@@ -92,9 +92,9 @@ class Maker:
             self.config.is_encoder_decoder or "input_ids" not in self.names
         ):
             given["decoder_input_ids"] = self.ids(self.batch, self.length)
-        for name in EXTRAS:  # in this order: some need others
+        for name, make in EXTRAS.items():  # in this order: some need others
             if name in self.names - set(given) and (name in self.required or name in ALWAYS):
-                given[name] = EXTRAS[name](self, given)
+                given[name] = make(self, given)
         return given
 
     def text(self, plan: list[Media]) -> Inputs:
