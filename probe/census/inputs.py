@@ -34,17 +34,25 @@ def inputs_for(
     maker = Maker(model, batch, length, padded, seed)
     first: Exception | None = None
     for plan in itertools.islice(maker.plans(), MOST_TRIES):
-        try:
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
-                torch.manual_seed(seed)
+        for _ in range(1 + len(plan)):  # again with the number of tokens that an error tells
+            try:
                 inputs = maker.inputs(plan)
-                output = model(**inputs)
-            if not all(tensor.isfinite().all() for tensor in floats(output)):
-                raise NotBuilt("the output is not finite")
-            return inputs
-        except Exception as error:
-            first = first or error
+                _check(model, inputs, seed)
+                return inputs
+            except Exception as error:
+                first = first or error
+                if not any(item.learn(str(error), batch) for item in plan):
+                    break
     raise NotBuilt(reason(first) if first else "no input is known for it") from first
+
+
+@torch.no_grad()
+def _check(model: Any, inputs: Inputs, seed: int) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        output = model(**inputs)
+    if not all(tensor.isfinite().all() for tensor in floats(output)):
+        raise NotBuilt("the output is not finite")
 
 
 def floats(output: Any) -> list[Tensor]:
@@ -92,9 +100,11 @@ class Maker:
             self.config.is_encoder_decoder or "input_ids" not in self.names
         ):
             given["decoder_input_ids"] = self.ids(self.batch, self.length)
-        for name in EXTRAS:  # in this order: some need others
+        for name, make in EXTRAS.items():  # in this order: some need others
             if name in self.names - set(given) and (name in self.required or name in ALWAYS):
-                given[name] = EXTRAS[name](self, given)
+                value = make(self, given)
+                if value is not None:
+                    given[name] = value
         return given
 
     def text(self, plan: list[Media]) -> Inputs:
@@ -214,6 +224,34 @@ def _embeddings(maker: Maker, given: Inputs) -> Tensor:
     return maker.noise(maker.batch, maker.length, width)
 
 
+def _seen_images(maker: Maker, given: Inputs) -> Tensor | None:
+    """Idefics: which image each token sees; its one image."""
+    if "image_encoder_embeddings" not in maker.names:
+        return None
+    return torch.ones(*given["input_ids"].shape, 1, dtype=torch.long)
+
+
+def _image_places(maker: Maker, given: Inputs) -> Tensor | None:
+    """Kosmos: the tokens that an image's features replace."""
+    count = find(maker.config, "text", "latent_query_num")
+    if "input_ids" not in given or count is None:
+        return None
+    mask = torch.zeros_like(given["input_ids"])
+    mask[:, 1 : 1 + count] = 1
+    return mask
+
+
+def _second_images(maker: Maker, given: Inputs) -> Tensor | None:
+    """Images for the tower of high resolution."""
+    side = find(maker.config, "high_res", "image_size")
+    return maker.noise(maker.batch, 3, side, side) if "pixel_values" in given else None
+
+
+def _merges(maker: Maker, given: Inputs) -> Tensor | None:
+    grid = given.get("image_grid_thw", given.get("grid_thw"))
+    return None if grid is None else torch.full((maker.batch,), 2)
+
+
 # Inputs besides text, images and sounds: made where the model requires them, or always.
 EXTRAS: dict[str, Any] = {
     "bbox": _boxes,
@@ -245,9 +283,15 @@ EXTRAS: dict[str, Any] = {
     "timesteps": lambda maker, given: torch.arange(maker.length).repeat(maker.batch, 1),
     "prompt_pixel_values": lambda maker, given: maker.noise(*given["pixel_values"].shape),
     "prompt_masks": lambda maker, given: maker.noise(*given["pixel_values"].shape),
+    "image_attention_mask": _seen_images,
+    "image_embeds_position_mask": _image_places,
+    "high_res_pixel_values": _second_images,
+    "image_merge_sizes": _merges,
+    "merge_sizes": _merges,
     "noise": lambda maker, given: torch.rand(maker.batch, 16, generator=maker.generator),
 }
 ALWAYS = {
     *("bbox", "visual_feats", "visual_pos", "states", "actions", "rewards", "returns_to_go", "timesteps"),
-    *("future_values", "future_time_features", "noise"),
+    *("future_values", "future_time_features", "noise", "image_attention_mask", "image_embeds_position_mask"),
+    *("high_res_pixel_values", "image_merge_sizes", "merge_sizes"),
 }

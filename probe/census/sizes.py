@@ -35,7 +35,7 @@ RULES: tuple[tuple[str, Size], ...] = tuple(
     for pattern, size in [
         (r"type_vocab_size|pretraining_tp|^id2label|^label2id", _same),
         (
-            r"mel_bins|mel_dim|^n_mels|feature_size|input_dim$|input_feat|sampling_rate|sample_rate|^(num|in|input)_channels$",
+            r"mel_bins|mel_dim|^n_mels|feature_size|^input_dim$|projection_input_dim|input_feat|sampling_rate|sample_rate|^(num|in|input)_channels$",
             _same,
         ),
         (r"vocab|^num_embeddings|codebook_size", _most(VOCAB)),
@@ -47,6 +47,8 @@ RULES: tuple[tuple[str, Size], ...] = tuple(
             r"window_size$",
             lambda value: IMAGE if value > 100 else min(value, WINDOW // 2),
         ),  # pixels, or patches
+        (r"patch_embed_hidden_size", lambda _: 3 * PATCH**2),
+        (r"n_window", _most(WINDOW)),
         (r"max_source_positions", _most(32)),
         (
             r"max_.*(position|length|len$)|n_positions|n_ctx|(context|model_max)_length|max_pos",
@@ -87,6 +89,8 @@ UNSET = {
     "num_key_value_heads": HEADS,
     "n_routed_experts": EXPERTS,
     "prediction_length": WINDOW,
+    **dict.fromkeys(["image_token_id", "image_token_index"], 30),
+    **dict.fromkeys(["audio_token_id", "audio_token_index"], 31),
 }
 STAGE_LISTS = ("depths", "num_block_repeats", "hidden_sizes", "blocks_per_stage", "embed_dim")
 LAYER_COUNTS = (
@@ -185,6 +189,8 @@ class _Shrink:
     def values(self, name: str, value: Any) -> Any:
         """A list is cut to the stages or layers it counts; its numbers follow the rules."""
         kind = type(value)
+        if name == "image_grid_pinpoints":  # the sizes that an image may be cut into
+            return [[IMAGE, IMAGE]]
         if self.stages and len(value) == self.stages:
             keep = (
                 [*range(STAGES)] if "channels" in name else [0, -1]
@@ -202,7 +208,7 @@ class _Shrink:
     def _places(self, value: Any) -> list[int]:
         """Layer numbers, brought into the range of the new count."""
         if any(place < 0 for place in value):
-            return [max(place, -LAYERS) for place in value]
+            return [max(min(place, LAYERS), -LAYERS) for place in value]
         most = max(self.layers or 0, *value, LAYERS) + 1 if value else 1
         return sorted({place if most <= LAYERS else place * LAYERS // most for place in value})
 
@@ -294,6 +300,8 @@ def _outputs(default: Any, outputs: list[int], hierarchy: bool) -> dict[str, Any
     """A backbone gives as many feature maps as before: its stages, or its last layers."""
     if hierarchy:
         return {"out_indices": list(outputs)}
-    name = next(name for name in LAYER_COUNTS if name in vars(default))
+    name = next((name for name in LAYER_COUNTS if name in vars(default)), None)
+    if name is None:
+        return {}
     layers = max(LAYERS, len(outputs))
     return {name: layers, "out_indices": [*range(layers - len(outputs) + 1, layers + 1)]}
