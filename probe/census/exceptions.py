@@ -21,6 +21,16 @@ _KINDS = "the default config names no attention layer that a short model would h
 _SECTIONS = "the default rope has sections that a small head cannot hold"
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}
 
+_PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
+_EXPERTS = {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 64}
+_INDEXER = {
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 16,
+    "indexer_budget": 8,
+    "indexer_compress_ratio": 4,
+}
+
 EXCEPTIONS: dict[str, Row] = {
     "align": Row("the projection is as wide as the image tower's last stage", {"projection_dim": 48}),
     "bamba": Row(_KINDS, {"attn_layer_indices": [1]}),
@@ -29,7 +39,7 @@ EXCEPTIONS: dict[str, Row] = {
         "32 dimensions of a head turn", {"text_config.hidden_size": 128, "speech_config.hidden_size": 128}
     ),
     "clvp_encoder": Row("32 dimensions of a head turn", {"hidden_size": 128}),
-    "dbrx": Row(_MISSING, {"attn_config.rope_theta": 10000.0}),
+    "dbrx": Row(_MISSING, {"attn_config.rope_theta": 10000.0, "attn_config.clip_qkv": 8.0}),
     "deepseek_ocr2_text": Row(_MISSING, {"mlp_layer_types": ["dense", "sparse", "sparse"]}),
     "deepseek_ocr2": Row(_MISSING, {"text_config.mlp_layer_types": ["dense", "sparse", "sparse"]}),
     "deepseek_v2": Row(_MISSING, {"num_experts_per_tok": 2}),
@@ -82,6 +92,30 @@ EXCEPTIONS: dict[str, Row] = {
     "depth_pro": Row(
         "a patch is the inner model's image", {"patch_size": 32, "intermediate_hook_ids": [2, 1]}
     ),
+    "zamba": Row(
+        "two layers share their attention",
+        {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"]},
+    ),
+    "blt": Row(_MISSING, {"num_hidden_layers": 3}),
+    "diffusion_gemma_text": Row(_MISSING, _EXPERTS),
+    "diffusion_gemma": Row(_MISSING, {f"text_config.{name}": value for name, value in _EXPERTS.items()}),
+    "glm5_next_text": Row("the best tokens are chosen in pools of 16", {"index_topk": 16}),
+    "glm5_next": Row("the best tokens are chosen in pools of 16", {"text_config.index_topk": 16}),
+    "molmo2": Row("layers of another config", {"adapter_config.vision_feature_layer": [2, 1]}),
+    "ernie4_5_vl_moe_text": Row(_SECTIONS, {"rope_parameters": _ROPE | {"mrope_section": [3, 3, 2]}}),
+    "ernie4_5_vl_moe": Row(_SECTIONS, {"text_config.rope_parameters": _ROPE | {"mrope_section": [3, 3, 2]}}),
+    "clap": Row("the last of four stages is 8 x 16 wide", {"audio_config.hidden_size": 128}),
+    "shieldgemma2": Row(_MISSING, {"yes_token_index": 50, "no_token_index": 51}),
+    "xlstm": Row("keys as wide as values", {"qk_dim_factor": 1.0}),
+    "cohere_compass_text": Row(_MISSING, {"rope_parameters": {"full_attention": _PLAIN}}),
+    "cohere_compass": Row(_MISSING, {"text_config.rope_parameters": {"full_attention": _PLAIN}}),
+    "qwen4_exp_text": Row(_MISSING, _INDEXER),
+    "qwen4_exp": Row(_MISSING, {f"text_config.{name}": value for name, value in _INDEXER.items()}),
+    "musicgen": Row("the base model takes the decoder's config", cls="MusicgenForConditionalGeneration"),
+    "musicgen_melody": Row(
+        "the base model takes the decoder's config", cls="MusicgenMelodyForConditionalGeneration"
+    ),
+    "moonshine_streaming": Row(_MISSING, {"num_key_value_heads": 4, "num_attention_heads": 4}),
     **{
         name: Row("its lists of stages differ in length", whole=True)
         for name in (

@@ -33,7 +33,8 @@ def inputs_for(
     """
     maker = Maker(model, batch, length, padded, seed)
     first: Exception | None = None
-    for plan in itertools.islice(maker.plans(), MOST_TRIES):
+    for shape, plan in itertools.islice(maker.plans(), MOST_TRIES):
+        maker.codes = shape
         for _ in range(1 + len(plan)):  # again with the number of tokens that an error tells
             try:
                 inputs = maker.inputs(plan)
@@ -72,6 +73,7 @@ class Maker:
     def __init__(self, model: Any, batch: int, length: int, padded: bool, seed: int) -> None:
         self.model, self.config = model, model.config
         self.batch, self.length, self.padded = batch, length, padded
+        self.codes: tuple[int, ...] = (batch, length)
         parameters = inspect.signature(model.forward).parameters
         self.names = set(parameters)
         self.required = {
@@ -83,23 +85,33 @@ class Maker:
         self.vocab = find(self.config, "text", "vocab_size", "src_vocab_size") or 2
         self.dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
-    def plans(self) -> Iterator[list[Media]]:
-        """Which data to give, in which layouts; the fullest first."""
+    def plans(self) -> Iterator[tuple[tuple[int, ...], list[Media]]]:
+        """The shape of the ids, and which data to give in which layouts; the fullest first."""
         kinds = [options for options in media(self) if options]
         for count in range(len(kinds), -1, -1):
             for chosen in itertools.combinations(kinds, count):
                 if count or "input_ids" in self.names or not kinds:
-                    yield from (list(plan) for plan in itertools.product(*chosen))
+                    for plan in itertools.product(*chosen):
+                        yield from ((shape, list(plan)) for shape in self.shapes())
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of ids: a text, or a code of each of the K codebooks of a sound at each step."""
+        B, T = self.batch, self.length
+        channels = [] if "pixel_values" in self.names else ["num_channels"]
+        K = find(self.config, "decoder", "num_codebooks", *channels)
+        if not isinstance(K, int) or not self.names & {"input_ids", "decoder_input_ids"}:
+            return [(B, T)]
+        return [(B, T), (B * K, T), (B, T, K), (B, T, K + 1), (B, K, T)]
 
     def inputs(self, plan: list[Media]) -> Inputs:
         """The inputs of a plan."""
         given: Inputs = {name: value for item in plan for name, value in item.inputs.items()}
+        decoder = "decoder_input_ids" in self.names
         if "input_ids" in self.names:
-            given |= self.text(plan)
-        if "decoder_input_ids" in self.names and (
-            self.config.is_encoder_decoder or "input_ids" not in self.names
-        ):
-            given["decoder_input_ids"] = self.ids(self.batch, self.length)
+            codes = not decoder and self.codes != (self.batch, self.length)
+            given |= {"input_ids": self.ids(*self.codes)} if codes else self.text(plan)
+        if decoder and (self.config.is_encoder_decoder or "input_ids" not in self.names):
+            given["decoder_input_ids"] = self.ids(*self.codes)
         for name, make in EXTRAS.items():  # in this order: some need others
             if name in self.names - set(given) and (name in self.required or name in ALWAYS):
                 value = make(self, given)
@@ -191,9 +203,10 @@ def find(config: Any, hint: str, *names: str) -> Any:
 def padding_side(model_type: str) -> str:
     """The side on which the type's tokenizer pads."""
     import transformers
-    from transformers import TOKENIZER_MAPPING_NAMES
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
-    name = TOKENIZER_MAPPING_NAMES.get(model_type)
+    entry = TOKENIZER_MAPPING_NAMES.get(model_type)
+    name = entry if isinstance(entry, str) or not entry else entry[0]
     return getattr(getattr(transformers, name, None), "padding_side", "right") if name else "right"
 
 

@@ -77,7 +77,7 @@ def _images(maker: Maker) -> Iterator[dict[str, Any]]:
     side = size if isinstance(size, int) else size[0] if isinstance(size, list | tuple) else 32
     grid = next((name for name in ("image_grid_thw", "grid_thw") if name in names), None)
     if grid:
-        T = get("temporal_patch_size") or 1
+        T = get("temporal_patch_size", "patch_temporal") or 1
         rows = torch.tensor([[1, 4, 4]] * B)
         for depth in dict.fromkeys([T, 1]):
             yield {key: maker.noise(B * 16, C * depth * P * P), grid: rows}
@@ -163,8 +163,7 @@ def _sound(maker: Maker, key: str) -> Iterator[dict[str, Any]]:
     for mel in bins:
         for shape in ((B, mel, frames), (B, frames, mel), (B, 1, frames, mel)):
             given: dict[str, Any] = {key: maker.noise(*shape)}
-            if mask := next(
-                (n for n in ("input_features_mask", "feature_attention_mask") if n in names), None
-            ):
-                given[mask] = torch.ones(B, frames, dtype=torch.bool)
-            yield given
+            masks = [n for n in ("input_features_mask", "feature_attention_mask") if n in names]
+            yield given | {name: torch.ones(B, frames, dtype=torch.bool) for name in masks}
+            if masks:
+                yield given

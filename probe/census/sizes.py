@@ -40,7 +40,11 @@ RULES: tuple[tuple[str, Size], ...] = tuple(
         ),
         (r"vocab|^num_embeddings|codebook_size", _most(VOCAB)),
         (r"(image|img|crop|resolution)_size$|^input_size$|image_embedding_size", _most(IMAGE)),
-        (r"temporal|tubelet|merge_size|kernel|strides?$|padding|dilation|ratios?$|factors?$", _same),
+        (r"kv_shared_layers", lambda _: 0),
+        (
+            r"temporal|tubelet|window_size_per_stage|merge_size|kernel|strides?$|padding|dilation|ratios?$|factors?$",
+            _same,
+        ),
         (r"patch_size$", _most(PATCH)),
         (r"(sliding|local|attention|keep)_(window|attention)|sliding_window_size|chunk_size", _most(WINDOW)),
         (
@@ -55,7 +59,7 @@ RULES: tuple[tuple[str, Size], ...] = tuple(
             _most(POSITIONS),
         ),
         (r"(kv|key_value|key|query)_heads$", _most(2)),
-        (r"heads$|n_head$|heads_per_stage", _most(HEADS)),
+        (r"heads$|n_head$|heads_per_", _most(HEADS)),
         (r"mamba_d_head|mamba_head_dim", _most(2 * HEAD)),
         (r"qk_(rope|nope)_head_dim|rotary_dim|index_head_dim", _most(HEAD // 2)),
         (r"head_dim|d_kv|d_head|dim_head|kv_channels", _most(HEAD)),
@@ -71,6 +75,7 @@ RULES: tuple[tuple[str, Size], ...] = tuple(
         (r"depths|block_repeats|blocks_per_stage|stage_num_blocks", _most(2)),
         (r"groups$", lambda value: WIDTH if value >= WIDTH else min(value, 4)),
         (r"intermediate|ffn|inner|mlp_dim|linear_units|feed_?forward", _most(2 * WIDTH)),
+        (r"num_pos_feats", _most(WIDTH // 2)),
         (r"num_conv_pos_embeddings", _most(HEAD)),
         (
             r"quer(ies|y_tokens)$|latents|latent_query_num|num_image_tokens|tokens_per_image|_seq_length",
@@ -200,6 +205,8 @@ class _Shrink:
             value = kind(_cut(list(value), LAYERS))
         elif re.search(r"(layers?|layer_ids|ind(ex|ic)es|block_ind\w+)$", name) and all(map(_is_int, value)):
             return kind(self._places(value))
+        if self.whole and self.stages and name.endswith("heads"):
+            return kind(2 for _ in value)
         growing = len(set(map(str, value))) > 1 and all(map(_is_int, value)) and not self.whole
         if growing and re.search(r"^(hidden_sizes|embed_dims?|num_(attention_)?heads)$", name):
             return kind(_scale(name, value))
@@ -223,6 +230,10 @@ class _Shrink:
             half = int(HEAD * new.get("partial_rotary_factor", 1)) // 2
             new["mrope_section"] = [half - 2 * (half // 4), half // 4, half // 4]
         return new
+
+    def counts(self, value: Any) -> bool:
+        """Whether this list has one entry for each layer or stage."""
+        return isinstance(value, list | tuple) and len(value) in (self.layers, self.stages)
 
     def by_layer(self, layers: Mapping[int, Any], kinds: Any, new_kinds: Any) -> dict[int, Any]:
         """What differs from layer to layer, for the new layers: as for an old layer of the same kind."""
@@ -257,7 +268,8 @@ def _scale(name: str, values: Any) -> list[int]:
 def _cut(values: list[Any], count: int) -> list[Any]:
     """The first entries, with every kind that the whole list has, as far as they fit."""
     short = values[:count]
-    missing = [kind for kind in dict.fromkeys(map(repr, values)) if kind not in map(repr, short)]
+    kinds = dict.fromkeys(map(repr, values))
+    missing = [kind for kind in kinds if kind not in map(repr, short)] if len(kinds) <= count else []
     for place, kind in zip(range(count - 1, 0, -1), missing, strict=False):
         short[place] = next(value for value in values if repr(value) == kind)
     return short
@@ -280,11 +292,13 @@ def _shrink(default: Any, overrides: Overrides, tokens: Mapping[int, int], whole
             changes[name] = UNSET[name]
         elif (
             field.default is not None
-            or (isinstance(value, list) and len(value) == rule.layers)
-            or "rope" in name
+            or rule.counts(value)
+            or re.search(r"rope|pinpoints$|^image_size$", name)
         ):
             new = rule.value(name, value)
-            if new != value:
+            if new is not None and (
+                new != value or value != field.default
+            ):  # the owner of a sub-config has defaults of its own
                 changes[name] = new
     if whole and (outputs := old.get("_out_indices")):
         changes |= _outputs(default, outputs, bool(stages))
