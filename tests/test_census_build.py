@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import CONFIG_MAPPING
 
-from rc_probe.census.build import build
+from rc_probe.census.build import NotBuilt, build, category, model_types
 from rc_probe.census.inputs import floats, inputs_for
+from rc_probe.census.sizes import parts, tiny
 from rc_probe.census.workers import Failed, run
 
 # one type for each pattern of inputs, with keys that must be among them
@@ -65,6 +67,53 @@ def test_no_parameter_is_constant(model_type: str) -> None:
     constant = [k for k, v in model.named_parameters() if v.numel() > 1 and v.std() < 0.01]
     assert constant == []
     assert sum(parameter.numel() for parameter in model.parameters()) < 5_000_000
+
+
+@pytest.mark.parametrize("model_type", ["bert", "xlnet", "llava"])
+def test_padding_is_masked_where_the_family_pads(model_type: str) -> None:
+    model = build(model_type)
+    full, padded = inputs_for(model, batch=3), inputs_for(model, batch=3, padded=True)
+    mask = padded["attention_mask"]
+    assert full["attention_mask"].all()
+    assert mask[0].all()
+    assert mask[1].sum() > mask[2].sum()
+    assert bool(mask[2, -1]) is (model_type == "xlnet")
+
+
+@pytest.mark.parametrize("model_type", ["llava", "qwen3_vl", "gemma4", "whisper", "segformer"])
+def test_sizes_fit_in_every_part_and_special_tokens_stay_apart(model_type: str) -> None:
+    config = tiny(CONFIG_MAPPING[model_type])
+    for part in parts(config):
+        assert len(getattr(part, "layer_types", None) or [None] * 3) == 3
+        width, heads = getattr(part, "hidden_size", 64), getattr(part, "num_attention_heads", 4)
+        assert width == 64 or model_type == "segformer"
+        assert isinstance(heads, list | tuple) or width % heads == 0
+    default = CONFIG_MAPPING[model_type]()
+    names = [
+        name
+        for name in vars(default)
+        if name.endswith("_token_id") and isinstance(getattr(default, name), int)
+    ]
+    assert all(getattr(config, name) < 40 for name in names)
+    assert len({getattr(config, name) for name in names}) == len({getattr(default, name) for name in names})
+
+
+def test_layers_of_every_kind_are_kept() -> None:
+    assert set(tiny(CONFIG_MAPPING["gemma3_text"]).layer_types) == {"sliding_attention", "full_attention"}
+
+
+def test_categories_come_from_the_tasks() -> None:
+    types = {"text encoder": "bert", "text decoder": "gpt2", "text encoder-decoder": "t5", "vision": "vit"}
+    types |= {"audio": "wav2vec2", "multimodal": "llava"}
+    assert {name: category(model_type) for name, model_type in types.items()} == {
+        name: name for name in types
+    }
+    assert set(types.values()) <= set(model_types())
+
+
+def test_what_cannot_be_built_says_why_in_one_line() -> None:
+    with pytest.raises(NotBuilt, match=r"^needs natten$"):
+        build("dinat")
 
 
 def test_workers_outlive_good_raising_exiting_and_sleeping_tasks() -> None:

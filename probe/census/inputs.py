@@ -33,18 +33,27 @@ def inputs_for(
     """
     maker = Maker(model, batch, length, padded, seed)
     first: Exception | None = None
-    for plan in itertools.islice(maker.plans(), MOST_TRIES):
-        try:
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
-                torch.manual_seed(seed)
+    for shape, plan in itertools.islice(maker.plans(), MOST_TRIES):
+        maker.codes = shape
+        for _ in range(1 + len(plan)):  # again with the number of tokens that an error tells
+            try:
                 inputs = maker.inputs(plan)
-                output = model(**inputs)
-            if not all(tensor.isfinite().all() for tensor in floats(output)):
-                raise NotBuilt("the output is not finite")
-            return inputs
-        except Exception as error:
-            first = first or error
+                _check(model, inputs, seed)
+                return inputs
+            except Exception as error:
+                first = first or error
+                if not any(item.learn(str(error), batch) for item in plan):
+                    break
     raise NotBuilt(reason(first) if first else "no input is known for it") from first
+
+
+@torch.no_grad()
+def _check(model: Any, inputs: Inputs, seed: int) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        output = model(**inputs)
+    if not all(tensor.isfinite().all() for tensor in floats(output)):
+        raise NotBuilt("the output is not finite")
 
 
 def floats(output: Any) -> list[Tensor]:
@@ -64,6 +73,7 @@ class Maker:
     def __init__(self, model: Any, batch: int, length: int, padded: bool, seed: int) -> None:
         self.model, self.config = model, model.config
         self.batch, self.length, self.padded = batch, length, padded
+        self.codes: tuple[int, ...] = (batch, length)
         parameters = inspect.signature(model.forward).parameters
         self.names = set(parameters)
         self.required = {
@@ -75,26 +85,38 @@ class Maker:
         self.vocab = find(self.config, "text", "vocab_size", "src_vocab_size") or 2
         self.dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
-    def plans(self) -> Iterator[list[Media]]:
-        """Which data to give, in which layouts; the fullest first."""
+    def plans(self) -> Iterator[tuple[tuple[int, ...], list[Media]]]:
+        """The shape of the ids, and which data to give in which layouts; the fullest first."""
         kinds = [options for options in media(self) if options]
         for count in range(len(kinds), -1, -1):
             for chosen in itertools.combinations(kinds, count):
                 if count or "input_ids" in self.names or not kinds:
-                    yield from (list(plan) for plan in itertools.product(*chosen))
+                    for plan in itertools.product(*chosen):
+                        yield from ((shape, list(plan)) for shape in self.shapes())
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of ids: a text, or a code of each of the K codebooks of a sound at each step."""
+        B, T = self.batch, self.length
+        channels = [] if "pixel_values" in self.names else ["num_channels"]
+        K = find(self.config, "decoder", "num_codebooks", *channels)
+        if not isinstance(K, int) or not self.names & {"input_ids", "decoder_input_ids"}:
+            return [(B, T)]
+        return [(B, T), (B * K, T), (B, T, K), (B, T, K + 1), (B, K, T)]
 
     def inputs(self, plan: list[Media]) -> Inputs:
         """The inputs of a plan."""
         given: Inputs = {name: value for item in plan for name, value in item.inputs.items()}
+        decoder = "decoder_input_ids" in self.names
         if "input_ids" in self.names:
-            given |= self.text(plan)
-        if "decoder_input_ids" in self.names and (
-            self.config.is_encoder_decoder or "input_ids" not in self.names
-        ):
-            given["decoder_input_ids"] = self.ids(self.batch, self.length)
+            codes = not decoder and self.codes != (self.batch, self.length)
+            given |= {"input_ids": self.ids(*self.codes)} if codes else self.text(plan)
+        if decoder and (self.config.is_encoder_decoder or "input_ids" not in self.names):
+            given["decoder_input_ids"] = self.ids(*self.codes)
         for name, make in EXTRAS.items():  # in this order: some need others
             if name in self.names - set(given) and (name in self.required or name in ALWAYS):
-                given[name] = make(self, given)
+                value = make(self, given)
+                if value is not None:
+                    given[name] = value
         return given
 
     def text(self, plan: list[Media]) -> Inputs:
@@ -181,9 +203,10 @@ def find(config: Any, hint: str, *names: str) -> Any:
 def padding_side(model_type: str) -> str:
     """The side on which the type's tokenizer pads."""
     import transformers
-    from transformers import TOKENIZER_MAPPING_NAMES
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
-    name = TOKENIZER_MAPPING_NAMES.get(model_type)
+    entry = TOKENIZER_MAPPING_NAMES.get(model_type)
+    name = entry if isinstance(entry, str) or not entry else entry[0]
     return getattr(getattr(transformers, name, None), "padding_side", "right") if name else "right"
 
 
@@ -212,6 +235,34 @@ def _embeddings(maker: Maker, given: Inputs) -> Tensor:
     """A stream that another part of the model would give."""
     width = find(maker.config, "text", "hidden_size", "d_model", "hidden_dim", "n_embd") or 64
     return maker.noise(maker.batch, maker.length, width)
+
+
+def _seen_images(maker: Maker, given: Inputs) -> Tensor | None:
+    """Idefics: which image each token sees; its one image."""
+    if "image_encoder_embeddings" not in maker.names:
+        return None
+    return torch.ones(*given["input_ids"].shape, 1, dtype=torch.long)
+
+
+def _image_places(maker: Maker, given: Inputs) -> Tensor | None:
+    """Kosmos: the tokens that an image's features replace."""
+    count = find(maker.config, "text", "latent_query_num")
+    if "input_ids" not in given or count is None:
+        return None
+    mask = torch.zeros_like(given["input_ids"])
+    mask[:, 1 : 1 + count] = 1
+    return mask
+
+
+def _second_images(maker: Maker, given: Inputs) -> Tensor | None:
+    """Images for the tower of high resolution."""
+    side = find(maker.config, "high_res", "image_size")
+    return maker.noise(maker.batch, 3, side, side) if "pixel_values" in given else None
+
+
+def _merges(maker: Maker, given: Inputs) -> Tensor | None:
+    grid = given.get("image_grid_thw", given.get("grid_thw"))
+    return None if grid is None else torch.full((maker.batch,), 2)
 
 
 # Inputs besides text, images and sounds: made where the model requires them, or always.
@@ -245,9 +296,15 @@ EXTRAS: dict[str, Any] = {
     "timesteps": lambda maker, given: torch.arange(maker.length).repeat(maker.batch, 1),
     "prompt_pixel_values": lambda maker, given: maker.noise(*given["pixel_values"].shape),
     "prompt_masks": lambda maker, given: maker.noise(*given["pixel_values"].shape),
+    "image_attention_mask": _seen_images,
+    "image_embeds_position_mask": _image_places,
+    "high_res_pixel_values": _second_images,
+    "image_merge_sizes": _merges,
+    "merge_sizes": _merges,
     "noise": lambda maker, given: torch.rand(maker.batch, 16, generator=maker.generator),
 }
 ALWAYS = {
     *("bbox", "visual_feats", "visual_pos", "states", "actions", "rewards", "returns_to_go", "timesteps"),
-    *("future_values", "future_time_features", "noise"),
+    *("future_values", "future_time_features", "noise", "image_attention_mask", "image_embeds_position_mask"),
+    *("high_res_pixel_values", "image_merge_sizes", "merge_sizes"),
 }

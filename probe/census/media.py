@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,15 @@ class Media:
     inputs: dict[str, Any]
     token: int | None = None  # None: no tokens in the text
     tokens: int | None = None  # in each sample; None: ask the model
-    around: tuple[int, int] | None = field(default=None)
+    around: tuple[int, int] | None = None
+
+    def learn(self, error: str, batch: int) -> bool:
+        """Take the number of tokens from the library's error that features and tokens do not match."""
+        found = re.search(rf"{self.name} features .*features:? (\d+)", error, re.IGNORECASE)
+        if self.token is None or not found or int(found[1]) // batch in (0, self.tokens):
+            return False
+        self.tokens = int(found[1]) // batch
+        return True
 
 
 def media(maker: Maker) -> list[list[Media]]:
@@ -68,11 +77,13 @@ def _images(maker: Maker) -> Iterator[dict[str, Any]]:
     side = size if isinstance(size, int) else size[0] if isinstance(size, list | tuple) else 32
     grid = next((name for name in ("image_grid_thw", "grid_thw") if name in names), None)
     if grid:
-        T = get("temporal_patch_size") or 1
+        T = get("temporal_patch_size", "patch_temporal") or 1
         rows = torch.tensor([[1, 4, 4]] * B)
         for depth in dict.fromkeys([T, 1]):
             yield {key: maker.noise(B * 16, C * depth * P * P), grid: rows}
             yield {key: maker.noise(B * 16, C, P, P), grid: rows}
+            yield {key: maker.noise(1, B * 16, C, P, P), grid: rows}
+            yield {key: maker.noise(B, 16, C * depth * P * P), grid: rows}
         return
     if key == "flattened_patches":
         places = torch.stack(torch.meshgrid(torch.arange(1, 5), torch.arange(1, 5), indexing="ij"), -1).view(
@@ -115,13 +126,16 @@ def _images(maker: Maker) -> Iterator[dict[str, Any]]:
 
 
 def _sounds(maker: Maker) -> Iterator[dict[str, Any]]:
+    for key in ("input_features", "input_values"):
+        if key in maker.names:
+            yield from _sound(maker, key)
+
+
+def _sound(maker: Maker, key: str) -> Iterator[dict[str, Any]]:
     from .inputs import find
 
     B, names, config = maker.batch, maker.names, maker.config
     hint = "audio|speech|encoder"
-    key = next((name for name in ("input_features", "input_values") if name in names), None)
-    if key is None:
-        return
     bins = [
         find(config, hint, name)
         for name in (
@@ -137,7 +151,7 @@ def _sounds(maker: Maker) -> Iterator[dict[str, Any]]:
             "input_channels",
         )
     ]
-    bins = [value for value in dict.fromkeys([*bins, 80, 128]) if isinstance(value, int)]
+    bins = [value for value in dict.fromkeys([*bins, 80, 128, 64]) if isinstance(value, int)]
     positions = find(config, hint, "max_source_positions")
     frames = 2 * positions if isinstance(positions, int) and positions <= 64 else 64
     if key == "input_values":
@@ -149,8 +163,7 @@ def _sounds(maker: Maker) -> Iterator[dict[str, Any]]:
     for mel in bins:
         for shape in ((B, mel, frames), (B, frames, mel), (B, 1, frames, mel)):
             given: dict[str, Any] = {key: maker.noise(*shape)}
-            if mask := next(
-                (n for n in ("input_features_mask", "feature_attention_mask") if n in names), None
-            ):
-                given[mask] = torch.ones(B, frames, dtype=torch.bool)
-            yield given
+            masks = [n for n in ("input_features_mask", "feature_attention_mask") if n in names]
+            yield given | {name: torch.ones(B, frames, dtype=torch.bool) for name in masks}
+            if masks:
+                yield given

@@ -35,25 +35,31 @@ RULES: tuple[tuple[str, Size], ...] = tuple(
     for pattern, size in [
         (r"type_vocab_size|pretraining_tp|^id2label|^label2id", _same),
         (
-            r"mel_bins|mel_dim|^n_mels|feature_size|input_dim$|input_feat|sampling_rate|sample_rate|^(num|in|input)_channels$",
+            r"mel_bins|mel_dim|^n_mels|feature_size|^input_dim$|projection_input_dim|input_feat|sampling_rate|sample_rate|^(num|in|input)_channels$",
             _same,
         ),
         (r"vocab|^num_embeddings|codebook_size", _most(VOCAB)),
         (r"(image|img|crop|resolution)_size$|^input_size$|image_embedding_size", _most(IMAGE)),
-        (r"temporal|tubelet|merge_size|kernel|strides?$|padding|dilation|ratios?$|factors?$", _same),
+        (r"kv_shared_layers", lambda _: 0),
+        (
+            r"temporal|tubelet|window_size_per_stage|merge_size|kernel|strides?$|padding|dilation|ratios?$|factors?$",
+            _same,
+        ),
         (r"patch_size$", _most(PATCH)),
         (r"(sliding|local|attention|keep)_(window|attention)|sliding_window_size|chunk_size", _most(WINDOW)),
         (
             r"window_size$",
             lambda value: IMAGE if value > 100 else min(value, WINDOW // 2),
         ),  # pixels, or patches
+        (r"patch_embed_hidden_size", lambda _: 3 * PATCH**2),
+        (r"n_window", _most(WINDOW)),
         (r"max_source_positions", _most(32)),
         (
             r"max_.*(position|length|len$)|n_positions|n_ctx|(context|model_max)_length|max_pos",
             _most(POSITIONS),
         ),
         (r"(kv|key_value|key|query)_heads$", _most(2)),
-        (r"heads$|n_head$|heads_per_stage", _most(HEADS)),
+        (r"heads$|n_head$|heads_per_", _most(HEADS)),
         (r"mamba_d_head|mamba_head_dim", _most(2 * HEAD)),
         (r"qk_(rope|nope)_head_dim|rotary_dim|index_head_dim", _most(HEAD // 2)),
         (r"head_dim|d_kv|d_head|dim_head|kv_channels", _most(HEAD)),
@@ -69,6 +75,7 @@ RULES: tuple[tuple[str, Size], ...] = tuple(
         (r"depths|block_repeats|blocks_per_stage|stage_num_blocks", _most(2)),
         (r"groups$", lambda value: WIDTH if value >= WIDTH else min(value, 4)),
         (r"intermediate|ffn|inner|mlp_dim|linear_units|feed_?forward", _most(2 * WIDTH)),
+        (r"num_pos_feats", _most(WIDTH // 2)),
         (r"num_conv_pos_embeddings", _most(HEAD)),
         (
             r"quer(ies|y_tokens)$|latents|latent_query_num|num_image_tokens|tokens_per_image|_seq_length",
@@ -87,6 +94,8 @@ UNSET = {
     "num_key_value_heads": HEADS,
     "n_routed_experts": EXPERTS,
     "prediction_length": WINDOW,
+    **dict.fromkeys(["image_token_id", "image_token_index"], 30),
+    **dict.fromkeys(["audio_token_id", "audio_token_index"], 31),
 }
 STAGE_LISTS = ("depths", "num_block_repeats", "hidden_sizes", "blocks_per_stage", "embed_dim")
 LAYER_COUNTS = (
@@ -185,6 +194,8 @@ class _Shrink:
     def values(self, name: str, value: Any) -> Any:
         """A list is cut to the stages or layers it counts; its numbers follow the rules."""
         kind = type(value)
+        if name == "image_grid_pinpoints":  # the sizes that an image may be cut into
+            return [[IMAGE, IMAGE]]
         if self.stages and len(value) == self.stages:
             keep = (
                 [*range(STAGES)] if "channels" in name else [0, -1]
@@ -194,6 +205,8 @@ class _Shrink:
             value = kind(_cut(list(value), LAYERS))
         elif re.search(r"(layers?|layer_ids|ind(ex|ic)es|block_ind\w+)$", name) and all(map(_is_int, value)):
             return kind(self._places(value))
+        if self.whole and self.stages and name.endswith("heads"):
+            return kind(2 for _ in value)
         growing = len(set(map(str, value))) > 1 and all(map(_is_int, value)) and not self.whole
         if growing and re.search(r"^(hidden_sizes|embed_dims?|num_(attention_)?heads)$", name):
             return kind(_scale(name, value))
@@ -202,7 +215,7 @@ class _Shrink:
     def _places(self, value: Any) -> list[int]:
         """Layer numbers, brought into the range of the new count."""
         if any(place < 0 for place in value):
-            return [max(place, -LAYERS) for place in value]
+            return [max(min(place, LAYERS), -LAYERS) for place in value]
         most = max(self.layers or 0, *value, LAYERS) + 1 if value else 1
         return sorted({place if most <= LAYERS else place * LAYERS // most for place in value})
 
@@ -217,6 +230,10 @@ class _Shrink:
             half = int(HEAD * new.get("partial_rotary_factor", 1)) // 2
             new["mrope_section"] = [half - 2 * (half // 4), half // 4, half // 4]
         return new
+
+    def counts(self, value: Any) -> bool:
+        """Whether this list has one entry for each layer or stage."""
+        return isinstance(value, list | tuple) and len(value) in (self.layers, self.stages)
 
     def by_layer(self, layers: Mapping[int, Any], kinds: Any, new_kinds: Any) -> dict[int, Any]:
         """What differs from layer to layer, for the new layers: as for an old layer of the same kind."""
@@ -251,7 +268,8 @@ def _scale(name: str, values: Any) -> list[int]:
 def _cut(values: list[Any], count: int) -> list[Any]:
     """The first entries, with every kind that the whole list has, as far as they fit."""
     short = values[:count]
-    missing = [kind for kind in dict.fromkeys(map(repr, values)) if kind not in map(repr, short)]
+    kinds = dict.fromkeys(map(repr, values))
+    missing = [kind for kind in kinds if kind not in map(repr, short)] if len(kinds) <= count else []
     for place, kind in zip(range(count - 1, 0, -1), missing, strict=False):
         short[place] = next(value for value in values if repr(value) == kind)
     return short
@@ -274,11 +292,13 @@ def _shrink(default: Any, overrides: Overrides, tokens: Mapping[int, int], whole
             changes[name] = UNSET[name]
         elif (
             field.default is not None
-            or (isinstance(value, list) and len(value) == rule.layers)
-            or "rope" in name
+            or rule.counts(value)
+            or re.search(r"rope|pinpoints$|^image_size$", name)
         ):
             new = rule.value(name, value)
-            if new != value:
+            if new is not None and (
+                new != value or value != field.default
+            ):  # the owner of a sub-config has defaults of its own
                 changes[name] = new
     if whole and (outputs := old.get("_out_indices")):
         changes |= _outputs(default, outputs, bool(stages))
@@ -294,6 +314,8 @@ def _outputs(default: Any, outputs: list[int], hierarchy: bool) -> dict[str, Any
     """A backbone gives as many feature maps as before: its stages, or its last layers."""
     if hierarchy:
         return {"out_indices": list(outputs)}
-    name = next(name for name in LAYER_COUNTS if name in vars(default))
+    name = next((name for name in LAYER_COUNTS if name in vars(default)), None)
+    if name is None:
+        return {}
     layers = max(LAYERS, len(outputs))
     return {name: layers, "out_indices": [*range(layers - len(outputs) + 1, layers + 1)]}
