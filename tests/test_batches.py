@@ -188,12 +188,6 @@ def test_tokenizer_of_another_model() -> None:
         batches(text_samples([tiny.words(28)]), loaded(tiny.bert(vocab_size=20, max_position_embeddings=64)))
 
 
-@pytest.mark.parametrize(("option", "value"), [("length", 1), ("length", 0), ("batch_size", 0)])
-def test_impossible_sizes(option: str, value: int) -> None:
-    with pytest.raises(RcProbeError, match=f"--{option.replace('_', '-')}: {value} is too small"):
-        batches(text_samples(), loaded(tiny.bert()), **{option: value})
-
-
 def test_samples_for_another_model() -> None:
     with pytest.raises(RcProbeError, match="takes texts, and the samples are images"):
         batches(Samples("image", "here", [Image.new("RGB", (4, 4))]), loaded(tiny.bert()))
