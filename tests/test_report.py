@@ -299,6 +299,55 @@ def test_the_verdict_has_its_number_first_and_its_level(case: str) -> None:
     )
 
 
+RULES = {
+    "healthy": (
+        {},
+        "layer 12 keeps at least half of the residual that entered block 1, every layer on the way at least a "
+        "tenth, and the tokens’ directions do not contradict it",
+    ),
+    "no cosine": (
+        {"metrics": ["residual"]},
+        "layer 12 keeps at least half of the residual that entered block 1, and every layer on the way at least a tenth",
+    ),
+    "one block": (
+        {"metrics": ["residual"], "blocks": 1},
+        "layer 1 keeps at least half of the residual that entered block 1",
+    ),
+    "half": (
+        {"metrics": ["residual"], "pretrained": {"transformer": (0.84, 0.93)}},
+        "layer 12 keeps less than half of the residual that entered block 1",
+    ),
+    "a tenth": (
+        {"pretrained": {"transformer": (0.84, 0.8)}},
+        "layer 12 keeps less than a tenth of the residual that entered block 1",
+    ),
+    "floor": ({"pretrained": {"transformer": (0.84, 0.2)}}, "layer 12 is at its rounding floor"),
+    "from the start": (
+        {"pretrained": {"transformer": (1e-8, 1.0)}},
+        "what enters block 1 is at its rounding floor",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RULES)
+def test_the_level_says_only_what_applies(case: str) -> None:
+    options, rule = RULES[case]
+    result = make_result(**options)
+    assert result.verdict["rule"] == rule
+    assert f"({rule})." in "".join(Page(result.to_html()).text)
+
+
+def test_two_reasons_to_watch_are_both_told() -> None:
+    result = make_result(init=False, metrics=["residual"], pretrained={"transformer": (0.84, 0.93)})
+    rows = result.tables["residuals"]
+    rows.loc[rows["layer"] == 5, "mean"] = 0.05
+    half = "keeps less than half of the residual that entered block 1, and layer 5 less than a tenth"
+    assert result.verdict["rule"] == f"layer 12 {half}"
+    rows.loc[rows["layer"] == 12, "mean"] = 0.8
+    del result.__dict__["verdict"]
+    assert result.verdict["rule"] == "layer 5 keeps less than a tenth of the residual that entered block 1"
+
+
 def reasons(**options: object) -> str:
     return " ".join(make_result(**options).verdict["reasons"])  # type: ignore[arg-type]
 
@@ -309,14 +358,22 @@ def test_what_holds_it_up_is_what_the_variants_say() -> None:
         in reasons()
     )
     apart = {**PRETRAINED, "SAN+MLP": (0.84, 0.98)}
-    assert "attention skips (0.46) or MLPs (0.67) are each enough" in reasons(pretrained=apart)
+    assert (
+        "attention skips (0.46) or MLPs (0.67) are each enough to keep at least half of the whole model’s 0.76."
+        in reasons(pretrained=apart)
+    )
     mlp = {**apart, "SAN+skip": (0.84, 0.7)}
     assert "MLPs alone keep 0.67, attention skips alone 0.012" in reasons(pretrained=mlp)
     neither = {**PRETRAINED, "SAN+skip": (0.84, 0.7)}
-    assert "neither attention skips (0.012) nor MLPs (0.043) alone" in reasons(pretrained=neither)
+    assert (
+        "neither attention skips (0.012) nor MLPs (0.043) alone keep half of the whole model’s 0.76."
+        in reasons(pretrained=neither)
+    )
     assert "MLPs alone nothing above rounding." in reasons(pretrained={**PRETRAINED, "SAN+MLP": (0.84, 0.2)})
     held = {**PRETRAINED, "SAN": (0.84, 0.98)}
-    assert "ends at 0.67, so attention alone keeps at least half of it." in reasons(pretrained=held)
+    assert "ends at 0.67, so attention alone keeps at least half of the whole model’s 0.76." in reasons(
+        pretrained=held
+    )
 
 
 def test_nothing_is_said_to_hold_up_a_collapsed_model() -> None:
