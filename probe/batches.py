@@ -92,7 +92,7 @@ def batches(
     made = Batches(loaded, encoded, batch_size)
     made.length, made.tokens = cut, sum(map(_length, encoded))
     made.truncated = sum(_length(text) > cut for text in longer)
-    if cut < length:
+    if cut < length and made.truncated:
         made.note = f"--length cut from {length} to {cut}, all the positions that the model has"
     return made
 

@@ -257,6 +257,13 @@ def test_definitions_and_command_are_told(full: str) -> None:
     assert METRICS["residual_argmin"].title not in shown, "it was not measured"
 
 
+def test_one_term_for_the_residual(full: str) -> None:
+    title = METRICS["residual"].title
+    assert title == "Relative residual"
+    assert f"<h2>{title} by layer</h2>" in full and f'<th scope="row">{title}</th>' in full
+    assert title.lower() in make_result().verdict["sentence"] and "uniformity" not in full.lower()
+
+
 VERDICTS = {
     "healthy": (
         {},
