@@ -332,7 +332,7 @@ def test_help_without_torch() -> None:
     script = (
         "import sys\nsys.argv = ['rc-probe', '--help']\nfrom rc_probe.cli import main\n"
         "try:\n    main()\nexcept SystemExit as e:\n    assert not e.code\n"
-        "print(sorted({'torch', 'transformers', 'pandas', 'matplotlib', 'datasets'} & set(sys.modules)))"
+        "print(sorted({'torch', 'transformers', 'pandas', 'matplotlib', 'seaborn', 'datasets'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.rstrip().endswith("[]")

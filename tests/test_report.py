@@ -248,6 +248,69 @@ def test_values_at_the_floor_are_drawn_hollow(full: str) -> None:
     assert full.count("<pattern") >= 4, "the region below the floor is hatched"
 
 
+def figure_of(text: str, name: str) -> str:
+    start = text.index(f'id="figure-{name}"')
+    return text[start : text.index("</figure>", start)]
+
+
+def test_bands_over_seeds_say_so(full: str) -> None:
+    shown = figure_of(with_seeds().to_html(), "residual")
+    assert "± 1 std over samples and seeds" in shown and "over 2 seeds where freshly initialised" in shown
+    assert "± 1 std over samples</li>" in full and "seeds" not in figure_of(full, "residual")
+
+
+def test_the_bound_is_drawn_above_the_recursion_and_hollow_where_vacuous(full: str) -> None:
+    shown = figure_of(full, "recursion")
+    marks = [m for svg in re.findall(r"<svg.*?</svg>", shown, re.DOTALL) for m in fills(ET.fromstring(svg))]
+    bounds = [mark for mark in marks if mark[0].startswith("Bound, layer")]
+    assert len(bounds) == 2 * 4, "that of layer 1 is beyond floats"
+    for title, fill in bounds:
+        assert ("vacuous: scores spread" in title) == fill.startswith("var(--panel"), (title, fill)
+        assert ("layer 2:" in title) == ("vacuous" in title)
+    result = make_result()
+    residual = result.recursion.query("weights == 'init' and layer == 3")["residual"].item()
+    row = result.bounds.query("weights == 'init' and layer == 3").iloc[0]
+    height = number(residual * row["bound_out"] / row["residual_out"], 3)
+    assert f"Bound, layer 3: {height}" in [title for title, _ in bounds]
+    assert "bound of theorem 2.2, hollow where vacuous" in shown
+    assert "bound" not in figure_of(drop_table("bounds").to_html(), "recursion").lower()
+
+
+def test_the_bound_is_told_for_each_weights() -> None:
+    result = make_result()
+    bounds = result.tables["bounds"]
+    bounds.loc[bounds["weights"] == "init", "vacuous"] = True
+    text = result.to_html()
+    assert "Pretrained: the bound of theorem 2.2 is not vacuous at 3 of the 5 layers measured." in text
+    assert "Freshly initialised: the bound of theorem 2.2 is vacuous at all 5 layers measured." in text
+    bounds["vacuous"] = False
+    assert "Pretrained: the bound of theorem 2.2 is vacuous at none of the 5 layers" in result.to_html()
+
+
+def test_the_papers_variants_are_no_ablations_of_the_users(full: str) -> None:
+    assert "With parts of the model off" not in make_result().to_html()
+    titles = re.findall(r"<title>([^<]*) → [^<]*</title>", figure_of(full, "ablations"))
+    assert [title.partition(":0")[0].rpartition(": ")[0] for title in titles] == list(ABLATIONS)
+
+
+def test_an_ablation_that_collapses_does_not_squeeze_the_others() -> None:
+    result = make_result(ablations=["mlp@7", "mlp.skip"])
+    table = result.tables["residuals"]
+    table.loc[(table["variant"] == "mlp.skip") & (table["layer"] > 3), "mean"] = 1e-7
+    labels = re.findall(r'aria-label="([^."]*(?:\.skip)?[^."]*)\.', figure_of(result.to_html(), "ablations"))
+    assert labels[1:] == ["mlp@7", "mlp.skip, log scale"]
+    assert "log" not in labels[0]
+
+
+def test_figures_of_seaborn_import_no_torch() -> None:
+    code = (
+        "import sys; from make_result import make_result; make_result(blocks=1).to_html()\n"
+        "assert 'seaborn' in sys.modules; assert 'torch' not in sys.modules"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
 def test_definitions_and_command_are_told(full: str) -> None:
     shown = "".join(Page(full).text)
     for name in ("residual", "cosine", "effective_rank"):
