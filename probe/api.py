@@ -21,7 +21,6 @@ from .batches import Batches, batches, long_enough
 from .data import Samples, load_samples
 from .floor import below_the_floor
 from .load import DEMO, Loaded, fresh_model, hold_model, load_model
-from .registry import METRICS, select
 from .results import ProbeResult
 from .run import Curves, Row, ablation_rows, check_finite, measure_variants, structure_rows
 from .settings import Settings
@@ -36,14 +35,8 @@ def probe(
     data: Any = None,
     *,
     processor: Any = None,
-    revision: str | None = None,
-    dtype: str = "float32",
-    device: str | None = None,
-    allow_pickle: bool = False,
-    trust_remote_code: bool = False,
     progress: Progress | None = None,
-    command: str | None = None,
-    **settings: Any,
+    **options: Any,
 ) -> ProbeResult:
     """Measure rank collapse of `model` on `data`.
 
@@ -53,65 +46,55 @@ def probe(
     data: a file, a folder of images, a Hub dataset `name[:config][:split]`, a list of texts or PIL
         images, a datasets.Dataset, a DataFrame; None takes the bundled samples
     processor: tokenizer or image processor of a model that you hold
-    revision, dtype, device, allow_pickle, trust_remote_code: as in `rc_probe.load.load_model`
     progress: called as progress(stage, done, total)
-    settings: the fields of `Settings`: column, samples, length, batch_size, special_tokens, metrics,
-        svd_samples, init, init_seeds, seed, ablate, recursion
+    options: the fields of `Settings`. Of a model by name: revision, dtype, device, allow_pickle,
+        trust_remote_code. Of the data: column, samples, length, batch_size, special_tokens. Of what is
+        measured: metrics, svd_samples, init, init_seeds, seed, ablate, recursion
 
     Returns a ProbeResult with the tables residuals, ablations, structure, recursion, bounds.
     Raises RcProbeError, one clear line, for bad input and for models that cannot be proved.
     """
+    return measure(model, Settings.of(data=data, **options), processor=processor, progress=progress)
+
+
+def measure(
+    model: Any,
+    chosen: Settings,
+    *,
+    processor: Any = None,
+    progress: Progress | None = None,
+    command: str | None = None,
+) -> ProbeResult:
+    """What `probe` does, with all options in `chosen`. `command` is what repeats it, made up if not given."""
     started = time.monotonic()
-    for name in ("ablate", "metrics"):  # one text may stand for a tuple of one
-        if isinstance(settings.get(name), str):
-            settings[name] = (settings[name],)
-    try:
-        chosen = Settings(data=data, **settings)
-    except TypeError as error:
-        raise RcProbeError(str(error).replace("Settings.__init__() ", ""), where="probe") from None
-    ablations = _parse_ablations(chosen)
-    metrics = [m for m in select(chosen.metrics) if chosen.svd_samples or METRICS[m].cost == "cheap"]
-    if not metrics:
-        raise RcProbeError(
-            "no metric is left to measure", where="--metrics", todo="Name one, or raise --svd-samples"
-        )
+    chosen.check()
+    ablations = [parse_ablation(text) for text in dict.fromkeys(chosen.ablate)]
     report = progress or (lambda stage, done, total: None)
     report("loading", 0, 1)
-    if isinstance(model, str):
-        loaded = load_model(
-            model, revision=revision, dtype=dtype, device=device, allow_pickle=allow_pickle,
-            trust_remote_code=trust_remote_code,
-        )  # fmt: skip
-    else:
-        loaded = hold_model(model, processor)
+    loaded = _load(model, chosen) if isinstance(model, str) else hold_model(model, processor)
     samples = load_samples(
         chosen.data, modality=loaded.modality, column=chosen.column, samples=chosen.samples,
         fits=long_enough(loaded, chosen.special_tokens),
     )  # fmt: skip
     made = batches(
-        samples,
-        loaded,
-        length=chosen.length,
-        batch_size=chosen.batch_size,
+        samples, loaded, length=chosen.length, batch_size=chosen.batch_size,
         special_tokens=chosen.special_tokens,
-    )
-    run = _Run(loaded, chosen, made, metrics, ablations, report)
+    )  # fmt: skip
+    run = _Run(loaded, chosen, made, ablations, report)
     run.measure()
     return ProbeResult(
         model=run.describe(),
-        settings=_settings(chosen, loaded, samples, made, metrics, command),
+        settings=_settings(chosen, loaded, samples, made, command),
         environment=_environment(time.monotonic() - started),
         tables=run.tables(),
     )
 
 
-def _parse_ablations(chosen: Settings) -> list[Variant]:
-    if chosen.init_seeds < 1 or chosen.svd_samples < 0:
-        name = "--init-seeds" if chosen.init_seeds < 1 else "--svd-samples"
-        least = 1 if name == "--init-seeds" else 0
-        raise RcProbeError("the number is too small", where=name, todo=f"Give {least} or more")
-    texts = dict.fromkeys(chosen.ablate)
-    return [parse_ablation(text) for text in texts]
+def _load(model: str, chosen: Settings) -> Loaded:
+    return load_model(
+        model, revision=chosen.revision, dtype=chosen.dtype, device=chosen.device,
+        allow_pickle=chosen.allow_pickle, trust_remote_code=chosen.trust_remote_code,
+    )  # fmt: skip
 
 
 class _Run:
@@ -122,11 +105,10 @@ class _Run:
         loaded: Loaded,
         chosen: Settings,
         made: Batches,
-        metrics: Sequence[str],
         ablations: list[Variant],
         report: Progress,
     ) -> None:
-        self.loaded, self.chosen, self.made, self.metrics, self.report = loaded, chosen, made, metrics, report
+        self.loaded, self.chosen, self.made, self.report = loaded, chosen, made, report
         report("proving the structure", 0, 1)
         self.first = next(iter(made))
         self.example = self.first.inputs
@@ -184,7 +166,7 @@ class _Run:
             self.report(f"{stage}: {name}", self.done, self.total)
 
         return measure_variants(
-            structure, self.made, variants, self.metrics, few=self.chosen.svd_samples, advance=advance
+            structure, self.made, variants, self.chosen.measured, few=self.chosen.svd_samples, advance=advance
         )
 
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -227,12 +209,7 @@ class _Run:
 
 
 def _settings(
-    chosen: Settings,
-    loaded: Loaded,
-    samples: Samples,
-    made: Batches,
-    metrics: Sequence[str],
-    command: str | None,
+    chosen: Settings, loaded: Loaded, samples: Samples, made: Batches, command: str | None
 ) -> dict[str, Any]:
     count = len(samples.items)
     return {
@@ -240,7 +217,7 @@ def _settings(
         "batch_size": chosen.batch_size, "tokens": made.tokens, "truncated": made.truncated,
         "dtype": str(loaded.model.dtype).removeprefix("torch."), "device": str(loaded.model.device),
         "seed": chosen.seed, "init_seeds": chosen.init_seeds if chosen.init else 0,
-        "special_tokens": chosen.special_tokens, "metrics": list(metrics), "ablate": list(chosen.ablate),
+        "special_tokens": chosen.special_tokens, "metrics": chosen.measured, "ablate": list(chosen.ablate),
         "svd_samples": min(chosen.svd_samples, count),
         "notes": [note for note in (samples.note, made.note) if note],
         "command": command or _as_command(loaded, chosen),

@@ -76,11 +76,8 @@ def batches(
     out what the tokenizer adds to a text ([CLS], [SEP], ...). Encoder-decoder models get the text, shifted
     right by one, as the decoder's input.
 
-    Raises RcProbeError for texts of fewer than two tokens, unknown token ids, and impossible sizes.
+    Raises RcProbeError for texts of fewer than two tokens and unknown token ids.
     """
-    for name, value, least in (("--length", length, 2), ("--batch-size", batch_size, 1)):
-        if value < least:
-            raise RcProbeError(f"{value} is too small", where=name, todo=f"Give at least {least}")
     if samples.kind != loaded.modality:
         what = f"the model takes {loaded.modality}s, and the samples are {samples.kind}s"
         raise RcProbeError(what, where=loaded.id, todo="Give other --data")
@@ -95,7 +92,7 @@ def batches(
     made = Batches(loaded, encoded, batch_size)
     made.length, made.tokens = cut, sum(map(_length, encoded))
     made.truncated = sum(_length(text) > cut for text in longer)
-    if cut < length:
+    if cut < length and made.truncated:
         made.note = f"--length cut from {length} to {cut}, all the positions that the model has"
     return made
 

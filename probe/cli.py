@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -17,6 +18,7 @@ import typer
 from rc_probe import __version__
 from rc_probe.hooks.errors import RcProbeError
 
+from .registry import METRICS
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -36,6 +38,15 @@ Examples:
 
   rc-probe gpt2 --no-init --json --quiet | jq .verdict
 """
+DATA_HELP = (
+    "A txt, jsonl, json, csv, tsv or parquet file, a folder of images, or a Hub dataset "
+    "name[:config][:split]. (default: bundled biographies or photographs)"
+)
+ABLATE_HELP = (
+    "Leave a part out and compare: attention.skip@3-5, mlp@7, mlp.skip, attention@all, head@2:5, "
+    "mlp@4=0.5. Blocks and heads count from 1. Repeat for more; join parts by '+'."
+)
+OUT_HELP = "Folder for report.html, results.json and the tables. (default: rc-probe-out/MODEL)"
 app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
 
 
@@ -45,119 +56,97 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-MODEL, DATA, MEASURE, OUTPUT = "The model", "The data", "What is measured", "Output"
+_model, _data, _measure, _output = (
+    partial(typer.Option, rich_help_panel=panel)  # an option in a panel of --help
+    for panel in ("The model", "The data", "What is measured", "Output")
+)
 
 
 @app.command(epilog=EXAMPLES)
 def measure(
     model: Annotated[str, typer.Argument(help="A Hub id, a folder, or 'demo' (the packaged all-MiniLM-L6-v2).")],
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of a Hub model.", rich_help_panel=MODEL)
-    ] = None,
-    dtype: Annotated[
-        str, typer.Option(help="float32, float64, bfloat16, float16, or auto.", rich_help_panel=MODEL)
-    ] = "float32",
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1 … (default: cuda if there is one)", rich_help_panel=MODEL)
-    ] = None,
+    revision: Annotated[str | None, _model(help="Branch, tag or commit of a Hub model.")] = DEFAULT.revision,
+    dtype: Annotated[str, _model(help="float32, float64, bfloat16, float16, or auto.")] = DEFAULT.dtype,
+    device: Annotated[str | None, _model(help="cpu, cuda, cuda:1 … (default: cuda if there is one)")] = DEFAULT.device,
     allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Also load pickled weights, which can run code.", rich_help_panel=MODEL)
-    ] = False,
+        bool, _model("--allow-pickle", help="Also load pickled weights, which can run code.")
+    ] = DEFAULT.allow_pickle,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the model's own code.", rich_help_panel=MODEL)
-    ] = False,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="A txt, jsonl, json, csv, tsv or parquet file, a folder of images, or a Hub dataset "
-            "name[:config][:split]. (default: bundled biographies or photographs)",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
-    column: Annotated[str | None, typer.Option(help="Column of a table or dataset.", rich_help_panel=DATA)] = None,
-    samples: Annotated[int, typer.Option(help="Texts or images at most.", rich_help_panel=DATA)] = DEFAULT.samples,
-    length: Annotated[int, typer.Option(help="Tokens of a text at most.", rich_help_panel=DATA)] = DEFAULT.length,
+        bool, _model("--trust-remote-code", help="Run the model's own code.")
+    ] = DEFAULT.trust_remote_code,
+    data: Annotated[str | None, _data(help=DATA_HELP)] = None,
+    column: Annotated[str | None, _data(help="Column of a table or dataset.")] = DEFAULT.column,
+    samples: Annotated[int, _data(help="Texts or images at most.")] = DEFAULT.samples,
+    length: Annotated[int, _data(help="Tokens of a text at most.")] = DEFAULT.length,
     batch_size: Annotated[
-        int, typer.Option(help="Samples in one forward pass. Changes no number beyond rounding.", rich_help_panel=DATA)
+        int, _data(help="Samples in one forward pass. Changes no number beyond rounding.")
     ] = DEFAULT.batch_size,
     special_tokens: Annotated[
-        bool, typer.Option(help="Keep [CLS], [SEP] and the like in the text.", rich_help_panel=DATA)
+        bool, _data(help="Keep [CLS], [SEP] and the like in the text.")
     ] = DEFAULT.special_tokens,
-    ablate: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Leave a part out and compare: attention.skip@3-5, mlp@7, mlp.skip, attention@all, head@2:5, "
-            "mlp@4=0.5. Blocks and heads count from 1. Repeat for more; join parts by '+'.",
-            rich_help_panel=MEASURE,
-        ),
-    ] = None,
+    ablate: Annotated[list[str] | None, _measure(help=ABLATE_HELP)] = None,
     metrics: Annotated[
-        str | None,
-        typer.Option(help="Names, separated by commas, or 'all'. (default: all but the solvers)", rich_help_panel=MEASURE),
+        str | None, _measure(help="Names, separated by commas, or 'all'. (default: all but the solvers)")
     ] = None,
-    svd_samples: Annotated[
-        int, typer.Option(help="Samples that ranks are measured on (slow).", rich_help_panel=MEASURE)
-    ] = DEFAULT.svd_samples,
+    svd_samples: Annotated[int, _measure(help="Samples that ranks are measured on (slow).")] = DEFAULT.svd_samples,
     init: Annotated[
-        bool, typer.Option(help="Also measure the same architecture freshly initialised.", rich_help_panel=MEASURE)
+        bool, _measure(help="Also measure the same architecture freshly initialised.")
     ] = DEFAULT.init,
-    init_seeds: Annotated[
-        int, typer.Option(help="How many initialisations.", rich_help_panel=MEASURE)
-    ] = DEFAULT.init_seeds,
-    seed: Annotated[int, typer.Option(help="Seed of the first.", rich_help_panel=MEASURE)] = DEFAULT.seed,
-    recursion: Annotated[
-        bool, typer.Option(help="Follow pure attention below the float floor.", rich_help_panel=MEASURE)
-    ] = DEFAULT.recursion,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for report.html, results.json and the tables. (default: rc-probe-out/MODEL)",
-                     rich_help_panel=OUTPUT),
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.", rich_help_panel=OUTPUT)] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print results.json on standard output.", rich_help_panel=OUTPUT)
-    ] = False,
+    init_seeds: Annotated[int, _measure(help="How many initialisations.")] = DEFAULT.init_seeds,
+    seed: Annotated[int, _measure(help="Seed of the first.")] = DEFAULT.seed,
+    recursion: Annotated[bool, _measure(help="Follow pure attention below the float floor.")] = DEFAULT.recursion,
+    out: Annotated[Path | None, _output(help=OUT_HELP)] = None,
+    quiet: Annotated[bool, _output("--quiet", "-q", help="No progress, no summary.")] = False,
+    as_json: Annotated[bool, _output("--json", help="Print results.json on standard output.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True, rich_help_panel=OUTPUT)
+        bool, _output("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:  # fmt: skip
     """Measure rank collapse of a transformer on your data, and see what holds it up."""
     with one_line_errors(), interrupts() as check:
+        chosen = Settings(
+            data=data, revision=revision, dtype=dtype, device=device, allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code, column=column, samples=samples, length=length,
+            batch_size=batch_size, special_tokens=special_tokens, metrics=_metric_names(metrics),
+            svd_samples=svd_samples, init=init, init_seeds=init_seeds, seed=seed, ablate=tuple(ablate or ()),
+            recursion=recursion,
+        )  # fmt: skip
+        chosen.check()  # before torch is imported
         target = out or Path("rc-probe-out") / folder_name(model)
         check_target(target)
-        names = None if metrics is None else _metric_names(metrics)
-        from .show import progress_bar, summary
-
-        with progress_bar(hidden=quiet) as show:
-
-            def report(stage: str, done: int, total: int) -> None:
-                check()
-                show(stage, done, total)
-
-            from .api import probe
-
-            result = probe(
-                model, data, revision=revision, dtype=dtype, device=device, allow_pickle=allow_pickle,
-                trust_remote_code=trust_remote_code, progress=report,
-                command=shlex.join(["rc-probe", *sys.argv[1:]]), column=column, samples=samples, length=length,
-                batch_size=batch_size, special_tokens=special_tokens, metrics=names, svd_samples=svd_samples,
-                init=init, init_seeds=init_seeds, seed=seed, ablate=tuple(ablate or ()), recursion=recursion,
-            )  # fmt: skip
-            report("writing the report", 1, 1)
-            result.save(target)
+        result = _run(model, chosen, target, check, quiet=quiet)
         if as_json:
-            typer.echo(_json(result, target))
+            typer.echo((target / "results.json").read_text(encoding="utf-8").rstrip("\n"))
         elif not quiet:
+            from .show import summary
+
             summary(result, target)
 
 
-def _json(result: ProbeResult, target: Path) -> str:
-    return (target / "results.json").read_text(encoding="utf-8").rstrip("\n")
+def _run(
+    model: str, chosen: Settings, target: Path, check: Callable[[], None], *, quiet: bool
+) -> ProbeResult:
+    """Measure with a progress bar, and save; `check` is called on every step."""
+    from .show import progress_bar
+
+    with progress_bar(hidden=quiet) as show:
+
+        def report(stage: str, done: int, total: int) -> None:
+            check()
+            show(stage, done, total)
+
+        from . import api
+
+        command = shlex.join(["rc-probe", *sys.argv[1:]])
+        result = api.measure(model, chosen, progress=report, command=command)
+        report("writing the report", 1, 1)
+        result.save(target)
+    return result
 
 
-def _metric_names(text: str) -> tuple[str, ...]:
-    from .registry import METRICS
-
+def _metric_names(text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
     names = [name.strip() for name in text.split(",") if name.strip()]
     return tuple(METRICS) if names == ["all"] else tuple(names)
 

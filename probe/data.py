@@ -71,8 +71,6 @@ def load_samples(
 
     Raises RcProbeError if there is nothing to measure, or not what was meant.
     """
-    if samples < 1:
-        raise RcProbeError(f"{samples} samples asked for", where="--samples", todo="Ask for at least 1")
     source, stream = _open(spec, modality, column)
     items: list[Any] = []
     empty = short = 0

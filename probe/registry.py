@@ -38,12 +38,12 @@ class Metric:
 
 
 _ALL = (
-    Metric("residual", "Token-uniformity residual",
+    Metric("residual", "Relative residual",
            "‖res X‖₁,∞ / ‖X‖₁,∞, ‖·‖₁,∞ = √(‖·‖₁ ‖·‖∞), res X = X − 1 mean(X)ᵀ",
            "ratio", 0, 2, "higher", f"{DONG}, section 2"),
-    Metric("residual_frobenius", "Residual, Frobenius norm", "‖res X‖_F / ‖X‖_F",
+    Metric("residual_frobenius", "Relative residual, Frobenius norm", "‖res X‖_F / ‖X‖_F",
            "ratio", 0, 1, "higher", f"{WU}, measure μ(X), divided by ‖X‖_F"),
-    Metric("residual_absolute", "Residual, absolute", "‖res X‖₁,∞",
+    Metric("residual_absolute", "Absolute residual", "‖res X‖₁,∞",
            "norm", 0, None, None, f"{DONG}, section 2"),
     Metric("cosine", "Token cosine", "mean over i ≠ j of cos(x_i, x_j)",
            "cosine", -1, 1, "lower", SHI),
@@ -55,10 +55,10 @@ _ALL = (
            "count", 0, None, "higher", "Roy, Vetterli 2007 (EUSIPCO), definition 1", cost="svd"),
     Metric("stable_rank", "Stable rank", "‖X‖_F² / σ₁²",
            "count", 0, None, "higher", "Rudelson, Vershynin 2007 (J. ACM 54), numerical rank", cost="svd"),
-    Metric("residual_argmin", "Residual, best x", "min over x of ‖X − 1 xᵀ‖₁,∞ / ‖X‖₁,∞, value attained",
+    Metric("residual_argmin", "Relative residual, best x", "min over x of ‖X − 1 xᵀ‖₁,∞ / ‖X‖₁,∞, value attained",
            "ratio", 0, 1, "higher", f"{DONG}, section 2",
            cost="solver", default=False),
-    Metric("residual_argmin_low", "Residual, best x, certified lower bound",
+    Metric("residual_argmin_low", "Relative residual, best x, lower bound",
            "a number that no x can go below in ‖X − 1 xᵀ‖₁,∞ / ‖X‖₁,∞",
            "ratio", 0, 1, "higher", f"{DONG}, section 2; bound by linear duality",
            cost="solver", default=False),

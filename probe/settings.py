@@ -1,7 +1,16 @@
 """What can be chosen about a measurement. No torch here: `rc-probe --help` reads it."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from numbers import Integral
+from typing import Any, Self
+
+from rc_probe.hooks.errors import RcProbeError
+
+from .registry import METRICS, select
+
+DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
+LEAST = {"samples": 1, "length": 2, "batch_size": 1, "svd_samples": 0, "init_seeds": 1, "seed": 0}
+MOST_SEED = 2**63  # what random generators take
 
 
 @dataclass(frozen=True)
@@ -9,6 +18,11 @@ class Settings:
     """How to measure. Each field is an option of the command and of `rc_probe.probe`."""
 
     data: Any = None  # a file, a folder, a Hub dataset, Python objects; None: the bundled samples
+    revision: str | None = None  # of a Hub model
+    dtype: str = "float32"
+    device: str | None = None  # None: CUDA where there is one
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
     column: str | None = None  # of a table or a dataset
     samples: int = 32
     length: int = 128  # tokens of a text at most
@@ -21,3 +35,45 @@ class Settings:
     seed: int = 0  # of the first
     ablate: tuple[str, ...] = ()
     recursion: bool = True  # the pure attention variant below the float floor
+
+    def __post_init__(self) -> None:
+        for name in ("metrics", "ablate"):  # one text may stand for a tuple of one
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+
+    @classmethod
+    def of(cls, **options: Any) -> Self:
+        """Settings from a caller's options; RcProbeError for a name that is not an option."""
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                todo = f"There are {', '.join(known)}"
+                raise RcProbeError(f"no option is called {name!r}", where="probe", todo=todo)
+        return cls(**options)
+
+    @property
+    def measured(self) -> list[str]:
+        """The metrics to measure, in display order; without `svd_samples` the cheap ones alone."""
+        return [name for name in select(self.metrics) if self.svd_samples or METRICS[name].cost == "cheap"]
+
+    def check(self) -> None:
+        """RcProbeError, naming the option, for what no model and no data could make right."""
+        for name, least in LEAST.items():
+            value, where = getattr(self, name), f"--{name.replace('_', '-')}"
+            if not isinstance(value, Integral) or isinstance(value, bool):
+                raise RcProbeError(
+                    f"{value!r} is not a whole number", where=where, todo=f"Give {least} or more"
+                )
+            if value < least:
+                raise RcProbeError(f"{value} is too small", where=where, todo=f"Give at least {least}")
+        if self.seed + self.init_seeds > MOST_SEED:
+            raise RcProbeError(
+                f"{self.seed} is too large", where="--seed", todo=f"Give less than {MOST_SEED}"
+            )
+        if self.dtype not in DTYPES:
+            todo = f"Choose one of {', '.join(DTYPES)}"
+            raise RcProbeError(f"no such dtype {self.dtype!r}", where="--dtype", todo=todo)
+        if not self.measured:
+            todo = "Name one, or raise --svd-samples"
+            raise RcProbeError("no metric is left to measure", where="--metrics", todo=todo)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     SpinnerColumn,
     TextColumn,
@@ -31,21 +31,60 @@ COLOURS = {"healthy": "green", "watch": "yellow", "collapsed": "red"}
 
 @contextmanager
 def progress_bar(*, hidden: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on standard error; yields report(stage, done, total)."""
+    """A bar on standard error, if that is a terminal; yields report(stage, done, total).
+
+    Hidden, the bars that libraries draw while files come down are hidden, too.
+    """
     console = Console(stderr=True)
-    columns = (
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+    hidden = hidden or not console.is_terminal
+    count = TextColumn("{task.fields[count]}")
+    bar = Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn(),
+        console=console, transient=True,
     )  # fmt: skip
-    with Progress(
-        *columns, console=console, transient=True, disable=hidden or not console.is_terminal
-    ) as bar:
-        task = bar.add_task("starting", total=None)
+    task = bar.add_task("starting", total=None, count="")
+    with ExitStack() as stack:
+        if hidden:
+            stack.enter_context(no_download_bars())
 
         def report(stage: str, done: int, total: int) -> None:
+            if hidden:
+                return
+            if stage == "loading":  # downloads draw bars of their own, and two would fight for the line
+                console.print(f"{stage} …", end="\r")
+                return
             # Before the first pass there is nothing to count.
-            bar.update(task, description=stage, completed=done, total=total if done else None)
+            bar.update(task, description=stage, completed=done, total=total if done else None,
+                       count=f"{done}/{total}" if done else "")  # fmt: skip
+            if not bar.live.is_started:
+                stack.enter_context(bar)
 
         yield report
+
+
+@contextmanager
+def no_download_bars() -> Iterator[None]:
+    """The bars of the Hub and of `datasets` off; then as before."""
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    name = "HF_DATASETS_DISABLE_PROGRESS_BARS"  # read when `datasets` is imported, which few runs need
+    before, off = os.environ.get(name), are_progress_bars_disabled()
+    os.environ[name] = "1"
+    if not off:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not off:
+            enable_progress_bars()
+        if before is None:
+            os.environ.pop(name)
+        else:
+            os.environ[name] = before
 
 
 def sparkline(values: list[float | None]) -> str:

@@ -6,25 +6,27 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from rc_probe.registry import METRICS
 
 from .panels import (
     STYLES,
-    Dashes,
     Figure,
     Key,
+    Styles,
     by_layer,
     draw,
     draw_floor,
+    draw_lines,
+    draw_marks,
     ends,
     keys_of,
     panel_of,
     set_scale,
     svg_dashes,
 )  # fmt: skip
-from .svg import ACCENT, FG, MUTED, SAN, THEME, TRANSFORMER
+from .svg import ACCENT, FG, MUTED, SAN, SAN_MLP, THEME, TRANSFORMER
 from .verdict import METRIC, PAPER, Curve, Result, curves, number, power_of_ten
 
 MOST_PANELS, MOST_ROWS = 12, 40  # what a figure of ablations holds; the tables hold all
@@ -44,14 +46,30 @@ def residual_figure(result: Result) -> Figure | None:
             part = {v: found[weights, v] for v in variants if (weights, v) in found}
             panels.append(_residual_panel(result, weights, part, list(found.values()), log=scale == "log"))
     keys = keys_of(variants)
+    seeds = _seeds(result)
     if any(math.isfinite(std) for curve in found.values() for std in curve.stds):
-        keys.append(Key("± 1 std over samples", THEME[MUTED], band=True))
+        over = "samples and seeds" if seeds > 1 and "init" in shown else "samples"
+        keys.append(Key(f"± 1 std over {over}", THEME[MUTED], band=True))
     keys.append(Key("rounding floor", THEME[MUTED], svg_dashes((3, 2))))
     caption = (
         "How far each layer’s token matrix is from one whose tokens are all equal: 0 is full collapse. "
-        "Mean over samples. Below the rounding floor (hatched, hollow marks) a number is noise."
+        f"{_means(seeds)} Below the rounding floor (hatched, hollow marks) a number is noise."
     )
-    return Figure("residual", "Relative residual by layer", caption, keys, panels)
+    return Figure("residual", f"{METRICS[METRIC].title} by layer", caption, keys, panels)
+
+
+def _seeds(result: Result) -> int:
+    """How many initialisations the curves of init are made of."""
+    table = result.tables.get("init_seeds")
+    return 1 if table is None or table.empty else int(table["seed"].nunique())
+
+
+def _means(seeds: int) -> str:
+    return (
+        "Mean over samples."
+        if seeds < 2
+        else f"Mean over samples, and over {seeds} seeds where freshly initialised."
+    )
 
 
 def _residual_panel(
@@ -68,70 +86,87 @@ def _residual_panel(
         draw_floor(panel, list(part.values()))
         if weights == "init":
             _draw_seeds(panel.axes, result.tables.get("init_seeds"))
-        for variant, curve in part.items():
-            draw(panel, variant, curve, colour=STYLES[variant][0], dashes=STYLES[variant][1])
+        draw(panel, part)
     return panel.svg
 
 
 def _draw_seeds(axes: Axes, table: pd.DataFrame | None) -> None:
-    """A thin line for each further initialisation."""
+    """A thin line for each initialisation."""
     if table is None or table.empty:
         return
     rows = table[(table["metric"] == METRIC) & table["variant"].isin(PAPER)]
-    for (_, variant), group in rows.groupby(["seed", "variant"], sort=True):
-        ordered = group.sort_values("layer")
-        axes.plot(ordered["layer"], ordered["mean"], color=STYLES[str(variant)][0], linewidth=0.7, alpha=0.5)
+    rows = rows.rename(columns={"variant": "name", "mean": "value"})
+    solid: Styles = {variant: (colour, ()) for variant, (colour, _) in STYLES.items()}
+    draw_lines(axes, rows, solid, units="seed", linewidth=0.7, alpha=0.5)
+
+
+_TRUE, _PLAIN, _CUBE, _BOUND = "cancellation-free", "plain arithmetic", "cube of the layer before", "bound"
+_RECURSION: Styles = {
+    _BOUND: (SAN_MLP, (6.5, 2, 1.2, 2)), _PLAIN: (MUTED, (5, 2.2)), _TRUE: (SAN, ()), _CUBE: (TRANSFORMER, (1.2, 1.8)),
+}  # fmt: skip
 
 
 def recursion_figure(result: Result) -> Figure | None:
-    """Pure attention below the float floor: the recursion, plain arithmetic, and the cubic law."""
-    table = result.tables.get("recursion")
+    """Pure attention below the float floor: the recursion, plain arithmetic, the cubic law, the bound."""
+    table, bounds = result.tables.get("recursion"), result.tables.get("bounds")
     if table is None or table.empty:
         return None
-    panels = [
-        _recursion_panel(weights, table[table["weights"] == weights].sort_values("layer"))
-        for weights in WEIGHTS
-        if (table["weights"] == weights).any()
-    ]
+    keys = [Key(name, THEME[_RECURSION[name][0]], svg_dashes(_RECURSION[name][1]))
+            for name in (_TRUE, _PLAIN, _CUBE)]  # fmt: skip
     caption = (
         "Pure attention (SAN) on the first sample, computed without cancellation. Plain arithmetic stops at "
-        "its rounding floor; the true residual goes on below it. Dotted: the cube of the layer before."
+        "its rounding floor; the true residual goes on below it."
     )
-    keys = [
-        Key("cancellation-free", THEME[SAN]),
-        Key("plain arithmetic", THEME[MUTED], svg_dashes((5, 2.2))),
-        Key("cube of the layer before", THEME[TRANSFORMER], svg_dashes((1.2, 1.8))),
+    if bounds is None or bounds.empty:
+        bounds = pd.DataFrame(columns=["weights", "layer", "residual_out", "bound_out", "vacuous", "reason"])
+    else:
+        colour, dashes = _RECURSION[_BOUND]
+        keys.append(Key("bound of theorem 2.2, hollow where vacuous", THEME[colour], svg_dashes(dashes)))
+        caption += " The bound is drawn as many times above the residual as it is above what it bounds."
+    panels = [
+        _recursion_panel(weights, rows.sort_values("layer"), bounds[bounds["weights"] == weights])
+        for weights in WEIGHTS
+        if len(rows := table[table["weights"] == weights])
     ]
     return Figure("recursion", "Below the float floor", caption, keys, panels)
 
 
-def _recursion_panel(weights: str, rows: pd.DataFrame) -> str:
-    def logs(values: pd.Series, power: int = 1) -> np.ndarray:
-        numbers = values.astype(float).to_numpy()
-        return power * np.log10(np.where(numbers > 0, numbers, np.nan))
+def _logs(values: pd.Series) -> np.ndarray:
+    """log10 of what is above zero, NaN elsewhere. Below the smallest float there are logarithms only."""
+    numbers = values.astype(float).to_numpy()
+    return np.log10(numbers, out=np.full(len(numbers), np.nan), where=numbers > 0)
 
-    x = rows["layer"].to_numpy()
-    true, plain = logs(rows["residual"]), logs(rows["residual_direct"])
-    cube = logs(rows["residual"].shift(), 3)
+
+def _recursion_panel(weights: str, rows: pd.DataFrame, bounds: pd.DataFrame) -> str:
+    merged = rows.merge(bounds, on="layer", how="left", suffixes=("", "_of_bound"))
+    true = _logs(merged["residual"])
+    heights = {
+        _BOUND: true + _logs(merged["bound_out"]) - _logs(merged["residual_out"]),
+        _PLAIN: _logs(merged["residual_direct"]),
+        _TRUE: true,
+        _CUBE: np.append(np.nan, 3 * true[:-1]),
+    }
+    vacuous = merged["vacuous"].eq(True).to_numpy()
     with panel_of(f"c{weights[0]}", WEIGHTS[weights]) as panel:
-        by_layer(panel.axes, int(x[-1]))
-        lines: tuple[tuple[str, np.ndarray, str, Dashes, float], ...] = (
-            ("Plain arithmetic", plain, MUTED, (5, 2.2), 1.8),
-            ("Cancellation-free", true, SAN, (), 2.6),
-            ("Cube of the layer before", cube, TRANSFORMER, (1.2, 1.8), 1.8),
-        )
-        for name, y, colour, dashes, width in lines:
-            known = np.flatnonzero(np.isfinite(y))
-            if not len(known):
+        by_layer(panel.axes, int(rows["layer"].iloc[-1]))
+        for name, values in heights.items():
+            known = np.isfinite(values)
+            if not known.any():
                 continue
-            panel.axes.plot(x[known], y[known], color=colour, linewidth=width,
-                            linestyle=(0, dashes) if dashes else "-")  # fmt: skip
-            values = [_from_log(y[i]) for i in known]
-            gid = panel.hover([f"{name}, layer {x[i]}: {v}" for i, v in zip(known, values, strict=True)])
-            panel.axes.plot(x[known], y[known], linestyle="none", marker="o", ms=4.6, mfc=colour,
-                            mec=(0, 0, 0, 0), mew=7, gid=gid)  # fmt: skip
-            first, last = x[known[0]], x[known[-1]]
-            panel.words.append(f"{name} {values[0]} at layer {first}, {values[-1]} at layer {last}")
+            frame = pd.DataFrame({"layer": merged["layer"][known], "value": values[known], "name": name})
+            hollow = vacuous[known] if name == _BOUND else np.zeros(len(frame), dtype=bool)
+            draw_lines(panel.axes, frame, _RECURSION, linewidth=2.6 if name == _TRUE else 1.8)
+            numbers = [_from_log(value) for value in frame["value"]]
+            texts = [
+                f"{name[0].upper()}{name[1:]}, layer {layer}: {value}"
+                + (f", vacuous: {reason}" if empty else "")
+                for layer, value, empty, reason in zip(
+                    frame["layer"], numbers, hollow, merged["reason"][known], strict=True
+                )
+            ]
+            draw_marks(panel, frame, _RECURSION[name][0], texts, hollow=hollow.tolist())
+            first, last = frame["layer"].iloc[0], frame["layer"].iloc[-1]
+            panel.words.append(f"{name} {numbers[0]} at layer {first}, {numbers[-1]} at layer {last}")
         panel.axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         panel.axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: power_of_ten(round(v))))
     return panel.svg
@@ -169,7 +204,7 @@ def metrics_figure(result: Result) -> Figure | None:
         metric.title for name, metric in METRICS.items() if metric.cost != "cheap" and curves(result, name)
     ]
     few = f" On fewer samples, for they cost more: {', '.join(slow)}."
-    caption = "Mean over samples." + (few if slow else "")
+    caption = _means(_seeds(result)) + (few if slow else "")
     return Figure("metrics", "Other metrics by layer", caption, keys, panels, small=True)
 
 
@@ -191,33 +226,31 @@ def _metric_panel(name: str, own: dict[str, Curve], init: Curve | None) -> str:
             gid = panel.hover([ends("transformer, freshly initialised,", init)])
             panel.axes.plot(init.layers, init.means, color=MUTED, linewidth=1.6, linestyle=(0, (5, 2.2)),
                             gid=gid)  # fmt: skip
-        for variant in PAPER:
-            if variant in own:
-                colour, dashes = STYLES[variant]
-                draw(panel, variant, own[variant], colour=colour, dashes=dashes, band=False, width=1.7)
+        draw(panel, {v: own[v] for v in PAPER if v in own}, band=False, width=1.7)
     return panel.svg
 
 
 def ablation_figure(result: Result) -> Figure | None:
-    """What each ablation does to the residual: at the last layer, then layer by layer."""
+    """What each ablation asked for does to the residual: at the last layer, then layer by layer."""
     found = curves(result)
     whole = found.get(("pretrained", "transformer"))
-    ablated = {v: c for (w, v), c in found.items() if w == "pretrained" and v != "transformer"}
-    others = {variant: curve for variant, curve in ablated.items() if variant not in PAPER}
+    ablated = {v: c for (w, v), c in found.items() if w == "pretrained" and v not in PAPER}
     if whole is None or not ablated:
         return None
     panels = [_change_panel(whole, dict(list(ablated.items())[:MOST_ROWS]))]
-    shown = list(others.items())[:MOST_PANELS]
-    values = [value for curve in (whole, *others.values()) for value in curve.means if value > 0]
-    log = max(values) > 50 * min(values)
+    shown = list(ablated.items())[:MOST_PANELS]
     for place, (variant, curve) in enumerate(shown):
-        with panel_of(f"a{place}", variant, width=330, height=220) as panel:
+        values = [*whole.means, *curve.means]
+        above = [value for value in values if value > 0] or [1.0]
+        log = max(above) > 50 * min(above)  # of its own: one that collapses would flatten all the others
+        title = variant + (", log scale" if log else "")
+        with panel_of(f"a{place}", title, width=330, height=220) as panel:
             by_layer(panel.axes, whole.layers[-1])
             set_scale(panel.axes, values, log=log, full=True)
-            draw(panel, "transformer", whole, colour=TRANSFORMER, band=False, width=1.5)
-            draw(panel, variant, curve, colour=ACCENT)
+            draw(panel, {"transformer": whole}, band=False, width=1.5)
+            draw(panel, {variant: curve}, {variant: (ACCENT, ())})
         panels.append(panel.svg)
-    rest = len(others) - len(shown)
+    rest = len(ablated) - len(shown)
     caption = "The relative residual with parts of the pretrained model off, everything else as it was."
     caption += f" {rest} more ablations are in the tables." if rest else ""
     keys = [Key("transformer", THEME[TRANSFORMER]), Key("ablated", THEME[ACCENT])]
@@ -230,23 +263,16 @@ def _change_panel(whole: Curve, ablated: dict[str, Curve]) -> str:
     """A row per ablation: from the model's own value at the last layer to the ablated one."""
     start = whole.means[-1]
     values = [curve.means[-1] for curve in ablated.values()]
-    log = 0 < min([start, *values]) < max([start, *values]) / 50
-    title = f"Residual at layer {whole.layers[-1]}" + (", log scale" if log else "")
+    title = f"Residual at layer {whole.layers[-1]}"
     with panel_of("change", title, width=330, height=70 + 34 * len(values)) as panel:
         axes = panel.axes
-        if log:
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(numticks=5))
-            axes.xaxis.set_minor_locator(NullLocator())
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: power_of_ten(round(math.log10(v)))))
-        else:
-            axes.set_xlim(0, max([1.0, start, *values]) * 1.04)
+        axes.set_xlim(0, max([1.0, start, *values]) * 1.04)
         axes.axvline(start, color=TRANSFORMER, linewidth=1.5)
         for row, (variant, curve) in enumerate(ablated.items()):
             value = curve.means[-1]
             text = f"{variant}: {number(start)} → {number(value)}"
             axes.plot([start, value], [row, row], color=ACCENT, linewidth=2)
-            axes.plot([value], [row], linestyle="none", marker="o", ms=7, mfc=ACCENT, mec=(0, 0, 0, 0), mew=6,
+            axes.plot([value], [row], linestyle="none", marker="o", ms=7, mfc=ACCENT, mec=(0, 0, 0, 0), mew=6, clip_on=False,
                       gid=panel.hover([text]))  # fmt: skip
             axes.text(0.0, row - 0.3, f"{variant}: {number(value)}", transform=axes.get_yaxis_transform(),
                       fontsize=10.5, color=FG, va="bottom")  # fmt: skip

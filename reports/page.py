@@ -128,14 +128,23 @@ def _metric_tables(result: "ProbeResult") -> list[Table]:
     return tables
 
 
-def _bound_summary(frame: pd.DataFrame | None) -> str | None:
-    """At how many layers the theorem's bound says something."""
-    if frame is None or frame.empty:
+def _ablation_table(frame: pd.DataFrame | None) -> Table | None:
+    """The ablations, with the paper's variants to compare; None where there are only these, shown elsewhere."""
+    if frame is None or frame.empty or frame["component"].isin(PAPER).all():
         return None
-    useful = int((~frame["vacuous"].astype(bool)).sum())
-    if useful == 0:
-        return f"The bound of theorem 2.2 is vacuous at all {len(frame)} layers measured."
-    return f"The bound of theorem 2.2 is not vacuous at {useful} of the {len(frame)} layers measured."
+    return _plain_table("ablations", "Every ablation and metric at the last layer", frame)
+
+
+def _bound_summary(frame: pd.DataFrame | None) -> list[str]:
+    """At how many layers the theorem's bound says something, a sentence for each weights."""
+    sentences = []
+    for weights, rows in [] if frame is None or frame.empty else frame.groupby("weights", sort=False):
+        useful = int((~rows["vacuous"].astype(bool)).sum())
+        said = f"not vacuous at {useful} of the" if 0 < useful < len(rows) else "vacuous at none of the"
+        said = said if useful else "vacuous at all"
+        name = WEIGHTS.get(str(weights), str(weights))
+        sentences.append(f"{name}: the bound of theorem 2.2 is {said} {_many(len(rows), 'layer')} measured.")
+    return sentences
 
 
 def _fact(value: Any) -> str:
@@ -230,13 +239,13 @@ def _sections(result: "ProbeResult") -> dict[str, Any]:
     paper = {key: curve for key, curve in curves(result).items() if key[1] in PAPER}
     return {
         "figures": figures,
-        "residual_table": _by_layer("residual-by-layer", "Relative residual by layer, mean ± std", paper),
+        "residual_table": _by_layer(
+            "residual-by-layer", f"{METRICS[METRIC].title} by layer, mean ± std", paper
+        ),
         "recursion_table": _plain_table("recursion", "The recursion by layer", tables.get("recursion")),
         "bounds_table": _plain_table("bounds", "The bound of theorem 2.2 by layer", tables.get("bounds")),
         "bound_summary": _bound_summary(tables.get("bounds")),
-        "ablation_table": _plain_table(
-            "ablations", "Every ablation and metric at the last layer", tables.get("ablations")
-        ),
+        "ablation_table": _ablation_table(tables.get("ablations")),
         "structure_table": _plain_table(
             "structure", "Blocks, junctions and branches", tables.get("structure")
         ),

@@ -2,13 +2,15 @@
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
@@ -17,27 +19,24 @@ from .svg import BASE_SIZE, FG, GRID, MUTED, PANEL, SAN, SAN_MLP, SAN_SKIP, THEM
 from .verdict import Curve, number, power_of_ten
 
 Dashes = tuple[float, ...]
+Styles = Mapping[str, tuple[str, Dashes]]  # colour and dashes of each curve by its name
 # The paper's line styles: SAN dotted, SAN+MLP dashed, SAN+skip dash-dot, transformer solid.
-STYLES: dict[str, tuple[str, Dashes]] = {
+STYLES: Styles = {
     "SAN": (SAN, (1.2, 1.8)),
     "SAN+MLP": (SAN_MLP, (5, 2.2)),
     "SAN+skip": (SAN_SKIP, (6.5, 2, 1.2, 2)),
     "transformer": (TRANSFORMER, ()),
 }
-_RC: dict[Any, Any] = {
+_RC: dict[Any, Any] = {  # over seaborn's whitegrid
     "svg.fonttype": "none",
     "text.parse_math": False,
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same layout on every machine
     "font.size": float(BASE_SIZE),
     "axes.titlesize": 12,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.titlepad": 10,
     "axes.labelsize": 10.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": MUTED,
     "axes.titlecolor": FG,
@@ -50,8 +49,6 @@ _RC: dict[Any, Any] = {
     "ytick.color": MUTED,
     "xtick.labelcolor": MUTED,
     "ytick.labelcolor": MUTED,
-    "ytick.major.size": 0,
-    "xtick.major.size": 0,
     "hatch.linewidth": 0.6,
     "hatch.color": MUTED,
     "figure.constrained_layout.use": True,
@@ -102,11 +99,12 @@ def panel_of(name: str, title: str, *, width: float = 400, height: float = 290) 
     """A panel of `width` × `height` in SVG units; its `svg` is there when the context closes."""
     with mpl.rc_context():
         mpl.rcdefaults()  # whatever the user's settings are; the backend stays
-        mpl.rcParams.update(_RC)
+        mpl.rcParams.update({**sns.axes_style("whitegrid"), **_RC})
         canvas = Canvas(figsize=(width / 72, height / 72))
         panel = Panel(canvas.subplots())
         panel.axes.set_title(title)
         yield panel
+        sns.despine(canvas, left=True)
         buffer = io.StringIO()
         canvas.savefig(buffer, format="svg")  # its ids and its date do not outlive `clean`
     label = f"{title}. {'; '.join(panel.words)}." if panel.words else title
@@ -151,30 +149,64 @@ def _hover(name: str, curve: Curve, index: int) -> str:
     return f"{text}, noise (floor {number(floor)})" if curve.at_floor(index) else text
 
 
-def draw(panel: Panel, name: str, curve: Curve, *, colour: str, dashes: Dashes = (), band: bool = True,
-          width: float = 2.0) -> None:  # fmt: skip
-    """A curve with its band of ± 1 std and a mark per layer, hollow where it is rounding noise."""
-    x, mean = np.array(curve.layers), np.array(curve.means)
-    if panel.axes.get_yscale() == "log":  # an exact zero, as half precision gives, lies on the lower edge
-        mean = np.maximum(mean, panel.axes.get_ylim()[0])
-    if band and np.isfinite(curve.stds).any():
-        std = np.nan_to_num(np.array(curve.stds))
-        low = mean - std
-        if panel.axes.get_yscale() == "log":
-            low = np.maximum(low, panel.axes.get_ylim()[0])
-        panel.axes.fill_between(x, low, mean + std, color=colour, alpha=0.16, linewidth=0)
-    panel.axes.plot(x, mean, color=colour, linewidth=width, linestyle=(0, dashes) if dashes else "-")
-    noise = np.array([curve.at_floor(i) for i in range(len(x))])
-    looks: tuple[tuple[np.ndarray, dict[str, object]], ...] = (
-        (~noise, {"mfc": colour, "mec": (0, 0, 0, 0), "mew": 7, "ms": 4.6}),  # a wide clear edge to hover on
-        (noise, {"mfc": PANEL, "mec": colour, "mew": 1.1, "ms": 4.8}),
+def draw_lines(axes: Axes, frame: pd.DataFrame, styles: Styles, **options: Any) -> None:
+    """A line by layer for each `name` in `frame` (columns layer, value, name), drawn in its style.
+
+    options: of `seaborn.lineplot`, such as linewidth, alpha, or units for several lines of one name.
+    """
+    names = list(frame["name"].unique())
+    sns.lineplot(
+        frame, x="layer", y="value", hue="name", style="name", hue_order=names, style_order=names, ax=axes,
+        palette={name: styles[name][0] for name in names},
+        dashes={name: styles[name][1] or "" for name in names},
+        estimator=None, errorbar=None, legend=False, **options,
+    )  # fmt: skip
+    axes.set_ylabel("")
+
+
+def draw(
+    panel: Panel, shown: Mapping[str, Curve], styles: Styles = STYLES, *, band: bool = True, width: float = 2
+) -> None:
+    """Curves by name with bands of ± 1 std and a mark per layer, hollow where it is rounding noise."""
+    if not shown:
+        return
+    axes = panel.axes
+    # On a log scale an exact zero, as half precision gives, lies on the lower edge.
+    bottom = axes.get_ylim()[0] if axes.get_yscale() == "log" else -math.inf
+    frames = {
+        name: pd.DataFrame({
+            "layer": curve.layers, "name": name, "value": np.maximum(curve.means, bottom),
+            "low": np.maximum(np.subtract(curve.means, curve.stds), bottom),
+            "high": np.add(curve.means, curve.stds),
+        })
+        for name, curve in shown.items()
+    }  # fmt: skip
+    for name, frame in frames.items():
+        if band and frame["high"].notna().any():
+            axes.fill_between(frame["layer"], frame["low"], frame["high"], color=styles[name][0], alpha=0.16,
+                              linewidth=0)  # fmt: skip
+    draw_lines(axes, pd.concat(frames.values()), styles, linewidth=width)
+    for name, curve in shown.items():
+        noise = [curve.at_floor(i) for i in range(len(curve.layers))]
+        texts = [_hover(name, curve, i) for i in range(len(curve.layers))]
+        draw_marks(panel, frames[name], styles[name][0], texts, hollow=noise)
+        panel.words.append(ends(name, curve))
+
+
+def draw_marks(
+    panel: Panel, frame: pd.DataFrame, colour: str, texts: list[str], *, hollow: Sequence[bool]
+) -> None:
+    """A mark for each row of `frame` (columns layer, value) with its text to hover on."""
+    looks: tuple[dict[str, Any], ...] = (
+        {"mfc": colour, "mec": (0, 0, 0, 0), "mew": 7, "ms": 4.6},  # a wide clear edge to hover on
+        {"mfc": PANEL, "mec": colour, "mew": 1.1, "ms": 4.8},
     )
-    for mine, look in looks:
-        where = mine & np.isfinite(mean)
+    for kind, look in enumerate(looks):
+        where = (np.array(hollow) == bool(kind)) & np.isfinite(frame["value"].to_numpy())
         if where.any():
-            gid = panel.hover([_hover(name, curve, int(i)) for i in np.flatnonzero(where)])
-            panel.axes.plot(x[where], mean[where], linestyle="none", marker="o", gid=gid, **look)  # type: ignore[arg-type]
-    panel.words.append(ends(name, curve))
+            gid = panel.hover([texts[i] for i in np.flatnonzero(where)])
+            rows = frame[where]
+            panel.axes.plot(rows["layer"], rows["value"], linestyle="none", marker="o", gid=gid, **look)
 
 
 def draw_floor(panel: Panel, shown: list[Curve]) -> None:

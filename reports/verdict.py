@@ -114,10 +114,11 @@ def judge(result: Result) -> dict[str, Any]:
     key = subject(found)
     if key is None:
         sentence = f"No relative residual was measured on {name_of(result)}."
-        nothing = dict.fromkeys(("level", "value", "layer"))
+        nothing = dict.fromkeys(("level", "rule", "value", "layer"))
         return {"sentence": sentence, "reasons": [], "metric": METRIC, **nothing}
     curve = found[key]
-    turned = _turned(curves(result, "cosine").get(key))
+    cosine = curves(result, "cosine").get(key)
+    turned = _turned(cosine)
     level, finding = _level(curve, turned is not None)
     low = min(range(1, len(curve.layers)) or (0,), key=lambda i: curve.means[i])
     layers = max(int(result.model.get("blocks") or 0), curve.layers[-1])
@@ -129,6 +130,7 @@ def judge(result: Result) -> dict[str, Any]:
         f"{_named(result, *key)} {finding}{f' ({aside})' if aside else ''}.",
         "reasons": _reasons(found, key, level, turned),
         "level": level,
+        "rule": _rule(curve, level, turned is not None, cosine is not None),
         "metric": METRIC,
         "weights": key[0],
         "variant": key[1],
@@ -185,6 +187,38 @@ def _level(curve: Curve, turned: bool) -> tuple[str | None, str]:
     return next((rule[1:] for rule in rules if rule[0]), ("healthy", "keeps its tokens apart"))
 
 
+def _rule(curve: Curve, level: str | None, turned: bool, directed: bool) -> str | None:
+    """The part of `LEVELS` that gave this curve its level. directed: the tokens' directions are known."""
+    entered, last, end = curve.means[0], curve.means[-1], curve.layers[-1]
+    way = range(1, len(curve.means) - 1)
+    low = [curve.layers[i] for i in way if curve.at_floor(i) or curve.means[i] < TENTH * entered]
+    kept = "of the residual that entered block 1"
+    if level is None:
+        return None
+    if level == "collapsed":
+        if curve.at_floor(0):
+            return "what enters block 1 is at its rounding floor"
+        floored = curve.at_floor(-1)
+        return (
+            f"layer {end} is at its rounding floor"
+            if floored
+            else f"layer {end} keeps less than a tenth {kept}"
+        )
+    if level == "healthy":
+        parts = [f"layer {end} keeps at least half {kept}"]
+        parts += ["every layer on the way at least a tenth"] if way else []
+        parts += ["the tokens’ directions do not contradict it"] if directed else []
+    else:
+        parts = [f"layer {end} keeps less than half {kept}"] if last < HALF * entered else []
+        parts += (
+            [f"layer {low[0]} {'less than a tenth' if parts else f'keeps less than a tenth {kept}'}"]
+            if low
+            else []
+        )
+        parts += ["√(1 − mean cosine) is below half of what it was at layer 0"] if turned else []
+    return ", and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
 def _turned(cosine: Curve | None) -> str | None:
     """The sentence for tokens whose directions come together, None where they do not or it is not known."""
     if cosine is None or len(cosine.means) < 2:
@@ -218,9 +252,10 @@ def _held_up(found: dict[tuple[str, str], Curve], weights: str, level: str | Non
     if whole is None or plain is None:
         return []
     enough = HALF * whole.means[-1]
+    half = f"half of the whole model’s {number(whole.means[-1])}"
     alone = f"Without attention skips and MLPs (SAN) the residual {plain.ending}"
     if level == "collapsed" or plain.means[-1] >= enough:
-        so = "" if level == "collapsed" else ", so attention alone keeps at least half of it"
+        so = "" if level == "collapsed" else f", so attention alone keeps at least {half}"
         return [f"{alone}{so}."]
     if skip is None or mlp is None:
         return [f"{alone}."]
@@ -228,13 +263,13 @@ def _held_up(found: dict[tuple[str, str], Curve], weights: str, level: str | Non
         "nothing above rounding" if curve.at_floor(-1) else number(curve.means[-1]) for curve in (skip, mlp)
     )
     if skip.means[-1] >= enough and mlp.means[-1] >= enough:
-        held = f"attention skips ({by_skip}) or MLPs ({by_mlp}) are each enough to keep at least half of it"
+        held = f"attention skips ({by_skip}) or MLPs ({by_mlp}) are each enough to keep at least {half}"
     elif skip.means[-1] >= enough:
         held = f"attention skips alone keep {by_skip}, MLPs alone {by_mlp}"
     elif mlp.means[-1] >= enough:
         held = f"MLPs alone keep {by_mlp}, attention skips alone {by_skip}"
     else:
-        held = f"neither attention skips ({by_skip}) nor MLPs ({by_mlp}) alone keep half of it"
+        held = f"neither attention skips ({by_skip}) nor MLPs ({by_mlp}) alone keep {half}"
     return [f"{alone}; {held}."]
 
 

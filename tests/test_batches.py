@@ -147,6 +147,13 @@ def test_the_tokenizer_has_a_limit_too() -> None:
     assert batches(text_samples(), one).length == 12
 
 
+def test_a_cut_length_is_noted_where_it_cut_a_text() -> None:
+    one = loaded(tiny.bert(), tiny.tokenizer(model_max_length=12))
+    assert batches(text_samples([tiny.words(5)]), one).note == ""
+    note = batches(text_samples([tiny.words(5), tiny.words(20)]), one).note
+    assert note == "--length cut from 128 to 12, all the positions that the model has"
+
+
 def test_tokenizer_is_left_alone(tmp_path: Path) -> None:
     tokenizer = tiny.tokenizer(pad=False, padding_side="left")
     tokenizer.backend_tokenizer.enable_padding(length=7, pad_id=3)
@@ -186,12 +193,6 @@ def test_one_token_texts() -> None:
 def test_tokenizer_of_another_model() -> None:
     with pytest.raises(RcProbeError, match=r"BertModel: the tokenizer makes token 31, the model knows 20"):
         batches(text_samples([tiny.words(28)]), loaded(tiny.bert(vocab_size=20, max_position_embeddings=64)))
-
-
-@pytest.mark.parametrize(("option", "value"), [("length", 1), ("length", 0), ("batch_size", 0)])
-def test_impossible_sizes(option: str, value: int) -> None:
-    with pytest.raises(RcProbeError, match=f"--{option.replace('_', '-')}: {value} is too small"):
-        batches(text_samples(), loaded(tiny.bert()), **{option: value})
 
 
 def test_samples_for_another_model() -> None:

@@ -197,6 +197,14 @@ def test_a_phone_scrolls_down_only_and_reads_the_figures(browser: Browser, page:
     assert smallest > 8, "pixels of the figures' smallest text"
 
 
+def test_a_panel_alone_is_no_larger_than_one_of_two(browser: Browser, tmp_path: Path) -> None:
+    make_result(init=False, blocks=2).to_html(tmp_path / "report.html")
+    browser.open(tmp_path / "report.html", width=1200)
+    width = "document.querySelector('#figure-{} .panel').getBoundingClientRect().width"
+    assert browser.run("document.querySelectorAll('#figure-recursion .panel').length") == 1
+    assert browser.run(width.format("recursion")) == browser.run(width.format("residual"))
+
+
 def test_figures_stand_without_style_and_script(browser: Browser, page: Path, tmp_path: Path) -> None:
     """As where a server's own policy blocks both: figures are drawn with attributes alone."""
     text = page.read_text("utf-8")

@@ -1,6 +1,7 @@
 """The command: what it writes and shows, and one clear line with exit code 2 for whatever goes wrong."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -103,6 +104,43 @@ def test_json_on_standard_output_and_nothing_else(run: Run, texts: Path) -> None
 
 def test_quiet(run: Run, texts: Path) -> None:
     assert run("demo", "--data", str(texts), "--quiet", *FAST) == (0, "", "")
+
+
+def test_no_bar_where_there_is_no_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    """Neither ours nor the Hub's, which `load_model` lets through, and which is back afterwards."""
+    from huggingface_hub.utils import tqdm
+
+    from rc_probe.load import quiet
+    from rc_probe.show import progress_bar
+
+    def use(hidden: bool) -> None:
+        with progress_bar(hidden=hidden) as report:
+            report("loading", 0, 1)
+            with quiet():
+                list(tqdm(range(3), desc="model.safetensors"))
+            report("proving", 0, 1)
+
+    for hidden in (False, True):
+        use(hidden)
+        assert capfd.readouterr() == ("", "")
+    list(tqdm(range(3), desc="another"))
+    assert "another" in capfd.readouterr().err
+
+
+def test_downloads_have_the_line_of_a_terminal_to_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    from rc_probe import show
+
+    screen = io.StringIO()
+    monkeypatch.setattr(show, "Console", lambda **_: Console(file=screen, force_terminal=True, width=90))
+    with show.progress_bar(hidden=False) as report:
+        report("loading", 0, 1)
+        assert screen.getvalue() == "loading …\r"
+        report("proving", 0, 1)
+        report("pretrained: SAN", 3, 8)
+    shown = screen.getvalue()
+    assert "proving" in shown and "3/8" in shown and "starting" not in shown and "0/" not in shown
 
 
 def test_command_to_repeat_is_the_one_given(run: Run, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +332,7 @@ def test_help_without_torch() -> None:
     script = (
         "import sys\nsys.argv = ['rc-probe', '--help']\nfrom rc_probe.cli import main\n"
         "try:\n    main()\nexcept SystemExit as e:\n    assert not e.code\n"
-        "print(sorted({'torch', 'transformers', 'pandas', 'matplotlib', 'datasets'} & set(sys.modules)))"
+        "print(sorted({'torch', 'transformers', 'pandas', 'matplotlib', 'seaborn', 'datasets'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.rstrip().endswith("[]")

@@ -323,10 +323,6 @@ def test_the_other_modality(tmp_path: Path) -> None:
     refuses(7, "int holds no samples")
 
 
-def test_no_samples_asked_for() -> None:
-    refuses(TEXTS, "--samples", "at least 1", samples=0)
-
-
 def test_names_with_markup_stay_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "<b>x<b>.txt"
     path.write_text("<script>alert(1)</script> and more")

@@ -248,6 +248,69 @@ def test_values_at_the_floor_are_drawn_hollow(full: str) -> None:
     assert full.count("<pattern") >= 4, "the region below the floor is hatched"
 
 
+def figure_of(text: str, name: str) -> str:
+    start = text.index(f'id="figure-{name}"')
+    return text[start : text.index("</figure>", start)]
+
+
+def test_bands_over_seeds_say_so(full: str) -> None:
+    shown = figure_of(with_seeds().to_html(), "residual")
+    assert "± 1 std over samples and seeds" in shown and "over 2 seeds where freshly initialised" in shown
+    assert "± 1 std over samples</li>" in full and "seeds" not in figure_of(full, "residual")
+
+
+def test_the_bound_is_drawn_above_the_recursion_and_hollow_where_vacuous(full: str) -> None:
+    shown = figure_of(full, "recursion")
+    marks = [m for svg in re.findall(r"<svg.*?</svg>", shown, re.DOTALL) for m in fills(ET.fromstring(svg))]
+    bounds = [mark for mark in marks if mark[0].startswith("Bound, layer")]
+    assert len(bounds) == 2 * 4, "that of layer 1 is beyond floats"
+    for title, fill in bounds:
+        assert ("vacuous: scores spread" in title) == fill.startswith("var(--panel"), (title, fill)
+        assert ("layer 2:" in title) == ("vacuous" in title)
+    result = make_result()
+    residual = result.recursion.query("weights == 'init' and layer == 3")["residual"].item()
+    row = result.bounds.query("weights == 'init' and layer == 3").iloc[0]
+    height = number(residual * row["bound_out"] / row["residual_out"], 3)
+    assert f"Bound, layer 3: {height}" in [title for title, _ in bounds]
+    assert "bound of theorem 2.2, hollow where vacuous" in shown
+    assert "bound" not in figure_of(drop_table("bounds").to_html(), "recursion").lower()
+
+
+def test_the_bound_is_told_for_each_weights() -> None:
+    result = make_result()
+    bounds = result.tables["bounds"]
+    bounds.loc[bounds["weights"] == "init", "vacuous"] = True
+    text = result.to_html()
+    assert "Pretrained: the bound of theorem 2.2 is not vacuous at 3 of the 5 layers measured." in text
+    assert "Freshly initialised: the bound of theorem 2.2 is vacuous at all 5 layers measured." in text
+    bounds["vacuous"] = False
+    assert "Pretrained: the bound of theorem 2.2 is vacuous at none of the 5 layers" in result.to_html()
+
+
+def test_the_papers_variants_are_no_ablations_of_the_users(full: str) -> None:
+    assert "With parts of the model off" not in make_result().to_html()
+    titles = re.findall(r"<title>([^<]*) → [^<]*</title>", figure_of(full, "ablations"))
+    assert [title.partition(":0")[0].rpartition(": ")[0] for title in titles] == list(ABLATIONS)
+
+
+def test_an_ablation_that_collapses_does_not_squeeze_the_others() -> None:
+    result = make_result(ablations=["mlp@7", "mlp.skip"])
+    table = result.tables["residuals"]
+    table.loc[(table["variant"] == "mlp.skip") & (table["layer"] > 3), "mean"] = 1e-7
+    labels = re.findall(r'aria-label="([^."]*(?:\.skip)?[^."]*)\.', figure_of(result.to_html(), "ablations"))
+    assert labels[1:] == ["mlp@7", "mlp.skip, log scale"]
+    assert "log" not in labels[0]
+
+
+def test_figures_of_seaborn_import_no_torch() -> None:
+    code = (
+        "import sys; from make_result import make_result; make_result(blocks=1).to_html()\n"
+        "assert 'seaborn' in sys.modules; assert 'torch' not in sys.modules"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
 def test_definitions_and_command_are_told(full: str) -> None:
     shown = "".join(Page(full).text)
     for name in ("residual", "cosine", "effective_rank"):
@@ -255,6 +318,13 @@ def test_definitions_and_command_are_told(full: str) -> None:
         assert metric.title in shown and metric.formula in shown and metric.source in shown
     assert "rc-probe bert-base-cased --samples 32" in shown and "torch" in shown
     assert METRICS["residual_argmin"].title not in shown, "it was not measured"
+
+
+def test_one_term_for_the_residual(full: str) -> None:
+    title = METRICS["residual"].title
+    assert title == "Relative residual"
+    assert f"<h2>{title} by layer</h2>" in full and f'<th scope="row">{title}</th>' in full
+    assert title.lower() in make_result().verdict["sentence"] and "uniformity" not in full.lower()
 
 
 VERDICTS = {
@@ -299,6 +369,55 @@ def test_the_verdict_has_its_number_first_and_its_level(case: str) -> None:
     )
 
 
+RULES = {
+    "healthy": (
+        {},
+        "layer 12 keeps at least half of the residual that entered block 1, every layer on the way at least a "
+        "tenth, and the tokens’ directions do not contradict it",
+    ),
+    "no cosine": (
+        {"metrics": ["residual"]},
+        "layer 12 keeps at least half of the residual that entered block 1, and every layer on the way at least a tenth",
+    ),
+    "one block": (
+        {"metrics": ["residual"], "blocks": 1},
+        "layer 1 keeps at least half of the residual that entered block 1",
+    ),
+    "half": (
+        {"metrics": ["residual"], "pretrained": {"transformer": (0.84, 0.93)}},
+        "layer 12 keeps less than half of the residual that entered block 1",
+    ),
+    "a tenth": (
+        {"pretrained": {"transformer": (0.84, 0.8)}},
+        "layer 12 keeps less than a tenth of the residual that entered block 1",
+    ),
+    "floor": ({"pretrained": {"transformer": (0.84, 0.2)}}, "layer 12 is at its rounding floor"),
+    "from the start": (
+        {"pretrained": {"transformer": (1e-8, 1.0)}},
+        "what enters block 1 is at its rounding floor",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RULES)
+def test_the_level_says_only_what_applies(case: str) -> None:
+    options, rule = RULES[case]
+    result = make_result(**options)
+    assert result.verdict["rule"] == rule
+    assert f"({rule})." in "".join(Page(result.to_html()).text)
+
+
+def test_two_reasons_to_watch_are_both_told() -> None:
+    result = make_result(init=False, metrics=["residual"], pretrained={"transformer": (0.84, 0.93)})
+    rows = result.tables["residuals"]
+    rows.loc[rows["layer"] == 5, "mean"] = 0.05
+    half = "keeps less than half of the residual that entered block 1, and layer 5 less than a tenth"
+    assert result.verdict["rule"] == f"layer 12 {half}"
+    rows.loc[rows["layer"] == 12, "mean"] = 0.8
+    del result.__dict__["verdict"]
+    assert result.verdict["rule"] == "layer 5 keeps less than a tenth of the residual that entered block 1"
+
+
 def reasons(**options: object) -> str:
     return " ".join(make_result(**options).verdict["reasons"])  # type: ignore[arg-type]
 
@@ -309,14 +428,22 @@ def test_what_holds_it_up_is_what_the_variants_say() -> None:
         in reasons()
     )
     apart = {**PRETRAINED, "SAN+MLP": (0.84, 0.98)}
-    assert "attention skips (0.46) or MLPs (0.67) are each enough" in reasons(pretrained=apart)
+    assert (
+        "attention skips (0.46) or MLPs (0.67) are each enough to keep at least half of the whole model’s 0.76."
+        in reasons(pretrained=apart)
+    )
     mlp = {**apart, "SAN+skip": (0.84, 0.7)}
     assert "MLPs alone keep 0.67, attention skips alone 0.012" in reasons(pretrained=mlp)
     neither = {**PRETRAINED, "SAN+skip": (0.84, 0.7)}
-    assert "neither attention skips (0.012) nor MLPs (0.043) alone" in reasons(pretrained=neither)
+    assert (
+        "neither attention skips (0.012) nor MLPs (0.043) alone keep half of the whole model’s 0.76."
+        in reasons(pretrained=neither)
+    )
     assert "MLPs alone nothing above rounding." in reasons(pretrained={**PRETRAINED, "SAN+MLP": (0.84, 0.2)})
     held = {**PRETRAINED, "SAN": (0.84, 0.98)}
-    assert "ends at 0.67, so attention alone keeps at least half of it." in reasons(pretrained=held)
+    assert "ends at 0.67, so attention alone keeps at least half of the whole model’s 0.76." in reasons(
+        pretrained=held
+    )
 
 
 def test_nothing_is_said_to_hold_up_a_collapsed_model() -> None:
