@@ -28,7 +28,8 @@ class Owned(str):
     """The name of an implementation that we own.
 
     The registries find our function under it; code of a model that compares it with "eager" or "sdpa"
-    sees the original, and so goes the way that it always goes. Copies hold the original's plain name.
+    sees the original, and so goes the way that it always goes. Deep copies and pickles hold the
+    original's plain name.
     """
 
     original: str
