@@ -276,7 +276,11 @@ def test_causal_patterns_look_back_within_their_window_only() -> None:
 @pytest.mark.parametrize("name", ["bert", "llama", "gemma2", "falcon", "bloom", "swin"])
 def test_patterns_in_half_precision(name: str) -> None:
     model, inputs, structure = attached(name, dtype=torch.bfloat16)
-    half = seen(structure, inputs)[0].float()
+    half = seen(structure, inputs)[0]
+    if name not in ("gemma2", "bloom"):  # whose own softmax gives half precision
+        assert half.dtype == torch.float32
+        torch.testing.assert_close(half.sum(-1), torch.ones_like(half[..., 0]))
+    half = half.float()
     inputs = {k: v.float() if v.is_floating_point() else v for k, v in inputs.items()}
     full = seen(find_structure(model.float(), inputs), inputs)[0]
     assert (half - full).abs().max() < 0.05
@@ -565,8 +569,8 @@ def test_each_config_gets_its_own_implementation_back() -> None:
             "rc-probe:eager",
             "rc-probe:sdpa",
         ]
-        configs[1]._attn_implementation = "sdpa"  # the user's own change stays
-    assert [c._attn_implementation for c in configs] == [before[0], "sdpa", "sdpa"]
+        configs[2]._attn_implementation = "eager"  # the user's own change stays
+    assert [c._attn_implementation for c in configs] == [before[0], "eager", "eager"]
     assert all(type(c._attn_implementation) is str for c in configs)
 
 
