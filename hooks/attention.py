@@ -138,7 +138,10 @@ def _by_interface(call: OpCall, result: tuple[Tensor, Tensor | None], op: Attent
         query, key, value, mask, *rest = (_full(a) for a in (query, key, value, mask, *rest))
         kwargs = {name: _full(a) for name, a in call.kwargs.items()}
         mask, empty = _explicit(module, query, key, mask, kwargs)
-        weights = eager(module, query, key, value, mask, *rest, **kwargs)[1]
+        try:
+            weights = eager(module, query, key, value, mask, *rest, **kwargs)[1]
+        except Exception as error:  # the model's own, of any kind
+            raise RcProbeError(f"its eager attention fails ({error})", todo=EAGER_TODO) from error
     if weights is None:
         raise RcProbeError("its eager attention returns no patterns", todo="Use another attn_implementation")
     if empty is not None:

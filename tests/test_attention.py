@@ -325,6 +325,12 @@ def test_patterns_that_the_op_did_not_apply_are_refused(monkeypatch: pytest.Monk
     other(lambda out, weights: (out, weights * 0.9))
     with pytest.raises(RcProbeError, match=r"block 1 .*do not sum to one"):
         seen(structure, inputs)
+    other(lambda out, weights: (out, weights / 0))
+    with pytest.raises(RcProbeError, match="do not sum to one"):
+        seen(structure, inputs)
+    other(lambda out, weights: weights[99])
+    with pytest.raises(RcProbeError, match=r"its eager attention fails \(index 99"):
+        seen(structure, inputs)
     other(lambda out, weights: (out, None))
     with pytest.raises(RcProbeError, match="returns no patterns"):
         seen(structure, inputs)
@@ -601,3 +607,47 @@ def test_the_library_that_does_not_call_the_interface_any_more_is_told() -> None
         run(model, inputs)
     assert model.config._attn_implementation == "eager"
     assert structure.blocks[0].routed == 1
+
+
+def test_a_model_that_asks_for_its_implementation_runs_the_same_on_inputs_longer_than_the_probes() -> None:
+    """DeepSeek's sparse attention is dense up to index_topk tokens, and masks the rest only if told "sdpa"."""
+    ranks = {
+        "kv_lora_rank": 8,
+        "q_lora_rank": 8,
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+    }
+    experts = {
+        "num_key_value_heads": 4,
+        "n_routed_experts": 4,
+        "n_group": 1,
+        "topk_group": 1,
+        "moe_intermediate_size": 16,
+    }
+    index = {"index_topk": 16, "index_n_heads": 4, "index_head_dim": 8, "first_k_dense_replace": 3}
+    config = transformers.DeepseekV32Config(**zoo.BERT | ranks | experts | index)
+    model = transformers.DeepseekV32Model._from_config(config).eval()
+    zoo.randomise(model, torch.float32)
+    long = {"input_ids": torch.randint(10, 100, (2, 40), generator=torch.Generator().manual_seed(0))}
+    structure = find_structure(model)
+    assert structure.blocks[0].routed == 1
+    plain = streams(structure, long)
+    same(streams(structure, long, [Gate("head", heads=1, value=1.0)]), plain)
+    assert ((seen(structure, long)[0] > 0).sum(-1) <= 16).all()
+
+
+def test_heads_and_patterns_of_a_generation_with_a_cache() -> None:
+    model = transformers.LlamaForCausalLM._from_config(transformers.LlamaConfig(**zoo.LLAMA)).eval()
+    zoo.randomise(model, torch.float32)
+    inputs = {"input_ids": torch.arange(20, 32).view(2, 6), "attention_mask": torch.ones(2, 6).long()}
+    inputs["attention_mask"][0, :2] = 0
+    how = {"max_new_tokens": 4, "do_sample": False}
+    plain, shapes = model.generate(**inputs, **how), []
+    with patterns(find_structure(model), lambda block, branch, p: shapes.append(tuple(p.shape))):
+        assert torch.equal(model.generate(**inputs, **how), plain)
+    assert shapes[::3] == [(2, 4, 6, 6), (2, 4, 1, 7), (2, 4, 1, 8), (2, 4, 1, 9)]
+    with rc_probe.ablate(model, "head@1:1", "head@2:3"):
+        cached, whole = (model.generate(**inputs, **how, use_cache=cache) for cache in (True, False))
+    assert torch.equal(cached, whole)
+    assert not torch.equal(cached, plain)
