@@ -1,1 +1,1 @@
-"""What touches a live model: find its blocks and junctions, gate them, tap its stream."""
+"""What touches a live model: find its blocks and junctions, gate them, own its attention op, tap its stream."""

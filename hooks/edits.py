@@ -1,8 +1,11 @@
-"""Edits: functions applied to one operand of one add, to an attention op's output, or past a norm.
+"""Edits: functions applied to one operand of one add, around an attention op, or past a norm.
 
 An edit never touches weights. While a block with edits runs, a TorchFunctionMode counts the adds of
 stream shape and hands the chosen operand through its function before the real add is run; the real
 add keeps dtype and layout as the model made them. Outside these blocks nothing is intercepted.
+
+Attention ops are edited the same way, by the library's interface where the model routes through it
+and else where the mode meets them.
 """
 
 from __future__ import annotations
@@ -15,14 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from .structure import Block, NormAfter, Site, Structure, is_attention_op
-from .tape import ADDS, SDPA, Path
-
-Function = Callable[[Tensor], Tensor]
-ATTENTION_OPS = {SDPA, "softmax"}
-IN_PLACE = {"add_", "__iadd__"}
+from .blockmode import BlockMode, Function, OpEdit, OpKey, OpWatch, Plan
+from .interface import OpCall, Run, owned
+from .structure import INTERFACE, AttentionOp, Block, Site, Structure
+from .tape import Path
 
 
 @dataclass
@@ -30,22 +30,57 @@ class Edits:
     """What to do where. Several edits at one place are applied in the order in which they came."""
 
     operands: dict[Site, Function] = field(default_factory=dict)
-    ops: dict[tuple[int, int], Function] = field(default_factory=dict)  # (block, attention op) -> output edit
+    ops: dict[tuple[int, OpKey], OpEdit] = field(default_factory=dict)
+    watches: dict[tuple[int, OpKey], OpWatch] = field(default_factory=dict)
     bypass: set[tuple[int, int]] = field(default_factory=set)  # (block, junction) whose norms are left out
 
     def at(self, site: Site, function: Function) -> None:
-        self.operands[site] = _then(self.operands.get(site), function)
+        first = self.operands.get(site)
+        self.operands[site] = function if first is None else lambda x: function(first(x))
 
-    def at_op(self, block: int, ordinal: int, function: Function) -> None:
-        self.ops[block, ordinal] = _then(self.ops.get((block, ordinal)), function)
+    def around_op(self, block: int, op: AttentionOp, edit: OpEdit) -> None:
+        """Edit what enters or leaves an attention op: `edit` gets the call and the function that runs it.
+
+        New masks and temperatures go here, as `lambda call, run: run(replace(call, args=…))`.
+        """
+        key = _key(block, op)
+        first = self.ops.get(key)
+        self.ops[key] = edit if first is None else lambda call, run: edit(call, lambda c: first(c, run))
+
+    def at_op(self, block: int, op: AttentionOp, function: Function) -> None:
+        """Hand the op's output through `function`: see AttentionOp for its layout."""
+
+        def edit(call: OpCall, run: Run) -> Any:
+            result = run(call)
+            return (function(result[0]), *result[1:]) if isinstance(result, tuple) else function(result)
+
+        self.around_op(block, op, edit)
+
+    def watch_op(self, block: int, op: AttentionOp, watch: OpWatch) -> None:
+        """See an attention op as it runs, whatever other contexts do to its operands."""
+        key = _key(block, op)
+        first = self.watches.get(key)
+
+        def both(call: OpCall, result: Any) -> None:
+            if first is not None:
+                first(call, result)
+            watch(call, result)
+
+        self.watches[key] = both
 
     @property
     def blocks(self) -> set[int]:
-        return {s.block for s in self.operands} | {b for b, _ in self.ops} | {b for b, _ in self.bypass}
+        ops = {block for block, _ in (*self.ops, *self.watches)}
+        return {s.block for s in self.operands} | ops | {b for b, _ in self.bypass}
+
+    @property
+    def routed(self) -> bool:
+        """Whether the attention interface has to be owned."""
+        return any(routed for _, (routed, _) in (*self.ops, *self.watches))
 
 
-def _then(first: Function | None, second: Function) -> Function:
-    return second if first is None else lambda x: second(first(x))
+def _key(block: int, op: AttentionOp) -> tuple[int, OpKey]:
+    return block, (op.via == INTERFACE, op.ordinal)
 
 
 def zero(x: Tensor) -> Tensor:
@@ -53,52 +88,21 @@ def zero(x: Tensor) -> Tensor:
     return torch.zeros_like(x)
 
 
-class _BlockMode(TorchFunctionMode):
-    """Counts the adds and attention ops of one block call, and edits the chosen ones."""
-
-    def __init__(self, block: Block, edits: Edits) -> None:
-        super().__init__()
-        self.block = block
-        self.adds = self.ops = 0
-        self.operands: dict[int, list[tuple[int, Function]]] = {}
-        for site, function in edits.operands.items():
-            if site.block == block.index:
-                self.operands.setdefault(site.ordinal, []).append((site.operand, function))
-        self.op_edits = {o: f for (b, o), f in edits.ops.items() if b == block.index}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        if name in ADDS:
-            args = self._edit_add(name, args)
-        out = func(*args, **(kwargs or {}))
-        if name in ATTENTION_OPS and is_attention_op(name, out.shape):
-            edit = self.op_edits.get(self.ops)
-            self.ops += 1
-            return out if edit is None else edit(out)
-        return out
-
-    def _edit_add(self, name: str, args: Any) -> Any:
-        if len(args) < 2 or not (isinstance(args[0], Tensor) and isinstance(args[1], Tensor)):
-            return args
-        a, b = args[:2]
-        if (
-            not a.ndim
-            or not b.ndim
-            or (max(a.ndim, b.ndim), max(a.shape[-1], b.shape[-1])) not in self.block.forms
-        ):
-            return args
-        edits = self.operands.get(self.adds)
-        self.adds += 1
-        if edits is None:
-            return args
-        pair = [b, a] if name == "__radd__" else [a, b]
-        for operand, function in edits:
-            edited = function(pair[operand])
-            if operand == 0 and name in IN_PLACE:
-                pair[0].copy_(edited)  # the model goes on with this very tensor
-            else:
-                pair[operand] = edited
-        return ((pair[1], pair[0]) if name == "__radd__" else tuple(pair)) + tuple(args[2:])
+def _plans(structure: Structure, edits: Edits, owning: bool) -> dict[int, Plan]:
+    plans = {index: Plan() for index in edits.blocks}
+    for site, function in edits.operands.items():
+        plans[site.block].operands.setdefault(site.ordinal, []).append((site.operand, function))
+    for (index, key), edit in edits.ops.items():
+        plans[index].ops[key] = edit
+    for (index, key), watch in edits.watches.items():
+        plans[index].watches[key] = watch
+    for index, junction in edits.bypass:
+        norms = structure.blocks[index].junctions[junction].norms
+        plans[index].norms |= {(structure.model.get_submodule(n.name), n.turn) for n in norms}
+    if owning:
+        for index, plan in plans.items():
+            plan.modules = set(structure.module(structure.blocks[index]).modules())
+    return plans
 
 
 class BlockWatch(AbstractContextManager["BlockWatch"]):
@@ -169,37 +173,41 @@ class BlockWatch(AbstractContextManager["BlockWatch"]):
 
 
 class Editing(BlockWatch):
-    """Context in which the model runs with `edits`. The model is as before when it closes."""
+    """Context in which the model runs with `edits`. The model is as before when it closes.
 
-    def __init__(self, structure: Structure, edits: Edits) -> None:
+    `own` takes the attention interface over even where no edit needs it.
+    """
+
+    def __init__(self, structure: Structure, edits: Edits, *, own: bool = False) -> None:
         super().__init__(structure, edits.blocks)
-        self.edits = edits
-        self._modes: list[_BlockMode] = []
-        self._norm_turns: dict[nn.Module, int] = {}
+        self.own = own or edits.routed
+        self._plans = _plans(structure, edits, self.own)
+        self._modes: list[BlockMode] = []
 
     def __enter__(self) -> Editing:
         super().__enter__()
-        norms = {n.name for b, j in self.edits.bypass for n in self.structure.blocks[b].junctions[j].norms}
-        for name in norms:
-            module = self.model.get_submodule(name)
-            self._hook(module.register_forward_hook(self._pass_norm, with_kwargs=True))
         self._exit.callback(self._close_modes)
+        for module in {module for plan in self._plans.values() for module, _ in plan.norms}:
+            self._hook(module.register_forward_hook(self._pass_norm, with_kwargs=True))
+        if self.own:
+            self._exit.enter_context(owned(self.model))
         return self
 
     def enter(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._norm_turns.clear()
-        mode = _BlockMode(block, self.edits)
-        mode.__enter__()
-        self._modes.append(mode)
+        self._modes.append(BlockMode(block, self._plans[block.index]).__enter__())
 
     def leave(self, block: Block, output: Any) -> None:
         mode = self._modes.pop()
         mode.__exit__(None, None, None)
-        if output is not None and (mode.adds, mode.ops) != (block.adds, block.attention_ops):
+        routed = len(mode.routed) if mode.plan.routed else block.routed
+        if output is not None and (mode.adds, mode.ops, routed) != (
+            block.adds, block.attention_ops, block.routed,
+        ):  # fmt: skip
             raise self.structure.error(
                 block,
-                f"this call made {mode.adds} adds of stream shape and {mode.ops} attention operations; "
-                f"{block.adds} and {block.attention_ops} were seen when the model was attached",
+                f"this call made {mode.adds} adds of stream shape, {mode.ops} attention operations and "
+                f"{routed} calls of the attention interface; {block.adds}, {block.attention_ops} and "
+                f"{block.routed} were seen when the model was attached",
                 "Attach again with inputs like the ones that you run",
             )
 
@@ -210,19 +218,13 @@ class Editing(BlockWatch):
     def _pass_norm(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if not self._modes:
             return None
-        turn = self._norm_turns.get(module, 0)
-        self._norm_turns[module] = turn + 1
-        block = self._modes[-1].block
-        for index, junction in enumerate(block.junctions):
-            if (block.index, index) in self.edits.bypass and any(
-                self._is(norm, module, turn) for norm in junction.norms
-            ):
-                x = args[0] if args else next(iter(kwargs.values()))
-                return x.clone() if x.dtype == output.dtype else x.to(output.dtype)
-        return None
-
-    def _is(self, norm: NormAfter, module: nn.Module, turn: int) -> bool:
-        return norm.turn == turn and self.model.get_submodule(norm.name) is module
+        mode = self._modes[-1]
+        turn = mode.norm_turns.get(module, 0)
+        mode.norm_turns[module] = turn + 1
+        if (module, turn) not in mode.plan.norms:
+            return None
+        x = args[0] if args else next(iter(kwargs.values()))
+        return x.clone() if x.dtype == output.dtype else x.to(output.dtype)
 
 
 def fetch(value: Any, path: Path) -> Any:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .edits import Edits, Function, zero
+from .blockmode import Function
+from .edits import Edits, zero
 from .errors import RcProbeError
-from .structure import Block, Junction, Structure
+from .structure import INTERFACE, AttentionOp, Block, Junction, Structure
 
 COMPONENTS = {
     "attention": "the attention branch; its skip goes on alone",
@@ -58,10 +59,7 @@ def scaling(value: float | Tensor, axis: int | None, ndim: int) -> Function:
         folded = x.ndim < ndim  # OPT folds batch and tokens into one axis for its MLP
         samples = x.shape[axis] // len(value) if folded else x.shape[axis]
         if (folded and x.shape[axis] % len(value)) or (not folded and samples != len(value)):
-            raise RcProbeError(
-                f"{len(value)} gates were given for a batch of {x.shape[axis]}", where="gates per sample",
-                todo="Give one gate for each sample of the batch that runs",
-            )  # fmt: skip
+            raise _wrong_count(value, x.shape[axis])
         y = x.unflatten(axis, (len(value), -1)) if folded else x
         shape = [1] * y.ndim
         shape[axis] = -1
@@ -184,21 +182,29 @@ def _gate_heads(structure: Structure, block: Block, gate: Gate, edits: Edits) ->
             if not 1 <= head <= count:
                 raise structure.error(block, f"there is no head {head}", f"Heads are numbered 1 to {count}")
         for op in branch.ops:
-            edits.at_op(block.index, op.ordinal, head_scaling(count, gate.heads, gate.value))
+            edits.at_op(block.index, op, head_scaling(op, gate.heads, gate.value))
 
 
-def head_scaling(count: int, heads: Sequence[int], value: float | Tensor) -> Function:
-    """Scale heads (from 1) of an attention op's output (B, H, T, d), or (B H, T, d) folded."""
+def head_scaling(op: AttentionOp, heads: Sequence[int], value: float | Tensor) -> Function:
+    """Scale heads (from 1) of an attention op's output, laid out as AttentionOp says."""
 
     def scale(x: Tensor) -> Tensor:
         folded = x.ndim == 3
-        y = x.unflatten(0, (-1, count)) if folded else x
-        batch = y.shape[0]
-        g = torch.ones(batch, count, dtype=y.dtype, device=y.device)
+        y = x.unflatten(0, (-1, op.heads)) if folded else x
+        if isinstance(value, Tensor) and len(value) != len(y):
+            raise _wrong_count(value, len(y))
+        g = torch.ones(y.shape[0], op.heads, dtype=y.dtype, device=y.device)
         for head in heads:
-            g[:, head - 1] = value if not isinstance(value, Tensor) else value.to(g)
-        g = g[:, :, None, None]
+            g[:, head - 1] = value.to(g) if isinstance(value, Tensor) else value
+        g = g[:, None, :, None] if op.via == INTERFACE else g[:, :, None, None]
         y = torch.where(g == 0, torch.zeros((), dtype=y.dtype, device=y.device), y * g)
         return y.flatten(0, 1) if folded else y
 
     return scale
+
+
+def _wrong_count(value: Tensor, batch: int) -> RcProbeError:
+    return RcProbeError(
+        f"{len(value)} gates were given for a batch of {batch}", where="gates per sample",
+        todo="Give one gate for each sample of the batch that runs",
+    )  # fmt: skip

@@ -19,12 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .edits import BlockWatch, Editing, Edits, Function, fetch, replace, zero
+from .attention import gated_pass
+from .blockmode import Function
+from .edits import BlockWatch, Editing, Edits, fetch, replace, zero
 from .errors import RcProbeError
 from .find import read_stacks
 from .inputs import batch_size, example_inputs, signature, small, with_no_cache
+from .interface import implementation_name
 from .state import measuring
-from .structure import REPORT, AttentionOp, Block, Branch, Structure
+from .structure import INTERFACE, REPORT, AttentionOp, Block, Branch, Structure
 from .tape import Tape, walk
 
 _known: weakref.WeakKeyDictionary[nn.Module, dict[Any, Structure]] = weakref.WeakKeyDictionary()
@@ -48,8 +51,7 @@ def find_structure(
     """
     inputs = with_no_cache(model, example_inputs(model) if inputs is None else small(inputs))
     modules = hash(tuple((name, id(module)) for name, module in model.named_modules()))
-    attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
-    key = signature(inputs), modules, attention, stack, blocks
+    key = signature(inputs), modules, implementation_name(model), stack, blocks
     known = _known.setdefault(model, {})
     if key not in known:
         with measuring(model):
@@ -99,7 +101,7 @@ def named(names: list[str], stack: str, where: str) -> str:
 def _prove(structure: Structure, run: Callable[[], list[Tensor]], plain: list[Tensor]) -> None:
     replay = Replay(structure)
     with replay:
-        gated = _run_with(structure, _everywhere(structure, lambda x: x), run)
+        gated = gated_pass(structure, _everywhere(structure, lambda x: x), run, lambda out: _same(plain, out))
     _refuse_unless(
         _same(plain, gated), structure.model, "its output changes although every gate is 1", REPORT
     )
@@ -170,8 +172,8 @@ def _prove_block(structure: Structure, block: Block, blocks: Replay) -> None:
 
     clean: dict[int, Tensor] = {}
     moved: dict[int, Tensor] = {}
-    clean_ops: dict[int, Tensor] = {}
-    moved_ops: dict[int, Tensor] = {}
+    clean_ops: dict[AttentionOp, Tensor] = {}
+    moved_ops: dict[AttentionOp, Tensor] = {}
     out = blocks.run(block, x, _branches_off(block, clean, clean_ops))
     _prove_identity(structure, block, x, out)
     blocks.run(block, _every_other_like_the_next(x, block), _branches_off(block, moved, moved_ops))
@@ -264,16 +266,22 @@ def _kind(branch: Branch, block: Block, clean: Tensor, moved: Tensor, block_shap
 
 
 def _proved_heads(
-    op: AttentionOp, block: Block, x: Tensor, clean: dict[int, Tensor], moved: dict[int, Tensor]
+    op: AttentionOp,
+    block: Block,
+    x: Tensor,
+    clean: dict[AttentionOp, Tensor],
+    moved: dict[AttentionOp, Tensor],
 ) -> AttentionOp:
     """The op, with 0 heads where its layout is not proved to be (batch, heads, tokens, …) or folded.
 
     Only the first sample was changed, so only the first rows of the batch may differ; and the axis
     after the heads must hold the tokens, in windows or whole.
     """
-    before, after = clean.get(op.ordinal), moved.get(op.ordinal)
+    before, after = clean.get(op), moved.get(op)
     if before is None or after is None or before.ndim > 4 or op.heads < 1 or block.batch_axis is None:
         return replace_field(op, heads=0)
+    if op.via == INTERFACE:
+        before, after = before.transpose(1, 2), after.transpose(1, 2)
     samples, tokens = x.shape[block.batch_axis], x.shape[token_axis(block)]
     rows = before.shape[0] // samples  # per sample: windows, or folded heads
     differs = (before != after).flatten(1).any(1)
@@ -316,22 +324,22 @@ def _tolerance(x: Tensor) -> float:
     return max(1e-5, 4 * torch.finfo(x.dtype).eps)
 
 
-def _branches_off(block: Block, captured: dict[int, Tensor], ops: dict[int, Tensor]) -> Edits:
+def _branches_off(block: Block, captured: dict[int, Tensor], ops: dict[AttentionOp, Tensor]) -> Edits:
     """Each branch is captured, then removed, so that every branch sees the block's input itself.
 
     The results of attention operations are captured, too.
     """
     edits = Edits()
 
-    def watching(ordinal: int) -> Function:
+    def watching(op: AttentionOp) -> Function:
         def watch(value: Tensor) -> Tensor:
-            ops[ordinal] = value.clone()
+            ops[op] = value.clone()
             return value
 
         return watch
 
     for op in (op for branch in block.branches for op in branch.ops):
-        edits.at_op(block.index, op.ordinal, watching(op.ordinal))
+        edits.at_op(block.index, op, watching(op))
 
     def taking(number: int) -> Function:
         def take(value: Tensor) -> Tensor:
@@ -360,11 +368,6 @@ def _everywhere(structure: Structure, function: Function) -> Edits:
             for site in (junction.skip, *(b.site for b in junction.branches)):
                 edits.at(site, function)
     return edits
-
-
-def _run_with(structure: Structure, edits: Edits, run: Callable[[], Any]) -> Any:
-    with Editing(structure, edits):
-        return run()
 
 
 def _tensors(output: Any) -> list[Tensor]:

@@ -11,6 +11,7 @@ from .errors import RcProbeError
 from .tape import SDPA, Path
 
 KIND_LETTER = {"attention": "A", "cross": "X", "mixer": "C", "mlp": "M"}
+INTERFACE = "interface"
 REPORT = "Report it with the model's config"
 
 
@@ -25,11 +26,16 @@ class Site:
 
 @dataclass(frozen=True)
 class AttentionOp:
-    """The how manieth softmax or scaled_dot_product_attention of the block call, and its heads."""
+    """An attention op of a block call: by what it is owned, the how manieth of these it is, its heads.
+
+    `via` is `interface`, where its output is (batch, tokens, heads, dim), or what is intercepted:
+    `scaled_dot_product_attention`, (batch, heads, tokens, dim), or `softmax`, whose output is the
+    pattern (batch, heads, queries, keys). The heads of these two may be folded into the batch.
+    """
 
     ordinal: int
-    op: str
-    heads: int
+    via: str
+    heads: int  # of the queries; 0 where the layout could not be proved
 
 
 @dataclass
@@ -83,6 +89,7 @@ class Block:
     ndim: int
     dim: int
     batch_axis: int | None
+    routed: int = 0  # how many calls of the library's attention interface one call makes
 
     @property
     def signature(self) -> str:

@@ -170,6 +170,7 @@ def structure_rows(structure: Structure) -> list[Row]:
             "block": block.index + 1, "name": block.name, "call": block.turn + 1, "junction": number + 1,
             "kind": branch.kind, "norm_after": ", ".join(n.name for n in junction.norms) or None,
             "parallel": len(junction.branches) > 1, "heads": (branch.ops[0].heads or None) if branch.ops else None,
+            "attention_op": branch.ops[0].via if branch.ops and branch.kind in ("attention", "cross") else None,
         }
         for block in structure.blocks
         for number, junction in enumerate(block.junctions)
