@@ -105,6 +105,8 @@ EXCEPTIONS: dict[str, Row] = {
     "ernie4_5_vl_moe_text": Row(_SECTIONS, {"rope_parameters": _ROPE | {"mrope_section": [3, 3, 2]}}),
     "ernie4_5_vl_moe": Row(_SECTIONS, {"text_config.rope_parameters": _ROPE | {"mrope_section": [3, 3, 2]}}),
     "clap": Row("the last of four stages is 8 x 16 wide", {"audio_config.hidden_size": 128}),
+    "falcon_h1": Row("heads x width of the state", {"mamba_d_ssm": 128, "mamba_d_head": 32}),
+    "vits": Row("without noise, or no two passes agree", {"noise_scale": 0.0, "noise_scale_duration": 0.0}),
     "shieldgemma2": Row(_MISSING, {"yes_token_index": 50, "no_token_index": 51}),
     "xlstm": Row("keys as wide as values", {"qk_dim_factor": 1.0}),
     "cohere_compass_text": Row(_MISSING, {"rope_parameters": {"full_attention": _PLAIN}}),

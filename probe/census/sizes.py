@@ -38,7 +38,7 @@ RULES: tuple[tuple[str, Size], ...] = tuple(
             r"mel_bins|mel_dim|^n_mels|feature_size|^input_dim$|projection_input_dim|input_feat|sampling_rate|sample_rate|^(num|in|input)_channels$",
             _same,
         ),
-        (r"vocab|^num_embeddings|codebook_size", _most(VOCAB)),
+        (r"vocab|^num_embeddings|codebook_size|_labels$", _most(VOCAB)),
         (r"(image|img|crop|resolution)_size$|^input_size$|image_embedding_size", _most(IMAGE)),
         (r"kv_shared_layers", lambda _: 0),
         (
@@ -52,6 +52,7 @@ RULES: tuple[tuple[str, Size], ...] = tuple(
             lambda value: IMAGE if value > 100 else min(value, WINDOW // 2),
         ),  # pixels, or patches
         (r"patch_embed_hidden_size", lambda _: 3 * PATCH**2),
+        (r"n_window_infer", _most(4 * WINDOW)),
         (r"n_window", _most(WINDOW)),
         (r"max_source_positions", _most(32)),
         (
@@ -68,7 +69,7 @@ RULES: tuple[tuple[str, Size], ...] = tuple(
         (r"num_expert_groups?|^n_group$", _most(2)),
         (r"topk_group", _most(1)),
         (r"n_shared_experts|num_shared_experts|dense_replace|num_dense_layers", _most(1)),
-        (r"experts$", _most(EXPERTS)),
+        (r"experts$|expert_num$", _most(EXPERTS)),
         (r"(period|interval|frequency|sparse_step|pattern)$", _most(2)),
         (r"offset$", _most(1)),
         (r"layers?$|layers_per_stack|^depth$|num_blocks|_depth$", _most(LAYERS)),
@@ -187,6 +188,8 @@ class _Shrink:
         """A size, by its name, unless it counts stages or is as many as the heads."""
         if value == self.stages and re.search(r"num_(stages|encoder_blocks|hidden_layers|layers)$", name):
             return value if self.whole else STAGES
+        if self.stages and self.whole and name == "embed_dim":  # doubles from stage to stage
+            return HEAD
         if value == self.heads and name.endswith(("kv_heads", "key_value_heads")):
             return min(value, HEADS)
         return _resize(name, value)
@@ -284,7 +287,10 @@ def _shrink(default: Any, overrides: Overrides, tokens: Mapping[int, int], whole
     rule = _Shrink(tokens, layer_count(default), stages, whole, old.get("num_attention_heads"), sections)
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(default):
-        name, value = field.name, old.get(field.name)
+        name = field.name
+        value = old.get(
+            name, old.get(default.attribute_map.get(name, name))
+        )  # some are kept under another name
         inner = {key.split(".", 1)[1]: new for key, new in overrides.items() if key.startswith(name + ".")}
         if isinstance(value, PreTrainedConfig):  # a backbone gives every stage to its head
             changes[name] = _shrink(value, inner, tokens, whole or "backbone" in name)
