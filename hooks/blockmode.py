@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .interface import OpCall, Run, running
-from .structure import Block, is_attention_op
+from .structure import Block, form, is_attention_op
 from .tape import ADDS, SDPA
 
 Function = Callable[[Tensor], Tensor]
@@ -117,11 +117,8 @@ class BlockMode(TorchFunctionMode):
         if len(args) < 2 or not (isinstance(args[0], Tensor) and isinstance(args[1], Tensor)):
             return args
         a, b = args[:2]
-        if (
-            not a.ndim
-            or not b.ndim
-            or (max(a.ndim, b.ndim), max(a.shape[-1], b.shape[-1])) not in self.block.forms
-        ):
+        axis = self.block.feature_axis
+        if not a.ndim or not b.ndim or max(form(a.shape, axis), form(b.shape, axis)) not in self.block.forms:
             return args
         edits = self.plan.operands.get(self.adds)
         self.adds += 1

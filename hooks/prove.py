@@ -10,7 +10,6 @@ got, so that all of it costs less than ten plain forward passes.
 
 from __future__ import annotations
 
-import copy
 import weakref
 from collections.abc import Callable
 from dataclasses import replace as replace_field
@@ -21,11 +20,13 @@ from torch import Tensor, nn
 
 from .attention import gated_pass
 from .blockmode import Function
-from .edits import BlockWatch, Editing, Edits, fetch, replace, zero
+from .edits import Edits, zero
 from .errors import RcProbeError
 from .find import read_stacks
 from .inputs import batch_size, example_inputs, signature, small, with_no_cache
 from .interface import implementation_name
+from .replay import Replay, all_off, noise_like, token_axis, tolerance
+from .scaling import prove_scaling
 from .state import measuring
 from .structure import INTERFACE, REPORT, AttentionOp, Block, Branch, Structure
 from .tape import Tape, walk
@@ -116,46 +117,14 @@ def _prove(structure: Structure, run: Callable[[], list[Tensor]], plain: list[Te
         "with a skip off the branch alone goes on",
         "kinds of branches confirmed by perturbing every other token",
     ]
+    if any(block.scaled for block in structure.blocks):
+        structure.proved[1] = (
+            "with every branch off each block is a fixed scaling of its input, or its norms of that"
+        )
     if nested := sorted({b.kind for block in structure.blocks for b in block.branches if b.inner}):
         structure.proved.append(
             f"proved at the outermost level: inside {' and '.join(nested)} branches there are further skips"
         )
-
-
-class Replay(BlockWatch):
-    """Records what each block call gets in a forward pass, and runs single blocks on it again."""
-
-    def __init__(self, structure: Structure) -> None:
-        super().__init__(structure, range(structure.depth))
-        self.calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-
-    def enter(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        stream = fetch((args, kwargs), block.entry).clone()  # the block may change its input in place
-        self.calls[block.index] = replace(_own((args, kwargs)), block.entry, stream)
-
-    def stream(self, block: Block) -> Tensor:
-        """What entered the block, (batch, tokens, dim) as the model lays it out."""
-        stream: Tensor = fetch(self.calls[block.index], block.entry)
-        return stream
-
-    def run(self, block: Block, stream: Tensor, edits: Edits) -> Tensor:
-        """The block's output stream for another input stream, with `edits`."""
-        args, kwargs = replace(_own(self.calls[block.index]), block.entry, stream.clone())
-        with Editing(self.structure, edits) as editing:
-            editing.forced = block.index
-            out: Tensor = fetch(self.structure.module(block)(*args, **kwargs), block.exit)
-        return out
-
-
-def _own(value: Any) -> Any:
-    """Nested arguments with copies of what a block may write into, such as a cache of keys and values."""
-    if isinstance(value, (tuple, list)) and type(value) in {tuple, list}:
-        return type(value)(_own(item) for item in value)
-    if type(value) is dict:
-        return {key: _own(item) for key, item in value.items()}
-    if type(value).__module__.split(".")[0] in {"builtins", "torch"} or isinstance(value, nn.Module):
-        return value
-    return copy.deepcopy(value)
 
 
 def _prove_block(structure: Structure, block: Block, blocks: Replay) -> None:
@@ -175,7 +144,9 @@ def _prove_block(structure: Structure, block: Block, blocks: Replay) -> None:
     clean_ops: dict[AttentionOp, Tensor] = {}
     moved_ops: dict[AttentionOp, Tensor] = {}
     out = blocks.run(block, x, _branches_off(block, clean, clean_ops))
-    _prove_identity(structure, block, x, out)
+    block.scaled = not _is_identity(structure, block, x, out)
+    if block.scaled:
+        prove_scaling(blocks, block, x)
     blocks.run(block, _every_other_like_the_next(x, block), _branches_off(block, moved, moved_ops))
     for number, branch in enumerate(block.branches):
         branch.ops = tuple(_proved_heads(op, block, x, clean_ops, moved_ops) for op in branch.ops)
@@ -187,7 +158,7 @@ def _prove_block(structure: Structure, block: Block, blocks: Replay) -> None:
             )
         branch.kind = _kind(branch, block, clean[number], moved[number], x.shape)
 
-    off = _everything_off(block)
+    off = all_off(block)
     if not torch.equal(blocks.run(block, x, off), blocks.run(block, other, off)):
         raise structure.error(
             block,
@@ -195,23 +166,17 @@ def _prove_block(structure: Structure, block: Block, blocks: Replay) -> None:
             f"({', '.join(j.where for j in block.junctions)}): a path was missed",
             f"This block cannot be probed exactly. {REPORT}",
         )
-    _prove_skips(structure, block, blocks, x)
+    if not block.scaled:
+        _prove_skips(structure, block, blocks, x)
 
 
-def _prove_identity(structure: Structure, block: Block, x: Tensor, out: Tensor) -> None:
+def _is_identity(structure: Structure, block: Block, x: Tensor, out: Tensor) -> bool:
     expected = x
     for norm in (n for j in block.junctions for n in j.norms):
         if norm.turn < 0:
-            return  # a norm without a module cannot be applied from here; (3) and (4) still hold
+            return True  # a norm without a module cannot be applied from here; (3) and (4) still hold
         expected = structure.model.get_submodule(norm.name)(expected)
-    if not torch.equal(expected, out):
-        norms = any(j.norms for j in block.junctions)
-        raise structure.error(
-            block,
-            f"with every branch off it is not {'its norms applied to its input' if norms else 'the identity'} "
-            f"(adds at {', '.join(j.where for j in block.junctions)})",
-            f"This block cannot be probed exactly. {REPORT}",
-        )
+    return torch.equal(expected, out)
 
 
 def _prove_skips(structure: Structure, block: Block, blocks: Replay, x: Tensor) -> None:
@@ -243,7 +208,7 @@ def _prove_skips(structure: Structure, block: Block, blocks: Replay, x: Tensor) 
             expected = structure.model.get_submodule(norm.name)(expected)
         expected = expected.to(after.dtype)  # some add their branches to a stream of higher precision
         if not torch.allclose(
-            expected, after, rtol=_tolerance(x), atol=_tolerance(x) * float(after.abs().amax())
+            expected, after, rtol=tolerance(x), atol=tolerance(x) * float(after.abs().amax())
         ):
             raise structure.error(
                 block,
@@ -259,7 +224,7 @@ def _kind(branch: Branch, block: Block, clean: Tensor, moved: Tensor, block_shap
     if tokens == 1:  # a last stage that is pooled to one token: nothing can be seen to move
         mixes = bool(branch.ops) or branch.has_product
     else:
-        mixes = bool(others.amax() > _tolerance(clean) * clean.abs().amax())
+        mixes = bool(others.amax() > tolerance(clean) * clean.abs().amax())
     if mixes:
         return "attention" if branch.ops or branch.has_product else "mixer"
     return "cross" if branch.outside else "mlp"
@@ -292,17 +257,6 @@ def _proved_heads(
     return op
 
 
-def token_axis(block: Block) -> int:
-    """The axis of the stream that counts tokens: the first that is neither batch nor features."""
-    return next(a for a in range(block.ndim - 1) if a != block.batch_axis)
-
-
-def noise_like(x: Tensor) -> Tensor:
-    """Noise of the size of `x`, the same for the same shape."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(x.shape, generator=generator).to(x) * x.std() + x.mean()
-
-
 def _every_other_like_the_next(x: Tensor, block: Block) -> Tensor:
     """Every other token of the first sample becomes nearly its neighbour.
 
@@ -318,10 +272,6 @@ def _every_other_like_the_next(x: Tensor, block: Block) -> Tensor:
     y = x.clone()
     y[tuple(tokens)] = noisy[tuple(tokens)]
     return y
-
-
-def _tolerance(x: Tensor) -> float:
-    return max(1e-5, 4 * torch.finfo(x.dtype).eps)
 
 
 def _branches_off(block: Block, captured: dict[int, Tensor], ops: dict[AttentionOp, Tensor]) -> Edits:
@@ -350,14 +300,6 @@ def _branches_off(block: Block, captured: dict[int, Tensor], ops: dict[Attention
 
     for number, branch in enumerate(block.branches):
         edits.at(branch.site, taking(number))
-    return edits
-
-
-def _everything_off(block: Block) -> Edits:
-    edits = Edits()
-    for junction in block.junctions:
-        for site in (junction.skip, *(b.site for b in junction.branches)):
-            edits.at(site, zero)
     return edits
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from .errors import RcProbeError
-from .structure import REPORT, AttentionOp, Block, Branch, Junction, NormAfter, Site, is_attention_op
+from .structure import REPORT, AttentionOp, Block, Branch, Junction, NormAfter, Site, form, is_attention_op
 from .tape import NORMS, SDPA, Call, Node, Tape
 
 PRODUCTS = {SDPA, "matmul", "bmm", "baddbmm", "einsum", "__matmul__"}
@@ -12,19 +14,22 @@ PRODUCTS = {SDPA, "matmul", "bmm", "baddbmm", "einsum", "__matmul__"}
 def read_block(tape: Tape, call: Call, spine: list[Node], index: int, batch: int) -> Block:
     nodes = tape.nodes[call.first : call.last + 1]
     last = spine[-1]
+    where = f"{type(tape.model).__name__}, block {index + 1} ({call.name})"
     entries = [(n, p) for p, n in call.args.items() if tape.nodes[n].bit & spine[0].carried]
     exits = [p for p, n in call.outputs.items() if tape.nodes[n].carried & last.bit]
     if not entries or not exits:
         raise RcProbeError(
             f"the stream of the add at {last.where} does not {'enter' if not entries else 'leave'} the block "
             "as one of its tensors",
-            where=f"{type(tape.model).__name__}, block {index + 1} ({call.name})",
+            where=where,
             todo=f"This block cannot be probed. {REPORT}",
         )
     stream, entry = max(entries, key=lambda pair: pair[0])
     shape = tape.nodes[stream].shape
-    forms = frozenset((len(n.shape), n.shape[-1]) for n in spine)
-    adds = [n for n in nodes if n.operands is not None and (len(n.shape), n.shape[-1]) in forms]
+    batch_axis = _batch_axis(shape, batch, where)
+    features = _feature_axis(call.module, shape, where)
+    forms = frozenset(form(n.shape, features) for n in spine)
+    adds = [n for n in nodes if n.operands is not None and form(n.shape, features) in forms]
     ops = [n for n in nodes if is_attention_op(n.op, n.shape)]
     out = tape.nodes[call.outputs[exits[0]]]
     junctions = []
@@ -38,19 +43,33 @@ def read_block(tape: Tape, call: Call, spine: list[Node], index: int, batch: int
                 where=node.where,
             )
         )
-    batch_axes = [a for a, n in enumerate(shape[:-1]) if n == batch and batch]
-    if len(batch_axes) > 1:
-        raise RcProbeError(
-            f"its stream {shape} has as many tokens as samples, so that they cannot be told apart",
-            where=f"{type(tape.model).__name__}, block {index + 1} ({call.name})",
-            todo="Give inputs whose batch and length differ",
-        )
-    batch_axis = batch_axes[0] if batch_axes else None
     turns = sum(c.module is call.module for c in tape.calls)
     return Block(
         index, call.name, call.turn, turns, junctions, entry, exits[0], forms, len(adds), len(ops), len(shape),
-        shape[-1], batch_axis,
+        shape[features], batch_axis, features,
     )  # fmt: skip
+
+
+def _batch_axis(shape: tuple[int, ...], batch: int, where: str) -> int | None:
+    axes = [a for a, n in enumerate(shape[:-1]) if n == batch and batch]
+    if len(axes) > 1:
+        what = f"its stream {shape} has as many tokens as samples, so that they cannot be told apart"
+        raise RcProbeError(what, where=where, todo="Give inputs whose batch and length differ")
+    return axes[0] if axes else None
+
+
+def _feature_axis(block: nn.Module, shape: tuple[int, ...], where: str) -> int:
+    """-1; or 1, where the block's convolutions fit that axis and no other weight of it fits the last one."""
+    convolutions = [m for m in block.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))]
+    if not any(c.in_channels == shape[1] and c.weight.ndim == len(shape) for c in convolutions):
+        return -1
+    others = [p for m in block.modules() if m not in convolutions for p in m.parameters(recurse=False)]
+    if not any(shape[-1] in p.shape for p in others):
+        return 1
+    if shape[1] != shape[-1]:
+        return -1
+    what = f"its stream {shape} is as wide as it has features, so that they cannot be told apart"
+    raise RcProbeError(what, where=where, todo="Give inputs of another size")
 
 
 def _site(block: int, adds: list[Node], node: Node, operand: int, call: Call) -> Site:

@@ -83,12 +83,14 @@ class Block:
     junctions: list[Junction]
     entry: Path  # where the stream is in (args, kwargs)
     exit: Path  # where the stream is in the output
-    forms: frozenset[tuple[int, int]]  # (axes, last axis) of the adds at its junctions
+    forms: frozenset[tuple[int, int]]  # (axes, features) of the adds at its junctions
     adds: int  # how many adds of these forms one call makes
     attention_ops: int  # how many softmax / attention calls of three or more axes one call makes
     ndim: int
     dim: int
     batch_axis: int | None
+    feature_axis: int = -1  # 1 in convolutional blocks, whose stream is (batch, features, height, width)
+    scaled: bool = False  # its skips carry the stream times a fixed factor
     routed: int = 0  # how many calls of the library's attention interface one call makes
 
     @property
@@ -148,6 +150,12 @@ class Structure:
     def signature(self) -> str:
         """The blocks' signatures; each once, in the order of first appearance."""
         return ", ".join(dict.fromkeys(b.signature for b in self.blocks))
+
+
+def form(shape: tuple[int, ...], feature_axis: int) -> tuple[int, int]:
+    """(axes, features) of a tensor, by which the adds of a stream are told from others."""
+    there = -len(shape) <= feature_axis < len(shape)
+    return len(shape), shape[feature_axis] if there else 0
 
 
 def is_attention_op(op: str, shape: tuple[int, ...]) -> bool:

@@ -48,6 +48,8 @@ class Tap(BlockWatch):
 
 def batch_first(stream: Tensor, block: Block) -> Tensor:
     """The stream as (batch, tokens, dim), from the layout of the block."""
+    if block.feature_axis != -1:
+        stream = stream.movedim(block.feature_axis, -1)
     if block.batch_axis is None:
         stream = stream.unsqueeze(0)
     elif block.batch_axis:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from rc_probe.hooks.edits import Edits
 from rc_probe.hooks.errors import RcProbeError
-from rc_probe.hooks.prove import Replay
+from rc_probe.hooks.replay import Replay
 from rc_probe.hooks.split import Attention, Split, propagate, watching
 from rc_probe.hooks.structure import Block
 

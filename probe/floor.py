@@ -12,7 +12,7 @@ from torch import Tensor
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.gates import gate_edits
 from rc_probe.hooks.inputs import with_no_cache
-from rc_probe.hooks.prove import Replay, token_axis
+from rc_probe.hooks.replay import Replay, token_axis
 from rc_probe.hooks.split import Split
 from rc_probe.hooks.state import measuring
 from rc_probe.hooks.structure import Block, Structure

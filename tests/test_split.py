@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.gates import gate_edits
-from rc_probe.hooks.prove import Replay, find_structure, token_axis
+from rc_probe.hooks.prove import find_structure
+from rc_probe.hooks.replay import Replay, token_axis
 from rc_probe.hooks.split import Split, propagate, watching
 from rc_probe.hooks.state import measuring
 from rc_probe.variants import paper_variants

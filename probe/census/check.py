@@ -131,9 +131,10 @@ class Checks:
         count = 0
         gates = tuple(Gate(c, value=0.0) for c in components(self.structure.blocks, skips=False))
         for index, (x, out) in self.run(gates).items():
-            norms = [n for j in self.structure.blocks[index].junctions for n in j.norms]
-            if any(n.turn < 0 for n in norms):
-                continue
+            block = self.structure.blocks[index]
+            norms = [n for j in block.junctions for n in j.norms]
+            if block.scaled or any(n.turn < 0 for n in norms):
+                continue  # which scaling, nothing here knows
             with torch.no_grad():
                 for norm in norms:
                     x = self.model.get_submodule(norm.name)(x)  # noqa: PLW2901
@@ -168,7 +169,7 @@ class Checks:
                 kinds = list(dict.fromkeys(b.kind for b in junction.branches))
                 component = _skip_of(junction)
                 others = [Gate(c, number) for c in components([block], skips=False) if c not in kinds]
-                if not has_component(block, component) or _several(block, junction):
+                if not has_component(block, component) or _several(block, junction) or block.scaled:
                     continue
                 alone = self.run((*others, Gate(component, number)))[block.index][1]
                 both = self.run(tuple(others))[block.index]

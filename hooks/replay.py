@@ -1,0 +1,73 @@
+"""Single blocks run again on what they got in a forward pass, with edits."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .edits import BlockWatch, Editing, Edits, fetch, replace, zero
+from .structure import Block, Structure
+
+
+class Replay(BlockWatch):
+    """Records what each block call gets in a forward pass, and runs single blocks on it again."""
+
+    def __init__(self, structure: Structure) -> None:
+        super().__init__(structure, range(structure.depth))
+        self.calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+    def enter(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        stream = fetch((args, kwargs), block.entry).clone()  # the block may change its input in place
+        self.calls[block.index] = replace(_own((args, kwargs)), block.entry, stream)
+
+    def stream(self, block: Block) -> Tensor:
+        """What entered the block, (batch, tokens, dim) as the model lays it out."""
+        stream: Tensor = fetch(self.calls[block.index], block.entry)
+        return stream
+
+    def run(self, block: Block, stream: Tensor, edits: Edits) -> Tensor:
+        """The block's output stream for another input stream, with `edits`."""
+        args, kwargs = replace(_own(self.calls[block.index]), block.entry, stream.clone())
+        with Editing(self.structure, edits) as editing:
+            editing.forced = block.index
+            out: Tensor = fetch(self.structure.module(block)(*args, **kwargs), block.exit)
+        return out
+
+
+def _own(value: Any) -> Any:
+    """Nested arguments with copies of what a block may write into, such as a cache of keys and values."""
+    if isinstance(value, (tuple, list)) and type(value) in {tuple, list}:
+        return type(value)(_own(item) for item in value)
+    if type(value) is dict:
+        return {key: _own(item) for key, item in value.items()}
+    if type(value).__module__.split(".")[0] in {"builtins", "torch"} or isinstance(value, nn.Module):
+        return value
+    return copy.deepcopy(value)
+
+
+def all_off(block: Block) -> Edits:
+    """Every branch and every skip removed."""
+    edits = Edits()
+    for junction in block.junctions:
+        for site in (junction.skip, *(b.site for b in junction.branches)):
+            edits.at(site, zero)
+    return edits
+
+
+def token_axis(block: Block) -> int:
+    """The axis of the stream that counts tokens: the first that is neither batch nor features."""
+    features = block.feature_axis % block.ndim
+    return next((a for a in range(block.ndim) if a not in {block.batch_axis, features}), features)
+
+
+def noise_like(x: Tensor) -> Tensor:
+    """Noise of the size of `x`, the same for the same shape."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(x.shape, generator=generator).to(x) * x.std() + x.mean()
+
+
+def tolerance(x: Tensor) -> float:
+    return max(1e-5, 4 * torch.finfo(x.dtype).eps)
