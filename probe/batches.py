@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from rc_probe.hooks.errors import RcProbeError
 
 from .data import Samples, open_image
-from .load import Loaded, first_line
+from .load import Loaded
+from .source import first_line
 
 Ids = dict[str, list[int]]
 
