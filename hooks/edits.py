@@ -7,9 +7,9 @@ add keeps dtype and layout as the model made them. Outside these blocks nothing 
 
 from __future__ import annotations
 
-import sys
+import threading
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .errors import RcProbeError
+from .state import eager, grad_mode, recomputing
 from .structure import Block, NormAfter, Site, Structure, is_attention_op
 from .tape import ADDS, SDPA, Path
 
@@ -60,6 +62,7 @@ class _BlockMode(TorchFunctionMode):
         super().__init__()
         self.block = block
         self.adds = self.ops = 0
+        self.autograd = grad_mode()
         self.operands: dict[int, list[tuple[int, Function]]] = {}
         for site, function in edits.operands.items():
             if site.block == block.index:
@@ -74,8 +77,19 @@ class _BlockMode(TorchFunctionMode):
         if name in ATTENTION_OPS and is_attention_op(name, out.shape):
             edit = self.op_edits.get(self.ops)
             self.ops += 1
-            return out if edit is None else edit(out)
+            return out if edit is None else self._checked(edit)(out)
         return out
+
+    def _checked(self, edit: Function) -> Function:
+        """The edit, if the backward pass will see it: what a block checkpoints itself is run again without hooks."""
+        if self.autograd != grad_mode() and self.autograd[0]:
+            raise RcProbeError(
+                "gradient checkpointing inside the block would recompute it without its gates, and the gradients "
+                "would be wrong",
+                where=f"block {self.block.index + 1} ({self.block.name})",
+                todo="Call model.gradient_checkpointing_disable(), or run under torch.no_grad()",
+            )
+        return edit
 
     def _edit_add(self, name: str, args: Any) -> Any:
         if len(args) < 2 or not (isinstance(args[0], Tensor) and isinstance(args[1], Tensor)):
@@ -93,7 +107,7 @@ class _BlockMode(TorchFunctionMode):
             return args
         pair = [b, a] if name == "__radd__" else [a, b]
         for operand, function in edits:
-            edited = function(pair[operand])
+            edited = self._checked(function)(pair[operand])
             if operand == 0 and name in IN_PLACE:
                 pair[0].copy_(edited)  # the model goes on with this very tensor
             else:
@@ -113,6 +127,7 @@ class BlockWatch(AbstractContextManager["BlockWatch"]):
         self.structure = structure
         self.model = structure.model  # the structure alone keeps no model alive
         self.wanted = set(indices)
+        self._thread = threading.get_ident()
         self.forced: int | None = None  # a replay says itself which block call it stands for
         self._turns: dict[nn.Module, int] = {}
         self._running: list[Block | None] = []
@@ -150,6 +165,12 @@ class BlockWatch(AbstractContextManager["BlockWatch"]):
         by_turn = {b.turn: b for b in calls}
 
         def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            if threading.get_ident() != self._thread and not recomputing():  # autograd has threads of its own
+                raise self.structure.error(
+                    calls[0],
+                    "it is run by another thread than the one that opened the context",
+                    "Use one thread: open the context in the thread that runs the model",
+                )
             turn = self._turns.get(module, 0)
             self._turns[module] = turn + 1
             block = calls[0] if len(calls) == 1 else by_turn.get(turn % len(by_turn))
@@ -187,6 +208,13 @@ class Editing(BlockWatch):
         return self
 
     def enter(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if recomputing() and sum(b.name == block.name for b in self.structure.blocks) > 1:
+            raise self.structure.error(
+                block,
+                "gradient checkpointing recomputes a module that is called several times, and the gates of which "
+                "call cannot be told",
+                "Run it without gradient checkpointing",
+            )
         self._norm_turns.clear()
         mode = _BlockMode(block, self.edits)
         mode.__enter__()
@@ -240,11 +268,3 @@ def replace(value: Any, path: Path, item: Any) -> Any:
     if isinstance(value, dict):
         return {**value, key: replace(value[key], rest, item)}
     return (*value[:key], replace(value[key], rest, item), *value[key + 1 :])
-
-
-def eager() -> AbstractContextManager[Any]:
-    """Run compiled models without their graphs: a graph made before calls no hook made after."""
-    if "torch._dynamo" not in sys.modules:
-        return nullcontext()
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance

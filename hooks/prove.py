@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .edits import BlockWatch, Editing, Edits, Function, fetch, replace, zero
 from .errors import RcProbeError
 from .inputs import batch_size, example_inputs, signature, small, with_no_cache
-from .state import measuring
+from .state import eager, measuring, switches
 from .structure import REPORT, AttentionOp, Block, Branch, Structure, read_structure
 from .tape import Tape, walk
 
@@ -37,11 +37,14 @@ def find_structure(model: nn.Module, inputs: dict[str, Any] | None = None) -> St
     Raises RcProbeError, naming the block and what did not match, when anything cannot be proved.
     """
     inputs = with_no_cache(model, example_inputs(model) if inputs is None else small(inputs))
-    modules = hash(tuple((name, id(module)) for name, module in model.named_modules()))
-    key = signature(inputs), modules, getattr(getattr(model, "config", None), "_attn_implementation", None)
+    key = (
+        signature(inputs),
+        switches(model),
+        getattr(getattr(model, "config", None), "_attn_implementation", None),
+    )
     known = _known.setdefault(model, {})
     if key not in known:
-        with measuring(model):
+        with measuring(model), eager():
             known[key] = _attach(model, inputs)
     return known[key]
 
@@ -89,6 +92,14 @@ class Replay(BlockWatch):
         self.calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
     def enter(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for value in (*args, *kwargs.values()):
+            if block.index == 0 and hasattr(value, "get_seq_length") and int(value.get_seq_length()) > 0:
+                raise self.structure.error(
+                    block,
+                    "it is given keys and values from elsewhere (prefix tuning, or a filled cache), and "
+                    "running it again would change them",
+                    "Give inputs without a cache, or disable the adapter",
+                )
         stream = fetch((args, kwargs), block.entry).clone()  # the block may change its input in place
         self.calls[block.index] = replace((args, kwargs), block.entry, stream)
 
@@ -134,6 +145,13 @@ def _prove_block(structure: Structure, block: Block, blocks: Replay) -> None:
                 block,
                 "one of its branches does not depend on what enters it",
                 f"This block cannot be probed. {REPORT}",
+            )
+        if _leaks(block, clean[number], moved[number], x.shape):
+            raise structure.error(
+                block,
+                "what it adds to one sample of a batch depends on the others",
+                "The first axis of the inputs must count samples (wrap a model that takes time first); "
+                "int8 that shares one scale over the batch cannot be probed: use one scale a token (torchao)",
             )
         branch.kind = _kind(branch, block, clean[number], moved[number], x.shape)
 
@@ -214,6 +232,15 @@ def _kind(branch: Branch, block: Block, clean: Tensor, moved: Tensor, block_shap
     return "cross" if branch.outside else "mlp"
 
 
+def _leaks(block: Block, clean: Tensor, moved: Tensor, block_shape: torch.Size) -> bool:
+    """Whether a change of the first sample reaches others."""
+    if block.batch_axis is None:
+        return False
+    change = (moved - clean).abs().reshape(block_shape)
+    others = change.narrow(block.batch_axis, 1, change.shape[block.batch_axis] - 1)
+    return bool(others.amax() > _tolerance(clean) * clean.abs().amax())
+
+
 def _proved_heads(
     op: AttentionOp, block: Block, x: Tensor, clean: dict[int, Tensor], moved: dict[int, Tensor]
 ) -> AttentionOp:
@@ -242,7 +269,7 @@ def token_axis(block: Block) -> int:
 
 def perturbed(x: Tensor, block: Block, tokens: slice, *, only_first: bool = False) -> Tensor:
     """`x` with the chosen tokens of every (or only the first) sample replaced by noise of the same size."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0x5EED0F9B0BE)  # a user's own input may be randn of seed 0
     noise = torch.randn(x.shape, generator=generator).to(x) * x.std() + x.mean()
     index: list[Any] = [slice(None)] * x.ndim
     index[token_axis(block)] = tokens

@@ -316,7 +316,7 @@ def _read_block(tape: Tape, call: Call, spine: list[Node], index: int, batch: in
         raise RcProbeError(
             f"its stream {shape} has as many tokens as samples, so that they cannot be told apart",
             where=f"{type(tape.model).__name__}, block {index + 1} ({call.name})",
-            todo="Give inputs whose batch and length differ",
+            todo="Give inputs whose first axis counts samples, fewer than tokens",
         )
     batch_axis = batch_axes[0] if batch_axes else None
     return Block(
