@@ -16,6 +16,7 @@ from torch import nn
 
 from rc_probe.hooks.errors import RcProbeError
 
+from .adapter import add_adapter, base_of
 from .source import SAVE, Source, first_line, load_config, locate, quiet
 
 DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
@@ -52,6 +53,8 @@ def load_model(
 ) -> Loaded:
     """Load `model_id`: a folder, a Hub id, or "demo" (the packaged all-MiniLM-L6-v2).
 
+    The folder of a PEFT adapter loads its base model, with the adapter on it.
+
     The class is the one that the config names (its head included), else AutoModel. `dtype` is float32
     unless told, whatever the checkpoint stores, because residuals fall below the rounding of half precision
     within a few layers; "auto" takes the checkpoint's. `device` is CUDA where there is one, else the CPU.
@@ -60,11 +63,14 @@ def load_model(
     Raises RcProbeError, one line, for whatever keeps the model from being what its checkpoint says.
     """
     wanted, target = check_dtype(dtype), check_device(device)
-    source = locate(model_id, revision, trust_remote_code)
+    adapter = locate(model_id, revision, trust_remote_code)
+    source = base_of(adapter) or adapter
     with quiet():
         config = load_config(source)
         model, notes = _load_weights(source, config, wanted, allow_pickle, device_map)
-        _check_finite(model, source)
+        if source is not adapter:
+            model = add_adapter(model, adapter, allow_pickle)
+        _check_finite(model, adapter)
         modality = _modality(model, source)
         processor = _load_processor(source, modality)
         if device_map is None:
@@ -179,7 +185,8 @@ def _some(names: list[str], shown: int = 3) -> str:
 def _check_finite(model: nn.Module, source: Source) -> None:
     real = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
     for name, weight in model.named_parameters():
-        if weight.dtype not in real or weight.is_meta or not weight.numel():  # quantised, offloaded, empty
+        plain = type(weight.detach()) is torch.Tensor and weight.dtype in real
+        if not plain or weight.is_meta or not weight.numel():  # quantised, offloaded, empty
             continue
         if not all(end.isfinite() for end in torch.aminmax(weight.detach())):  # NaN passes through to both
             raise source.error(f"NaN or infinite weights in {name}", "Save or download the model again")
@@ -232,4 +239,4 @@ def hold_model(model: Any, processor: Any = None) -> Loaded:
             )
         with quiet():
             processor = _load_processor(source, modality)
-    return Loaded(model, core.config, place or name, None, modality, processor)
+    return Loaded(core, core.config, place or name, None, modality, processor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,8 +82,6 @@ def locate(model_id: str, revision: str | None, trust_remote_code: bool) -> Sour
 
 def load_config(source: Source) -> Any:
     if source.folder and not (source.folder / "config.json").is_file():
-        if (source.folder / "adapter_config.json").is_file():
-            raise source.error("an adapter without its base model", "Merge them, and save the merged model")
         raise source.error("no config.json in this folder", SAVE)
     try:
         raw, _ = transformers.PretrainedConfig.get_config_dict(source.place, **source.options)
@@ -119,11 +118,13 @@ def hub_problem() -> str | None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No reports, bars or warnings of transformers inside (download bars stay); then as before."""
+    """No reports, bars or warnings of libraries inside (download bars stay); then as before."""
+    disabled = logging.root.manager.disable
     log, hub_off = transformers.utils.logging, are_progress_bars_disabled()
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        logging.disable(max(disabled, logging.WARNING))  # some libraries log as they are imported
         log.set_verbosity_error()
         log.disable_progress_bar()
         if not hub_off:
@@ -131,6 +132,7 @@ def quiet() -> Iterator[None]:
         try:
             yield
         finally:
+            logging.disable(disabled)
             log.set_verbosity(verbosity)
             if bars:
                 log.enable_progress_bar()
