@@ -9,7 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .errors import RcProbeError
 from .interface import OpCall, Run, running
+from .state import grad_mode
 from .structure import Block, form, is_attention_op
 from .tape import ADDS, SDPA
 
@@ -55,6 +57,7 @@ class BlockMode(TorchFunctionMode):
         super().__init__()
         self.block, self.plan = block, plan
         self.adds = self.ops = 0
+        self.autograd = grad_mode()
         self.routed: list[Routed] = []
         self.norm_turns: dict[nn.Module, int] = {}
 
@@ -75,6 +78,17 @@ class BlockMode(TorchFunctionMode):
             args = self._edit_add(name, args)
         return func(*args, **(kwargs or {}))
 
+    def _checked(self, edit: Any) -> Any:
+        """The edit, if the backward pass will see it: what a block checkpoints itself is run again without hooks."""
+        if self.autograd != grad_mode() and self.autograd[0]:
+            raise RcProbeError(
+                "gradient checkpointing inside the block would recompute it without its gates, and the gradients "
+                "would be wrong",
+                where=f"block {self.block.index + 1} ({self.block.name})",
+                todo="Call model.gradient_checkpointing_disable(), or run under torch.no_grad()",
+            )
+        return edit
+
     # -- attention ops ------------------------------------------------------------------------
     def _attention_op(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         first = args[0] if args else next(iter(kwargs.values()))
@@ -82,7 +96,7 @@ class BlockMode(TorchFunctionMode):
             return func(*args, **kwargs)
         edit = self.plan.ops.get((False, self.ops))
         call = OpCall(name, func, args, kwargs)
-        out = self._run(call) if edit is None else edit(call, self._run)
+        out = self._run(call) if edit is None else self._checked(edit)(call, self._run)
         self.ops += 1
         return out
 
@@ -101,7 +115,7 @@ class BlockMode(TorchFunctionMode):
     def edit_routed(self, call: OpCall, run: Run) -> Any:
         edit = self.plan.ops.get((True, len(self.routed)))
         first = self.ops
-        result = run(call) if edit is None else edit(call, run)
+        result = run(call) if edit is None else self._checked(edit)(call, run)
         out, query = result[0], call.args[1]
         fits = out.ndim == query.ndim == 4 and out.shape[2] == query.shape[1]
         self.routed.append(Routed(first, self.ops, out.shape[2] if fits else 0))
@@ -126,7 +140,7 @@ class BlockMode(TorchFunctionMode):
             return args
         pair = [b, a] if name == "__radd__" else [a, b]
         for operand, function in edits:
-            edited = function(pair[operand])
+            edited = self._checked(function)(pair[operand])
             if operand == 0 and name in IN_PLACE:
                 pair[0].copy_(edited)  # the model goes on with this very tensor
             else:

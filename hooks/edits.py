@@ -10,9 +10,9 @@ and else where the mode meets them.
 
 from __future__ import annotations
 
-import sys
+import threading
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .blockmode import BlockMode, Function, OpEdit, OpKey, OpWatch, Plan
 from .interface import OpCall, Run, owned
+from .state import eager, recomputing
 from .structure import INTERFACE, AttentionOp, Block, Site, Structure
 from .tape import Path
 
@@ -117,6 +118,7 @@ class BlockWatch(AbstractContextManager["BlockWatch"]):
         self.structure = structure
         self.model = structure.model  # the structure alone keeps no model alive
         self.wanted = set(indices)
+        self._thread = threading.get_ident()
         self.forced: int | None = None  # a replay says itself which block call it stands for
         self._turns: dict[nn.Module, int] = {}
         self._running: list[Block | None] = []
@@ -154,6 +156,12 @@ class BlockWatch(AbstractContextManager["BlockWatch"]):
         by_turn = {b.turn: b for b in calls}
 
         def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            if threading.get_ident() != self._thread and not recomputing():  # autograd has threads of its own
+                raise self.structure.error(
+                    calls[0],
+                    "it is run by another thread than the one that opened the context",
+                    "Use one thread: open the context in the thread that runs the model",
+                )
             turn = self._turns.get(module, 0)
             self._turns[module] = turn + 1
             block = by_turn.get(turn % calls[0].turns)
@@ -194,6 +202,13 @@ class Editing(BlockWatch):
         return self
 
     def enter(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if recomputing() and sum(b.name == block.name for b in self.structure.blocks) > 1:
+            raise self.structure.error(
+                block,
+                "gradient checkpointing recomputes a module that is called several times, and the gates of which "
+                "call cannot be told",
+                "Run it without gradient checkpointing",
+            )
         self._modes.append(BlockMode(block, self._plans[block.index]).__enter__())
 
     def leave(self, block: Block, output: Any) -> None:
@@ -242,11 +257,3 @@ def replace(value: Any, path: Path, item: Any) -> Any:
     if isinstance(value, dict):
         return {**value, key: replace(value[key], rest, item)}
     return (*value[:key], replace(value[key], rest, item), *value[key + 1 :])
-
-
-def eager() -> AbstractContextManager[Any]:
-    """Run compiled models without their graphs: a graph made before calls no hook made after."""
-    if "torch._dynamo" not in sys.modules:
-        return nullcontext()
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance

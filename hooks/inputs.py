@@ -20,7 +20,7 @@ def example_inputs(model: nn.Module) -> dict[str, Any]:
 
     Raises RcProbeError when the config does not say what the model takes.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     name = getattr(model, "main_input_name", "input_ids")
     generator = torch.Generator().manual_seed(0)
     device = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))

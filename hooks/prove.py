@@ -27,7 +27,7 @@ from .inputs import batch_size, example_inputs, signature, small, with_no_cache
 from .interface import implementation_name
 from .replay import Replay, all_off, noise_like, token_axis, tolerance
 from .scaling import prove_scaling
-from .state import measuring
+from .state import eager, measuring, switches
 from .structure import INTERFACE, REPORT, AttentionOp, Block, Branch, Structure
 from .tape import Tape, walk
 
@@ -51,11 +51,10 @@ def find_structure(
     Raises RcProbeError, naming the block and what did not match, when anything cannot be proved.
     """
     inputs = with_no_cache(model, example_inputs(model) if inputs is None else small(inputs))
-    modules = hash(tuple((name, id(module)) for name, module in model.named_modules()))
-    key = signature(inputs), modules, implementation_name(model), stack, blocks
+    key = signature(inputs), switches(model), implementation_name(model), stack, blocks
     known = _known.setdefault(model, {})
     if key not in known:
-        with measuring(model):
+        with measuring(model), eager():
             known[key] = _attach(model, inputs, stack, blocks)
     return known[key]
 
@@ -156,6 +155,13 @@ def _prove_block(structure: Structure, block: Block, blocks: Replay) -> None:
                 "one of its branches does not depend on what enters it",
                 f"This block cannot be probed. {REPORT}",
             )
+        if _leaks(block, clean[number], moved[number], x.shape):
+            raise structure.error(
+                block,
+                "what it adds to one sample of a batch depends on the others",
+                "The first axis of the inputs must count samples (wrap a model that takes time first); "
+                "int8 that shares one scale over the batch cannot be probed: use one scale a token (torchao)",
+            )
         branch.kind = _kind(branch, block, clean[number], moved[number], x.shape)
 
     off = all_off(block)
@@ -228,6 +234,15 @@ def _kind(branch: Branch, block: Block, clean: Tensor, moved: Tensor, block_shap
     if mixes:
         return "attention" if branch.ops or branch.has_product else "mixer"
     return "cross" if branch.outside else "mlp"
+
+
+def _leaks(block: Block, clean: Tensor, moved: Tensor, block_shape: torch.Size) -> bool:
+    """Whether a change of the first sample reaches others."""
+    if block.batch_axis is None:
+        return False
+    change = (moved - clean).abs().reshape(block_shape)
+    others = change.narrow(block.batch_axis, 1, change.shape[block.batch_axis] - 1)
+    return bool(others.amax() > tolerance(clean) * clean.abs().amax())
 
 
 def _proved_heads(

@@ -54,7 +54,9 @@ def _batch_axis(shape: tuple[int, ...], batch: int, where: str) -> int | None:
     axes = [a for a, n in enumerate(shape[:-1]) if n == batch and batch]
     if len(axes) > 1:
         what = f"its stream {shape} has as many tokens as samples, so that they cannot be told apart"
-        raise RcProbeError(what, where=where, todo="Give inputs whose batch and length differ")
+        raise RcProbeError(
+            what, where=where, todo="Give inputs whose first axis counts samples, fewer than tokens"
+        )
     return axes[0] if axes else None
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,3 +24,46 @@ def measuring(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Run models operation by operation: compiled graphs and torch's fused encoder layers call no hook.
+
+    Their graphs stay, and are used again afterwards.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    compiled = "torch._dynamo" in sys.modules  # else nothing is, and importing it takes seconds
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def recomputing() -> bool:
+    """Whether a backward pass is running: a block called now is recomputed for gradient checkpointing."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def grad_mode() -> tuple[bool, Any]:
+    """Whether gradients are recorded, and what is done with saved tensors: checkpointing changes one of them."""
+    saved = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # since torch 2.8
+    return torch.is_grad_enabled(), saved and saved(True)
+
+
+def switches(model: nn.Module) -> int:
+    """A hash of the modules and of their plain settings, such as which adapter is on: what a call does."""
+
+    def plain(value: Any) -> bool:
+        return isinstance(value, (bool, int, float, str))
+
+    return hash(
+        tuple(
+            (name, id(module), key, str(value))
+            for name, module in model.named_modules()
+            for key, value in vars(module).items()
+            if key != "training" and (plain(value) or (isinstance(value, list) and all(map(plain, value))))
+        )
+    )

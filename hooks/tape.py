@@ -27,12 +27,13 @@ Path = tuple[Any, ...]
 
 ADDS = {"add", "__add__", "__radd__", "__iadd__", "add_"}
 SDPA = "scaled_dot_product_attention"
+MHA = "multi_head_attention_forward"  # of nn.MultiheadAttention: projections and all
 HEAVY = {
     "linear", "bilinear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "addbmm",
-    "einsum", "tensordot", "dot", "mv", "inner", "outer", "chain_matmul", "multi_head_attention_forward",
+    "einsum", "tensordot", "dot", "mv", "inner", "outer", "chain_matmul",
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
     "_grouped_mm", "grouped_mm", "_scaled_mm",
-    "cumsum", "cumprod", "lstm", "gru", SDPA, "opaque",
+    "cumsum", "cumprod", "lstm", "gru", SDPA, MHA, "opaque",
 }  # fmt: skip
 KEEPS_FIRST = {
     "view", "reshape", "view_as", "reshape_as", "transpose", "swapaxes", "permute", "movedim", "t", "contiguous",
@@ -163,7 +164,7 @@ class Tape(TorchFunctionMode):
     # -- operations ---------------------------------------------------------------------------
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        op = getattr(func, "__name__", str(func))
+        op = _name(func)
         given = () if op in FILLED else args[:1] if op in SHAPE_ONLY else (args, kwargs)
         inputs = [self._node_of[id(t)] for _, t in walk(given) if id(t) in self._node_of]
         add_of = self._add_operands(op, args) if op in ADDS else None
@@ -173,6 +174,8 @@ class Tape(TorchFunctionMode):
         if op == "__setitem__":
             self._rebind(args[0], self._add(op, args[0], tuple(inputs), args))
             return out
+        if op == MHA:
+            inputs.append(self._add_product(args))
         for _, tensor in walk(out):
             if op == "alias" and id(tensor) in self._node_of:
                 continue
@@ -188,6 +191,15 @@ class Tape(TorchFunctionMode):
             self._add("input", t, ()) if n is None else n for n, t in zip(pair, args[:2], strict=True)
         )
         return (second, first) if op == "__radd__" else (first, second)
+
+    def _add_product(self, args: Any) -> int:
+        """The product that a fused attention makes of its query and key, each projected first."""
+        sides = []
+        for tensor in args[:2]:
+            known = self._node_of.get(id(tensor))
+            known = self._add("input", tensor, ()) if known is None else known
+            sides.append(self._add("linear", tensor.detach(), (known,)))
+        return self._add("matmul", args[0].detach(), tuple(sides))
 
     def _rebind(self, tensor: Tensor, index: int) -> None:
         """An operation in place gives the tensor, and what it is a view of, a new node."""
@@ -255,6 +267,12 @@ class Tape(TorchFunctionMode):
                 node.norm = any(self.nodes[i].above & self.nodes[full[0]].carried for i in small)
                 return full[0]
         return -1
+
+
+def _name(func: Any) -> str:
+    """The operation's name; one of an extension, of which nothing is known, counts as opaque."""
+    space = getattr(func, "namespace", None) or getattr(func, "_qualified_op_name", "aten::").split("::")[0]
+    return "opaque" if space != "aten" else getattr(func, "__name__", str(func))
 
 
 def _in_place(op: str) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .edits import BlockWatch, fetch
+from .state import recomputing
 from .structure import Block, Structure
 
 OnStream = Callable[[int, Tensor], None]
@@ -21,8 +22,9 @@ class StreamDone(Exception):  # noqa: N818 - a signal, not an error
 class Tap(BlockWatch):
     """Calls `on_stream(layer, x)` with x (batch, tokens, dim) for layers 0 … L of every forward pass.
 
-    Layer 0 is what enters block 1, layer l the stream after block l, before any final norm. With
-    `stop`, the pass ends after the last layer by StreamDone; use `run_stopped`.
+    Layer 0 is what enters block 1, layer l the stream after block l, before any final norm. Blocks that
+    gradient checkpointing recomputes in a backward pass were seen before and are left out. With `stop`,
+    the pass ends after the last layer by StreamDone; use `run_stopped`.
     """
 
     def __init__(self, structure: Structure, on_stream: OnStream, *, stop: bool = False) -> None:
@@ -30,11 +32,11 @@ class Tap(BlockWatch):
         self.on_stream, self.stop = on_stream, stop
 
     def enter(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if block.index == 0:
+        if block.index == 0 and not recomputing():
             self._hand_on(0, block, fetch((args, kwargs), block.entry))
 
     def leave(self, block: Block, output: Any) -> None:
-        if output is None:
+        if output is None or recomputing():
             return
         self._hand_on(block.index + 1, block, fetch(output, block.exit))
         if self.stop and block.index + 1 == self.structure.depth:

@@ -20,10 +20,12 @@ from rc_probe.hooks.structure import Structure
 from .batches import Batches, batches, long_enough
 from .data import Samples, load_samples
 from .floor import below_the_floor
-from .load import DEMO, Loaded, fresh_model, hold_model, load_model
+from .fresh import fresh_model
+from .load import Loaded, hold_model, load_model
 from .results import ProbeResult
 from .run import Curves, Row, ablation_rows, check_finite, measure_variants, structure_rows
 from .settings import Settings
+from .source import DEMO
 from .variants import Variant, paper_variants, parse_ablation
 
 Progress = Callable[[str, int, int], None]

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from rc_probe.hooks.errors import RcProbeError
 
 from .data import Samples, open_image
-from .load import Loaded, first_line
+from .load import Loaded
+from .source import first_line
 
 Ids = dict[str, list[int]]
 
@@ -165,7 +166,7 @@ def _accepts(model: Any, name: str) -> bool:
     return name in names or model.main_input_name not in names
 
 
-def _input_device(model: Any) -> torch.device:
+def input_device(model: Any) -> torch.device:
     """Where inputs go; a model that accelerate dispatches moves them on by itself."""
     device: torch.device = model.device
     return torch.device("cpu") if device.type == "meta" else device
@@ -173,7 +174,7 @@ def _input_device(model: Any) -> torch.device:
 
 def _text_batch(loaded: Loaded, texts: list[Ids]) -> Batch:
     model, tokenizer = loaded.model, loaded.processor
-    device = _input_device(model)
+    device = input_device(model)
     lengths = torch.tensor([_length(text) for text in texts])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]  # (B, T)
     fill = {"input_ids": _pad_id(tokenizer), "token_type_ids": getattr(tokenizer, "pad_token_type_id", 0)}
@@ -220,7 +221,7 @@ def _image_batch(loaded: Loaded, items: list[Any]) -> Batch:
     except Exception as error:
         what = f"the image processor does not take these images ({first_line(error)})"
         raise RcProbeError(what, where=loaded.id, todo="Try --batch-size 1, or other images") from error
-    device = _input_device(model)
+    device = input_device(model)
     inputs = {key: value.to(device) for key, value in made.items() if _accepts(model, key)}
     pixels = {key: value.to(model.dtype) for key, value in inputs.items() if value.is_floating_point()}
     return Batch(inputs | pixels, None)

@@ -15,9 +15,10 @@ from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.gates import Gate, gate_edits
 from rc_probe.hooks.prove import find_structure
 from rc_probe.hooks.structure import Structure
+from rc_probe.hooks.tape import walk
 from rc_probe.hooks.taps import Tap
 
-from .run import Curves, structure_rows
+from .run import Curves, Measured, structure_rows
 from .variants import parse_ablation
 
 if TYPE_CHECKING:
@@ -32,16 +33,19 @@ def ablate(model: nn.Module, *what: str | Gate, inputs: dict[str, Any] | None = 
     `what`: texts such as "mlp@7", "attention.skip@3-5", "head@2:5", "mlp@4=0.5", or `Gate`s, whose
     value may be a tensor (batch,) of one gate per sample. Blocks and heads are numbered from 1.
     `inputs`: keyword arguments of a forward pass of two or more samples, to attach with; made from
-    the config when left out.
+    the config when left out. Inside, compiled and fused code runs operation by operation, and only the
+    thread that opened the context may run the model. A backward pass that recomputes blocks (gradient
+    checkpointing around a block) belongs inside, too.
 
-    Raises RcProbeError when the model cannot be proved, or has no such part.
+    Raises RcProbeError when the model cannot be proved, or has no such part; while it runs, when a gated
+    block itself checkpoints what it computes, as those of transformers do.
 
     >>> with ablate(model, "mlp@7"):          # doctest: +SKIP
     ...     evaluate(model)
     """
     if not what:
         raise RcProbeError("nothing to ablate", where="ablate", todo="Name a part, such as 'mlp@7'")
-    structure = find_structure(model, inputs)
+    structure = _prove(model, inputs)
     gates = [g for item in what for g in ([item] if isinstance(item, Gate) else parse_ablation(item).gates)]
     return Editing(structure, gate_edits(structure, gates))
 
@@ -57,16 +61,27 @@ def attach(
 
     `mask` says which tokens are real: "auto" takes the attention mask that the model is called with,
     None says that nothing is padded, a tensor (batch, tokens) holds for every call. Statistics
-    accumulate over calls, in float64; passes over one token (generation with a cache) are left out.
+    accumulate over whole passes, in float64; passes over one token (generation with a cache), passes that
+    fail and what gradient checkpointing recomputes are left out.
 
     Raises RcProbeError when the model cannot be proved, and, while it runs, when a batch of several
-    texts comes without a mask.
+    texts comes without a mask or as one packed sequence.
 
     >>> with attach(model) as probe:          # doctest: +SKIP
     ...     evaluate(model)
     >>> probe.frame()                         # doctest: +SKIP
     """
-    return Attached(find_structure(model, inputs), metrics, mask)
+    return Attached(_prove(model, inputs), metrics, mask)
+
+
+def _prove(model: nn.Module, inputs: dict[str, Any] | None) -> Structure:
+    if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+        raise RcProbeError(
+            "it runs copies of the model in threads of their own, which no context can follow",
+            where="DataParallel",
+            todo="Give the model inside, model.module, and run that",
+        )
+    return find_structure(model, inputs)
 
 
 class Attached(AbstractContextManager["Attached"]):
@@ -76,6 +91,7 @@ class Attached(AbstractContextManager["Attached"]):
         self.structure, self.given = structure, mask
         self.curves = Curves(list(metrics))
         self._seen: Tensor | None = None
+        self._pass: dict[int, Measured] = {}  # layers of the pass that is running, in order
         self._exit = ExitStack()
 
     def __enter__(self) -> Attached:
@@ -83,6 +99,7 @@ class Attached(AbstractContextManager["Attached"]):
         for name in self.structure.ancestors:
             module = self.structure.model.get_submodule(name)
             self._exit.callback(module.register_forward_pre_hook(self._see_mask, with_kwargs=True).remove)
+            self._exit.callback(module.register_forward_hook(self._end_pass, always_call=True).remove)
         return self
 
     def __exit__(self, *exc: Any) -> None:
@@ -95,19 +112,46 @@ class Attached(AbstractContextManager["Attached"]):
         except TypeError:  # the call itself will say what is wrong with it
             given = kwargs
         given = {**given, **given.get("kwargs", {})}
+        self._refuse_packed(module, given)
         mask = given.get("decoder_attention_mask" if "decoder_input_ids" in given else "attention_mask")
         if isinstance(mask, Tensor) and mask.ndim == 2:
             self._seen = mask != 0
         elif isinstance(given.get("input_ids"), Tensor) or module is self.structure.model:
             self._seen = None
 
+    def _end_pass(self, *args: Any) -> None:
+        """A module that holds all blocks returned or raised: what is not whole by now is dropped."""
+        self._pass = {}
+
+    def _refuse_packed(self, module: nn.Module, given: dict[str, Any]) -> None:
+        """A stream without a batch axis is one sample to every metric, so it must be one."""
+        block = self.structure.blocks[0]
+        main = given.get(getattr(module, "main_input_name", "input_ids"))
+        if main is None and module is self.structure.model:
+            main = next((t for _, t in walk(given)), None)
+        if block.batch_axis is None and isinstance(main, Tensor) and main.ndim and len(main) > 1:
+            raise self.structure.error(
+                block, f"its stream packs all {len(main)} samples into one sequence", "Run samples one by one"
+            )
+
     def _on_stream(self, layer: int, x: Tensor) -> None:
-        if x.shape[1] == 1:
+        """Layers count once 0 to L came in turn: a pass that failed on the way leaves nothing behind."""
+        if layer == 0:
+            self._pass = {}
+        if layer != len(self._pass):
             return
-        self.curves.mask = self._mask(x)
-        self.curves.on_stream(layer, x)
-        if layer == self.structure.depth:
+        self._pass[layer] = {} if x.shape[1] == 1 else self._read(layer, x)
+        if layer < self.structure.depth:
+            return
+        for number, measured in self._pass.items():
+            self.curves.add(number, measured)
+        self._pass = {}
+        if x.shape[1] > 1:
             self.curves.samples += x.shape[0]
+
+    def _read(self, layer: int, x: Tensor) -> Measured:
+        self.curves.mask = self._mask(x)
+        return self.curves.read(layer, x)
 
     def _mask(self, x: Tensor) -> Tensor | None:
         mask = self._seen if isinstance(self.given, str) else self.given
@@ -129,7 +173,7 @@ class Attached(AbstractContextManager["Attached"]):
         return None
 
     def frame(self) -> pd.DataFrame:
-        """Columns layer, metric, mean, std (ddof 1, over samples), count, floor.
+        """Columns layer, metric, mean, std (ddof 1, over samples; NaN for one), count, floor.
 
         Raises RcProbeError when the model has not run inside the context.
         """
@@ -141,7 +185,7 @@ class Attached(AbstractContextManager["Attached"]):
                 "no forward pass was seen", where=type(self.structure.model).__name__,
                 todo="Run the model inside `with attach(model) as probe:`",
             )  # fmt: skip
-        return pd.DataFrame(rows).drop(columns=["weights", "variant"])
+        return pd.DataFrame(rows).drop(columns=["weights", "variant"]).astype({"std": float})
 
     def structure_frame(self) -> pd.DataFrame:
         """The blocks and branches that were proved, a row a branch."""

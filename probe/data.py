@@ -18,7 +18,7 @@ from typing import Any
 
 from rc_probe.hooks.errors import RcProbeError
 
-from .load import first_line, hub_problem, quiet
+from .source import first_line, hub_problem, quiet
 
 BUNDLED = Path(__file__).parent / "samples"
 COLUMNS = {

@@ -24,6 +24,7 @@ from .registry import METRICS
 from .variants import Variant, span
 
 Row = dict[str, Any]
+Measured = dict[str, tuple[Tensor, Tensor]]  # metric: its values and floors, (batch,)
 
 
 @dataclass
@@ -46,6 +47,10 @@ class Curves:
 
     def on_stream(self, layer: int, x: Tensor) -> None:
         """Add the stream x (batch, tokens, dim) of one layer."""
+        self.add(layer, self.read(layer, x))
+
+    def read(self, layer: int, x: Tensor) -> Measured:
+        """What the metrics say about the stream x (batch, tokens, dim), to be added."""
         mask = self.mask
         if mask is not None and mask.shape != x.shape[:2]:
             raise RcProbeError(
@@ -54,11 +59,12 @@ class Curves:
                 todo="Measure texts one by one: --batch-size 1",
             )
         left = max(self.few - self.samples, 0)
-        self._add(layer, measure(x, mask, self.cheap))
+        found = measure(x, mask, self.cheap)
         if self.slow and left:
-            self._add(layer, measure(x[:left], None if mask is None else mask[:left], self.slow))
+            found |= measure(x[:left], None if mask is None else mask[:left], self.slow)
+        return found
 
-    def _add(self, layer: int, measured: dict[str, tuple[Tensor, Tensor]]) -> None:
+    def add(self, layer: int, measured: Measured) -> None:
         for name, (values, floors) in measured.items():
             self.values.setdefault((layer, name), Moments(values.device)).add(values)
             self.floors.setdefault((layer, name), Moments(values.device)).add(floors)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 import zoo
 
@@ -232,6 +233,12 @@ def test_not_a_transformer(run: Run, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "resnet")
     transformers.ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "resnet")
     fails(run, "does not look like a transformer", str(tmp_path / "resnet"), "--quiet")
+
+
+def test_a_model_that_cannot_be_proved(run: Run, tmp_path: Path, texts: Path) -> None:
+    model, _ = zoo.build("bloom_post_norm")
+    folder = tiny.saved(tmp_path / "bloom", model, tiny.tokenizer())
+    fails(run, r"BloomModel, block 1 \(h\.0\): .*not its norms", folder, "--data", str(texts), "--quiet")
 
 
 def test_weights_that_cannot_be_trusted(run: Run, demo: Loaded, tmp_path: Path) -> None:

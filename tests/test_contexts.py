@@ -1,8 +1,11 @@
 """`attach` and `ablate` on a model that the user runs."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import zoo
+from torch.utils.checkpoint import checkpoint
 
 import rc_probe
 from rc_probe.hooks.prove import find_structure
@@ -133,6 +136,96 @@ def test_compiled_models_run_with_gates() -> None:
     assert torch.equal(gated, wanted)
     assert torch.equal(plain, again)
     assert not torch.equal(plain, gated)
+
+
+class Stack(torch.nn.Module):
+    """Plain blocks, each run by gradient checkpointing when told how."""
+
+    def __init__(self, depth: int = 2, reentrant: bool | None = None) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(zoo.build("gpt2")[0].h[:depth])
+        self.config, self.reentrant = SimpleNamespace(num_hidden_layers=depth), reentrant
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x) if self.reentrant is None else checkpoint(block, x, use_reentrant=self.reentrant)
+        return x
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_what_checkpointing_recomputes_is_not_counted_again(reentrant: bool, depth: int) -> None:
+    model, x = Stack(depth, reentrant).eval(), torch.randn(2, 6, 32, requires_grad=True)
+    ran = []
+    model.blocks[0].attn.register_forward_pre_hook(lambda *args: ran.append(1))
+    with rc_probe.attach(model, mask=None, inputs={"x": x}) as probe:
+        ran.clear()
+        model(x).square().sum().backward()
+    assert len(ran) == 2  # the block was recomputed indeed
+    assert probe.frame()["count"].eq(2).all()
+    assert probe.curves.samples == 2
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gates_hold_in_what_checkpointing_recomputes(reentrant: bool) -> None:
+    x = torch.randn(2, 6, 32, requires_grad=True)
+    grads = []
+    for how in (None, reentrant):
+        model = Stack(2, how).eval()
+        with rc_probe.ablate(model, "attention@2=0.5", "mlp@1", inputs={"x": x}):
+            model(x).square().sum().backward()
+        grads.append([p.grad for p in model.parameters()] + [x.grad.clone()])
+        x.grad = None
+    pairs = list(zip(*grads, strict=True))
+    assert all(a is b or torch.equal(a, b) for a, b in pairs) and sum(a is not None for a, _ in pairs) > 10
+
+
+def test_a_pass_that_fails_on_the_way_leaves_nothing() -> None:
+    model, inputs = zoo.build("bert")
+
+    def fail(*args: object) -> None:
+        raise ZeroDivisionError
+
+    with torch.no_grad(), rc_probe.attach(model, mask=None, inputs=inputs) as whole:
+        model(**inputs)
+    with torch.no_grad(), rc_probe.attach(model, mask=None, inputs=inputs) as probe:
+        for place in (model.encoder.layer[1].output, model.encoder.layer[2].attention):
+            handle = place.register_forward_pre_hook(fail)
+            with pytest.raises(ZeroDivisionError):
+                model(**inputs)
+            handle.remove()
+        model.encoder.layer[2](torch.zeros(2, 12, 32))  # a block by itself is no pass
+        model(**inputs)
+    assert probe.frame().equals(whole.frame())
+    assert probe.curves.samples == 2
+
+
+def test_one_sample_has_no_deviation() -> None:
+    model, inputs = zoo.build("bert", batch=1)
+    with torch.no_grad(), rc_probe.attach(model, inputs=inputs) as probe:
+        model(**inputs)
+    std = probe.frame()["std"]
+    assert std.dtype == float and std.isna().all()
+
+
+class Packed(torch.nn.Module):
+    """All samples in one sequence, as models of images of many sizes have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = Stack()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.stack(x.flatten(0, 1)[None])
+
+
+def test_samples_packed_into_one_sequence_are_refused() -> None:
+    model, x = Packed().eval(), torch.randn(3, 4, 32)
+    with torch.no_grad(), rc_probe.attach(model, mask=None, inputs={"x": x}) as probe:
+        model(x[:1])
+        with pytest.raises(rc_probe.RcProbeError, match=r"block 1.*packs all 3 samples.*one by one"):
+            model(x)
+    assert probe.frame()["count"].eq(1).all()
 
 
 def test_masks_that_do_not_fit_are_refused(demo: Loaded) -> None:

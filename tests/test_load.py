@@ -13,8 +13,10 @@ import transformers
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
+from rc_probe.fresh import fresh_model
 from rc_probe.hooks.errors import RcProbeError
-from rc_probe.load import Loaded, fresh_model, hub_problem, load_model, quiet
+from rc_probe.load import Loaded, load_model
+from rc_probe.source import hub_problem, quiet
 
 WEIGHTS = "model.safetensors"
 
@@ -140,7 +142,7 @@ def test_hub_answers_no(monkeypatch: pytest.MonkeyPatch) -> None:
         assert options["local_files_only"] is False and options["revision"] == "v2"
         raise OSError("x/y is not a valid model identifier listed on the Hub\nIf this is private, log in")
 
-    monkeypatch.setattr("rc_probe.load.hub_problem", lambda: None)
+    monkeypatch.setattr("rc_probe.source.hub_problem", lambda: None)
     monkeypatch.setattr(transformers.PretrainedConfig, "get_config_dict", answer)
     refuses("x/y", "not a valid model identifier", "HF_TOKEN", revision="v2")
 

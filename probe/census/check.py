@@ -190,7 +190,7 @@ class Checks:
             return 0
         kept: list[Tensor] = []
         edits = gate_edits(self.structure, others)
-        edits.at(junction.branches[0].site, lambda x: (kept.append(x.clone()), x)[1])
+        edits.at(junction.branches[0].site, _keep(kept))
         self.run((), edits=edits)
         with torch.no_grad():
             value = kept[-1].reshape(alone.shape)
@@ -282,7 +282,7 @@ class Checks:
         for candidate in maps:
             kept: list[Tensor] = []
             edits = Edits()
-            edits.at(branch.site, lambda x, kept=kept: (kept.append(x.clone()), x)[1])  # type: ignore[misc]
+            edits.at(branch.site, _keep(kept))
             try:
                 self.run((), edits=edits, zeroed=(block.index, candidate))
             except Exception:  # a map whose zeros the model cannot go on with, such as a router
@@ -290,6 +290,16 @@ class Checks:
             if kept and not any(k.any() for k in kept):
                 found.append(candidate)
         return found[-1:]  # the last of them; earlier ones act through it
+
+
+def _keep(into: list[Tensor]) -> Callable[[Tensor], Tensor]:
+    """The edit that copies the operand and leaves it as it is."""
+
+    def keep(x: Tensor) -> Tensor:
+        into.append(x.clone())
+        return x
+
+    return keep
 
 
 def _skip_of(junction: Junction) -> str:
