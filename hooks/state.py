@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -26,20 +26,33 @@ def measuring(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+class _Held:
+    """How many contexts hold eager mode; they may close in any order, so none restores what it found."""
+
+    count = 0
+    exit = ExitStack()
+
+
 @contextmanager
 def eager() -> Iterator[None]:
     """Run models operation by operation: compiled graphs and torch's fused encoder layers call no hook.
 
     Their graphs stay, and are used again afterwards.
     """
-    fused = torch.backends.mha.get_fastpath_enabled()
-    compiled = "torch._dynamo" in sys.modules  # else nothing is, and importing it takes seconds
-    torch.backends.mha.set_fastpath_enabled(False)
+    if not _Held.count:
+        _Held.exit.callback(
+            torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled()
+        )
+        torch.backends.mha.set_fastpath_enabled(False)
+        if "torch._dynamo" in sys.modules:  # else nothing is compiled, and importing it takes seconds
+            _Held.exit.enter_context(torch.compiler.set_stance("force_eager"))
+    _Held.count += 1
     try:
-        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
-            yield
+        yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+        _Held.count -= 1
+        if not _Held.count:
+            _Held.exit.close()
 
 
 def recomputing() -> bool:

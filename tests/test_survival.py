@@ -607,3 +607,22 @@ def test_operations_of_an_extension() -> None:
     for module in [m for m in model.modules() if type(m) is nn.Linear]:
         module.__class__ = Extension
     survives(model, plain, {"tokens": torch.randint(50, (2, 9))})
+
+
+def test_contexts_closed_out_of_order_leave_compiled_graphs_in_use() -> None:
+    model, inputs = zoo.build("bert")
+    backend = Counting()
+    model = compiled(model, "wrapped", backend)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    first, second = (
+        rc_probe.ablate(model, "mlp@1", inputs=inputs),
+        rc_probe.ablate(model, "mlp@2", inputs=inputs),
+    )
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    with torch.no_grad():
+        model(**inputs)
+    assert backend.graphs > 0
+    assert torch.backends.mha.get_fastpath_enabled() == fused
