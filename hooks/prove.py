@@ -25,10 +25,10 @@ from .errors import RcProbeError
 from .find import read_stacks
 from .inputs import batch_size, example_inputs, signature, small, with_no_cache
 from .interface import implementation_name
-from .replay import Replay, all_off, noise_like, token_axis, tolerance
+from .replay import Replay, all_off, noise_like, rounding, token_axis, tolerance
 from .scaling import prove_scaling
 from .state import eager, measuring, switches
-from .structure import INTERFACE, REPORT, AttentionOp, Block, Branch, Structure
+from .structure import INTERFACE, REPORT, AttentionOp, Block, Branch, NormAfter, Structure
 from .tape import Tape, walk
 
 _known: weakref.WeakKeyDictionary[nn.Module, dict[Any, Structure]] = weakref.WeakKeyDictionary()
@@ -50,24 +50,37 @@ def find_structure(
 
     Raises RcProbeError, naming the block and what did not match, when anything cannot be proved.
     """
-    inputs = with_no_cache(model, example_inputs(model) if inputs is None else small(inputs))
-    key = signature(inputs), switches(model), implementation_name(model), stack, blocks
+    given = example_inputs(model) if inputs is None else inputs
+    key = signature(given), switches(model), implementation_name(model), stack, blocks
     known = _known.setdefault(model, {})
     if key not in known:
         with measuring(model), eager():
-            known[key] = _attach(model, inputs, stack, blocks)
+            known[key] = _attach(model, given, stack, blocks)
     return known[key]
 
 
-def _attach(model: nn.Module, inputs: dict[str, Any], stack: str | None, blocks: str | None) -> Structure:
-    try:
-        plain = _tensors(model(**inputs))
-    except Exception as error:  # the model's own, of any kind
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        todo = "Check the inputs and the dtype; some models run in float32 only"
-        raise RcProbeError(
-            f"its forward pass fails ({text})", where=type(model).__name__, todo=todo
-        ) from error
+def _first_pass(model: nn.Module, given: dict[str, Any]) -> tuple[dict[str, Any], list[Tensor]]:
+    """The smallest inputs that the model runs with, and what it returns for them.
+
+    A few samples without a cache, where it can: some models fold several rows into a sample, and a few
+    have no cache to switch off.
+    """
+    failed: list[Exception] = []
+    for inputs in (small(given), given):
+        for tried in (with_no_cache(model, inputs), inputs):
+            try:
+                return tried, _tensors(model(**tried))
+            except Exception as error:  # the model's own, of any kind
+                failed.append(error)
+    text = (str(failed[0]).strip().splitlines() or [type(failed[0]).__name__])[0]
+    todo = "Check the inputs and the dtype; some models run in float32 only"
+    raise RcProbeError(f"its forward pass fails ({text})", where=type(model).__name__, todo=todo) from failed[
+        0
+    ]
+
+
+def _attach(model: nn.Module, given: dict[str, Any], stack: str | None, blocks: str | None) -> Structure:
+    inputs, plain = _first_pass(model, given)
     with Tape(model) as tape:
         observed = _tensors(model(**inputs))
     finite = not any(t.isnan().any() for t in plain)
@@ -176,12 +189,21 @@ def _prove_block(structure: Structure, block: Block, blocks: Replay) -> None:
         _prove_skips(structure, block, blocks, x)
 
 
+def _normed(structure: Structure, block: Block, norm: NormAfter, x: Tensor) -> Tensor:
+    try:
+        out: Tensor = structure.model.get_submodule(norm.name)(x)
+    except Exception as error:  # the module's own, of any kind
+        what = f"its {norm.name} cannot be applied to the stream alone ({type(error).__name__})"
+        raise structure.error(block, what, f"This block cannot be probed. {REPORT}") from error
+    return out
+
+
 def _is_identity(structure: Structure, block: Block, x: Tensor, out: Tensor) -> bool:
     expected = x
     for norm in (n for j in block.junctions for n in j.norms):
         if norm.turn < 0:
             return True  # a norm without a module cannot be applied from here; (3) and (4) still hold
-        expected = structure.model.get_submodule(norm.name)(expected)
+        expected = _normed(structure, block, norm, expected)
     return torch.equal(expected, out)
 
 
@@ -211,7 +233,7 @@ def _prove_skips(structure: Structure, block: Block, blocks: Replay, x: Tensor) 
             continue
         expected = sum(branches[1:], branches[0]).reshape(after.shape)
         for norm in junction.norms:
-            expected = structure.model.get_submodule(norm.name)(expected)
+            expected = _normed(structure, block, norm, expected)
         expected = expected.to(after.dtype)  # some add their branches to a stream of higher precision
         if not torch.allclose(
             expected, after, rtol=tolerance(x), atol=tolerance(x) * float(after.abs().amax())
@@ -224,13 +246,12 @@ def _prove_skips(structure: Structure, block: Block, blocks: Replay, x: Tensor) 
 
 
 def _kind(branch: Branch, block: Block, clean: Tensor, moved: Tensor, block_shape: torch.Size) -> str:
-    change = (moved - clean).abs().reshape(block_shape)
-    tokens = change.shape[token_axis(block)]
-    others = change.index_select(token_axis(block), torch.arange(1, tokens, 2, device=change.device))
-    if tokens == 1:  # a last stage that is pooled to one token: nothing can be seen to move
+    axis = token_axis(block)
+    if block_shape[axis] == 1:  # a last stage that is pooled to one token: nothing can be seen to move
         mixes = bool(branch.ops) or branch.has_product
     else:
-        mixes = bool(others.amax() > tolerance(clean) * clean.abs().amax())
+        others = torch.arange(1, block_shape[axis], 2, device=clean.device)
+        mixes = _changed(block, clean, moved, block_shape, axis, others)
     if mixes:
         return "attention" if branch.ops or branch.has_product else "mixer"
     return "cross" if branch.outside else "mlp"
@@ -240,9 +261,18 @@ def _leaks(block: Block, clean: Tensor, moved: Tensor, block_shape: torch.Size) 
     """Whether a change of the first sample reaches others."""
     if block.batch_axis is None:
         return False
-    change = (moved - clean).abs().reshape(block_shape)
-    others = change.narrow(block.batch_axis, 1, change.shape[block.batch_axis] - 1)
-    return bool(others.amax() > tolerance(clean) * clean.abs().amax())
+    others = torch.arange(1, block_shape[block.batch_axis], device=clean.device)
+    return _changed(block, clean, moved, block_shape, block.batch_axis, others)
+
+
+def _changed(
+    block: Block, clean: Tensor, moved: Tensor, shape: torch.Size, axis: int, chosen: Tensor
+) -> bool:
+    """Whether any of the chosen rows of an axis differs by more than rounding, next to its own size."""
+    before, after = (t.reshape(shape).index_select(axis, chosen) for t in (clean, moved))
+    features = block.feature_axis
+    change, size = (after - before).abs().amax(features), before.abs().amax(features)
+    return bool((change > rounding(clean) * size).any())
 
 
 def _proved_heads(

@@ -8,6 +8,7 @@ from .errors import RcProbeError
 from .structure import REPORT, AttentionOp, Block, Branch, Junction, NormAfter, Site, form, is_attention_op
 from .tape import NORMS, SDPA, Call, Node, Tape
 
+SCANS = {"conv1d", "cumsum", "cumprod"}
 PRODUCTS = {SDPA, "matmul", "bmm", "baddbmm", "einsum", "__matmul__"}
 
 
@@ -66,10 +67,9 @@ def _feature_axis(block: nn.Module, shape: tuple[int, ...], where: str) -> int:
     if not any(c.in_channels == shape[1] and c.weight.ndim == len(shape) for c in convolutions):
         return -1
     others = [p for m in block.modules() if m not in convolutions for p in m.parameters(recurse=False)]
-    if not any(shape[-1] in p.shape for p in others):
-        return 1
-    if shape[1] != shape[-1]:
-        return -1
+    last = any(shape[-1] in p.shape for p in others)
+    if shape[1] != shape[-1] or (last and len(shape) == 3):
+        return -1 if last else 1
     what = f"its stream {shape} is as wide as it has features, so that they cannot be told apart"
     raise RcProbeError(what, where=where, todo="Give inputs of another size")
 
@@ -109,15 +109,20 @@ def _nested(tape: Tape, call: Call, inner: int) -> int:
 
 
 def _products(tape: Tape, call: Call, inner: int, stream: int) -> tuple[bool, bool]:
-    """Whether a branch multiplies two values computed from the stream, or one with a value from elsewhere."""
+    """Whether a branch multiplies two values computed from the stream, or one with a value from elsewhere.
+
+    State-space models multiply two, too, but convolve or sum along the tokens first.
+    """
+    nodes = [node for node in tape.nodes[call.first : call.last + 1] if node.bit & inner]
     own = outside = False
-    for node in tape.nodes[call.first : call.last + 1]:
-        if node.bit & inner and node.op in PRODUCTS:
+    for node in nodes:
+        if node.op in PRODUCTS:
             computed = [tape.nodes[i].far for i in set(node.inputs) if tape.nodes[i].far]
             from_stream = [bool(far & stream) for far in computed]
             own |= sum(from_stream) > 1
             outside |= len(set(from_stream)) > 1
-    return own, outside
+    scans = any(node.op in SCANS for node in nodes)
+    return own and not scans, outside
 
 
 def _split_sum(tape: Tape, adds: list[Node], node: Node, operand: int, skip: int) -> list[tuple[Node, int]]:

@@ -66,9 +66,14 @@ def all_off(block: Block) -> Edits:
 
 
 def token_axis(block: Block) -> int:
-    """The axis of the stream that counts tokens: the first that is neither batch nor features."""
+    """The axis of the stream that counts tokens: the first that is neither batch nor features.
+
+    Without a batch axis the samples are folded into the first of the axes: the last one before the
+    features, then.
+    """
     features = block.feature_axis % block.ndim
-    return next((a for a in range(block.ndim) if a not in {block.batch_axis, features}), features)
+    axes = [axis for axis in range(block.ndim) if axis not in {block.batch_axis, features}]
+    return (axes[-1] if block.batch_axis is None else axes[0]) if axes else features
 
 
 def noise_like(x: Tensor) -> Tensor:
@@ -79,3 +84,8 @@ def noise_like(x: Tensor) -> Tensor:
 
 def tolerance(x: Tensor) -> float:
     return max(1e-5, 4 * torch.finfo(x.dtype).eps)
+
+
+def rounding(x: Tensor) -> float:
+    """What an operation may change in a token when others change, as experts do that sum in another order."""
+    return max(1e-5, torch.finfo(x.dtype).eps)

@@ -45,7 +45,9 @@ class Branch:
     site: Site
     kind: str = "?"
     ops: tuple[AttentionOp, ...] = ()
-    has_product: bool = False  # multiplies two values computed from the stream: attention-like
+    has_product: bool = (
+        False  # multiplies two values computed from the stream, and is no scan: attention-like
+    )
     outside: bool = False  # multiplies one with a value computed elsewhere: cross-attention
     inner: int = 0  # residual adds inside the branch, which stay as they are
 

@@ -32,7 +32,7 @@ HEAVY = {
     "linear", "bilinear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "addbmm",
     "einsum", "tensordot", "dot", "mv", "inner", "outer", "chain_matmul",
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    "_grouped_mm", "grouped_mm", "_scaled_mm",
+    "avg_pool1d", "avg_pool2d", "max_pool1d", "max_pool2d", "_grouped_mm", "grouped_mm", "_scaled_mm",
     "cumsum", "cumprod", "lstm", "gru", SDPA, MHA, "opaque",
 }  # fmt: skip
 KEEPS_FIRST = {

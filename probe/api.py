@@ -26,7 +26,7 @@ from .results import ProbeResult
 from .run import Curves, Row, ablation_rows, check_finite, measure_variants, structure_rows
 from .settings import Settings
 from .source import DEMO
-from .variants import Variant, paper_variants, parse_ablation
+from .variants import Variant, mixer_note, paper_variants, parse_ablation
 
 Progress = Callable[[str, int, int], None]
 DEMO_NAME = "all-MiniLM-L6-v2"  # what `demo` stands for
@@ -50,7 +50,7 @@ def probe(
     processor: tokenizer or image processor of a model that you hold
     progress: called as progress(stage, done, total)
     options: the fields of `Settings`. Of a model by name: revision, dtype, device, allow_pickle,
-        trust_remote_code. Of the data: column, samples, length, batch_size, special_tokens. Of what is
+        trust_remote_code. Which part of it: stack, blocks. Of the data: column, samples, length, batch_size, special_tokens. Of what is
         measured: metrics, svd_samples, init, init_seeds, seed, ablate, recursion
 
     Returns a ProbeResult with the tables residuals, ablations, structure, recursion, bounds.
@@ -73,7 +73,11 @@ def measure(
     ablations = [parse_ablation(text) for text in dict.fromkeys(chosen.ablate)]
     report = progress or (lambda stage, done, total: None)
     report("loading", 0, 1)
-    loaded = _load(model, chosen) if isinstance(model, str) else hold_model(model, processor)
+    loaded = (
+        _load(model, chosen)
+        if isinstance(model, str)
+        else hold_model(model, processor, stack=chosen.stack, blocks=chosen.blocks)
+    )
     samples = load_samples(
         chosen.data, modality=loaded.modality, column=chosen.column, samples=chosen.samples,
         fits=long_enough(loaded, chosen.special_tokens),
@@ -95,7 +99,8 @@ def measure(
 def _load(model: str, chosen: Settings) -> Loaded:
     return load_model(
         model, revision=chosen.revision, dtype=chosen.dtype, device=chosen.device,
-        allow_pickle=chosen.allow_pickle, trust_remote_code=chosen.trust_remote_code,
+        allow_pickle=chosen.allow_pickle, trust_remote_code=chosen.trust_remote_code, stack=chosen.stack,
+        blocks=chosen.blocks,
     )  # fmt: skip
 
 
@@ -114,7 +119,7 @@ class _Run:
         report("proving the structure", 0, 1)
         self.first = next(iter(made))
         self.example = self.first.inputs
-        self.structure = find_structure(loaded.model, self.example)
+        self.structure = self._structure(loaded.model)
         self.paper = paper_variants(self.structure)
         self.variants = [*self.paper, *ablations]
         seeds = chosen.init_seeds if chosen.init else 0
@@ -123,6 +128,9 @@ class _Run:
         self.curves: dict[str, dict[str, Curves]] = {}
         self.rows: dict[str, list[Row]] = {}
         self.notes: list[str] = []
+
+    def _structure(self, model: Any) -> Structure:
+        return find_structure(model, self.example, stack=self.loaded.stack, blocks=self.chosen.blocks)
 
     def measure(self) -> None:
         self.curves["pretrained"] = self._curves(self.structure, self.variants, "pretrained")
@@ -135,7 +143,7 @@ class _Run:
     def _measure_init(self, seed: int, *, first: bool) -> None:
         fresh = fresh_model(self.loaded, seed)
         try:
-            structure = find_structure(fresh, self.example)
+            structure = self._structure(fresh)
         except RcProbeError as error:  # such as output projections that start at zero
             self.notes.append(f"Fresh weights were not measured: {error}")
             return
@@ -205,9 +213,18 @@ class _Run:
             "signature": structure.signature,
             "norm": "post-LN" if all(norms) else "mixed" if any(norms) else "pre-LN",
             "attention": getattr(model.config, "_attn_implementation", None),
+            "stack": structure.name,
+            "stacks": [*self.loaded.others, *structure.others],
             "proved": structure.proved,
-            "notes": self.loaded.notes + self.notes,
+            "notes": self.loaded.notes + self._stack_notes() + self.notes,
         }
+
+    def _stack_notes(self) -> list[str]:
+        """What of a model of several stacks was measured, and what was not."""
+        others = [*self.loaded.others, *self.structure.others]
+        notes = [f"Not measured: the stacks {', '.join(others)} (choose one by --stack)."] if others else []
+        notes += [f"Not measured: {why}" for why in self.structure.refused if "block" in why]
+        return [*notes, *filter(None, [mixer_note(self.structure)])]
 
 
 def _settings(
@@ -232,7 +249,17 @@ def _as_command(loaded: Loaded, chosen: Settings) -> str:
     words = ["rc-probe", loaded.id]
     if chosen.data is not None:
         words += ["--data", chosen.data if isinstance(chosen.data, str) else "DATA-GIVEN-IN-PYTHON"]
-    for name in ("column", "samples", "length", "batch_size", "svd_samples", "init_seeds", "seed"):
+    for name in (
+        "stack",
+        "blocks",
+        "column",
+        "samples",
+        "length",
+        "batch_size",
+        "svd_samples",
+        "init_seeds",
+        "seed",
+    ):
         value = getattr(chosen, name)
         if value != getattr(defaults, name):
             words += [f"--{name.replace('_', '-')}", str(value)]

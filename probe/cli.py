@@ -42,6 +42,10 @@ DATA_HELP = (
     "A txt, jsonl, json, csv, tsv or parquet file, a folder of images, or a Hub dataset "
     "name[:config][:split]. (default: bundled biographies or photographs)"
 )
+STACK_HELP = (
+    "Encoder, decoder or tower, by its name or a part of it: 'encoder', 'vision'. (default: the last)"
+)
+BLOCKS_HELP = "Names of the blocks, where they are not found: 'encoder.layer.*'."
 ABLATE_HELP = (
     "Leave a part out and compare: attention.skip@3-5, mlp@7, mlp.skip, attention@all, head@2:5, "
     "mlp@4=0.5. Blocks and heads count from 1. Repeat for more; join parts by '+'."
@@ -74,6 +78,8 @@ def measure(
     trust_remote_code: Annotated[
         bool, _model("--trust-remote-code", help="Run the model's own code.")
     ] = DEFAULT.trust_remote_code,
+    stack: Annotated[str | None, _model(help=STACK_HELP)] = DEFAULT.stack,
+    blocks: Annotated[str | None, _model(help=BLOCKS_HELP)] = DEFAULT.blocks,
     data: Annotated[str | None, _data(help=DATA_HELP)] = None,
     column: Annotated[str | None, _data(help="Column of a table or dataset.")] = DEFAULT.column,
     samples: Annotated[int, _data(help="Texts or images at most.")] = DEFAULT.samples,
@@ -106,7 +112,7 @@ def measure(
     with one_line_errors(), interrupts() as check:
         chosen = Settings(
             data=data, revision=revision, dtype=dtype, device=device, allow_pickle=allow_pickle,
-            trust_remote_code=trust_remote_code, column=column, samples=samples, length=length,
+            trust_remote_code=trust_remote_code, stack=stack, blocks=blocks, column=column, samples=samples, length=length,
             batch_size=batch_size, special_tokens=special_tokens, metrics=_metric_names(metrics),
             svd_samples=svd_samples, init=init, init_seeds=init_seeds, seed=seed, ablate=tuple(ablate or ()),
             recursion=recursion,

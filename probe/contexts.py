@@ -27,13 +27,20 @@ if TYPE_CHECKING:
 DEFAULT_METRICS = ("residual", "residual_frobenius", "cosine")
 
 
-def ablate(model: nn.Module, *what: str | Gate, inputs: dict[str, Any] | None = None) -> Editing:
+def ablate(
+    model: nn.Module,
+    *what: str | Gate,
+    inputs: dict[str, Any] | None = None,
+    stack: str | None = None,
+    blocks: str | None = None,
+) -> Editing:
     """A context in which `model` runs without the named parts; afterwards it is as it was.
 
     `what`: texts such as "mlp@7", "attention.skip@3-5", "head@2:5", "mlp@4=0.5", or `Gate`s, whose
     value may be a tensor (batch,) of one gate per sample. Blocks and heads are numbered from 1.
     `inputs`: keyword arguments of a forward pass of two or more samples, to attach with; made from
-    the config when left out. Inside, compiled and fused code runs operation by operation, and only the
+    the config when left out. `stack` names one of several stacks (an encoder, a tower), `blocks` the
+    blocks by hand (`encoder.layer.*`). Inside, compiled and fused code runs operation by operation, and only the
     thread that opened the context may run the model. A backward pass that recomputes blocks (gradient
     checkpointing around a block) belongs inside, too.
 
@@ -45,7 +52,7 @@ def ablate(model: nn.Module, *what: str | Gate, inputs: dict[str, Any] | None = 
     """
     if not what:
         raise RcProbeError("nothing to ablate", where="ablate", todo="Name a part, such as 'mlp@7'")
-    structure = _prove(model, inputs)
+    structure = _prove(model, inputs, stack, blocks)
     gates = [g for item in what for g in ([item] if isinstance(item, Gate) else parse_ablation(item).gates)]
     return Editing(structure, gate_edits(structure, gates))
 
@@ -56,13 +63,16 @@ def attach(
     metrics: Sequence[str] = DEFAULT_METRICS,
     mask: Tensor | str | None = "auto",
     inputs: dict[str, Any] | None = None,
+    stack: str | None = None,
+    blocks: str | None = None,
 ) -> Attached:
     """A context that measures every layer's stream while the user runs the model; `.frame()` has the numbers.
 
     `mask` says which tokens are real: "auto" takes the attention mask that the model is called with,
     None says that nothing is padded, a tensor (batch, tokens) holds for every call. Statistics
     accumulate over whole passes, in float64; passes over one token (generation with a cache), passes that
-    fail and what gradient checkpointing recomputes are left out.
+    fail and what gradient checkpointing recomputes are left out. `inputs`, `stack` and `blocks` are as
+    in `ablate`.
 
     Raises RcProbeError when the model cannot be proved, and, while it runs, when a batch of several
     texts comes without a mask or as one packed sequence.
@@ -71,17 +81,19 @@ def attach(
     ...     evaluate(model)
     >>> probe.frame()                         # doctest: +SKIP
     """
-    return Attached(_prove(model, inputs), metrics, mask)
+    return Attached(_prove(model, inputs, stack, blocks), metrics, mask)
 
 
-def _prove(model: nn.Module, inputs: dict[str, Any] | None) -> Structure:
+def _prove(
+    model: nn.Module, inputs: dict[str, Any] | None, stack: str | None, blocks: str | None
+) -> Structure:
     if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
         raise RcProbeError(
             "it runs copies of the model in threads of their own, which no context can follow",
             where="DataParallel",
             todo="Give the model inside, model.module, and run that",
         )
-    return find_structure(model, inputs)
+    return find_structure(model, inputs, stack=stack, blocks=blocks)
 
 
 class Attached(AbstractContextManager["Attached"]):

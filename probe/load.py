@@ -18,6 +18,7 @@ from rc_probe.hooks.errors import RcProbeError
 
 from .adapter import add_adapter, base_of
 from .source import SAVE, Source, first_line, load_config, locate, quiet
+from .towers import Part, pick
 
 DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
 HEADS = {"pooler", "lm_head", "classifier", "score"}  # what sits behind the stream inside a base model
@@ -30,6 +31,7 @@ class Loaded:
     id: what the user typed; revision: the commit of a Hub model, else what was asked for
     modality: "text" or "image"; processor: the tokenizer or the image processor
     notes: sentences for the report
+    stack: of `model`, the one to measure (None: the last); others: names of those in parts left out
     """
 
     model: Any
@@ -39,6 +41,8 @@ class Loaded:
     modality: str
     processor: Any
     notes: list[str] = field(default_factory=list)
+    stack: str | None = None
+    others: tuple[str, ...] = ()
 
 
 def load_model(
@@ -50,6 +54,8 @@ def load_model(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     device_map: Any = None,
+    stack: str | None = None,
+    blocks: str | None = None,
 ) -> Loaded:
     """Load `model_id`: a folder, a Hub id, or "demo" (the packaged all-MiniLM-L6-v2).
 
@@ -71,13 +77,24 @@ def load_model(
         if source is not adapter:
             model = add_adapter(model, adapter, allow_pickle)
         _check_finite(model, adapter)
-        modality = _modality(model, source)
-        processor = _load_processor(source, modality)
         if device_map is None:
             with source.explain(f"the model does not fit on {target}", "Try --dtype bfloat16"):
                 model.to(target)
+        part = pick(model.eval(), stack, blocks)
+        modality = _modality(part.model, source)
+        processor = _load_processor(source, modality)
     commit = getattr(config, "_commit_hash", None) or revision
-    return Loaded(model.eval(), model.config, model_id, commit, modality, processor, notes)
+    return _loaded(part, model_id, commit, modality, processor, notes)
+
+
+def _loaded(
+    part: Part, name: str, commit: str | None, modality: str, processor: Any, notes: list[str]
+) -> Loaded:
+    if part.name:
+        notes = [*notes, f"Measured: its part {part.name}, by itself."]
+    return Loaded(
+        part.model, part.model.config, name, commit, modality, processor, notes, part.stack, part.others
+    )
 
 
 def check_dtype(dtype: str) -> Any:
@@ -216,7 +233,9 @@ def _load_processor(source: Source, modality: str) -> Any:
     return tokenizer
 
 
-def hold_model(model: Any, processor: Any = None) -> Loaded:
+def hold_model(
+    model: Any, processor: Any = None, *, stack: str | None = None, blocks: str | None = None
+) -> Loaded:
     """A transformers model that the user holds, as Loaded; the model itself is not changed.
 
     Without `processor`, the tokenizer or image processor is looked for where the model came from.
@@ -230,7 +249,8 @@ def hold_model(model: Any, processor: Any = None) -> Loaded:
     place = getattr(core, "name_or_path", "") or core.config._name_or_path
     source = Source(place or name, place, {"local_files_only": True})
     _check_finite(core, source)
-    modality = _modality(core, source)
+    part = pick(core, stack, blocks)
+    modality = _modality(part.model, source)
     if processor is None:
         if not place:
             kind = "image processor" if modality == "image" else "tokenizer"
@@ -239,4 +259,4 @@ def hold_model(model: Any, processor: Any = None) -> Loaded:
             )
         with quiet():
             processor = _load_processor(source, modality)
-    return Loaded(core, core.config, place or name, None, modality, processor)
+    return _loaded(part, place or name, None, modality, processor, [])

@@ -23,6 +23,8 @@ class Settings:
     device: str | None = None  # None: CUDA where there is one
     allow_pickle: bool = False
     trust_remote_code: bool = False
+    stack: str | None = None  # which stack of blocks, by name; None: the last
+    blocks: str | None = None  # names of the blocks, where they are not found
     column: str | None = None  # of a table or a dataset
     samples: int = 32
     length: int = 128  # tokens of a text at most

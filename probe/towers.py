@@ -41,15 +41,16 @@ def modality(model: nn.Module) -> str | None:
     return MODALITIES.get(getattr(model, "main_input_name", ""))
 
 
-def pick(model: Any, stack: str | None) -> Part:
+def pick(model: Any, stack: str | None, blocks: str | None = None) -> Part:
     """The part of `model` that holds the stack of that name; without a name, the one that can run.
 
+    With `blocks`, which names blocks of the whole model, it is the whole model.
     Attaches to each candidate on random inputs, but only where a model takes several modalities.
 
     Raises RcProbeError when no part can be attached, or no stack, or more than one, has the name.
     """
     parts = _parts(model)
-    if {modality(part) for part in parts.values()} == {modality(model)}:
+    if blocks or {modality(part) for part in parts.values()} == {modality(model)}:
         return Part(model, stack=stack)
     found: dict[str, tuple[str, str]] = {}  # full name of a stack -> (the part, the stack in it)
     failed: list[str] = []

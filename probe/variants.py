@@ -27,23 +27,40 @@ def paper_variants(structure: Structure) -> list[Variant]:
     """`SAN`, `SAN+MLP`, `SAN+skip` and `transformer` (Dong et al. 2021, figure 2) for this model.
 
     Two switches: the attention skip, and the MLP sublayer as a whole. In a parallel block there is
-    one skip, the attention skip. Blocks without an MLP have nothing to switch off.
+    one skip, the attention skip. In a block without attention it is the skip around its mixer (state
+    space, convolution). Blocks without an MLP have nothing to switch off.
     """
-    kinds = {branch.kind for block in structure.blocks for branch in block.branches}
-    if "attention" not in kinds:
+    attending = [b for b in structure.blocks if any(branch.kind == "attention" for branch in b.branches)]
+    mixing = [
+        b for b in structure.blocks if b not in attending and any(x.kind == "mixer" for x in b.branches)
+    ]
+    if not attending and not mixing:
         raise structure.error(
             structure.blocks[0],
-            f"no branch of the model is attention ({structure.signature}): it is not a transformer",
-            "Choose a model with attention",
+            f"no branch of the model moves anything between tokens ({structure.signature})",
+            "Choose a model with attention or another mixer",
         )
-    no_skip = (Gate("attention.skip"),)
-    no_mlp = (Gate("mlp.sublayer"),) if "mlp" in kinds else ()
+    no_skip: tuple[Gate, ...] = (Gate("attention.skip"),) if attending else ()
+    no_skip += (Gate("mixer.skip", tuple(b.index + 1 for b in mixing)),) if mixing else ()
+    has_mlp = any(branch.kind == "mlp" for block in structure.blocks for branch in block.branches)
+    no_mlp = (Gate("mlp.sublayer"),) if has_mlp else ()
     return [
         Variant("SAN", no_skip + no_mlp),
         Variant("SAN+MLP", no_skip),
         Variant("SAN+skip", no_mlp),
         Variant("transformer", ()),
     ]
+
+
+def mixer_note(structure: Structure) -> str | None:
+    """What the variants mean where blocks have no attention; None where all have."""
+    without = [b for b in structure.blocks if all(branch.kind != "attention" for branch in b.branches)]
+    if not without:
+        return None
+    return (
+        f"{len(without)} of {structure.depth} blocks have no attention: there the variants switch the skip around "
+        "the mixer, and what holds for attention alone (heads, the recursion, the bound) does not apply."
+    )
 
 
 def parse_ablation(text: str) -> Variant:
