@@ -9,6 +9,7 @@ from .structure import REPORT, AttentionOp, Block, Branch, Junction, NormAfter, 
 from .tape import NORMS, SDPA, Call, Node, Tape
 
 SCANS = {"conv1d", "cumsum", "cumprod"}
+ROUTES = {"topk", "argmax", "one_hot", "nonzero", "index_add", "index_add_", "scatter", "scatter_"}
 PRODUCTS = {SDPA, "matmul", "bmm", "baddbmm", "einsum", "__matmul__"}
 
 
@@ -96,24 +97,25 @@ def _branches(
         inner = tape.nodes[add.operands[operand]].above & ~skip.above
         mine = [AttentionOp(i, op.op, _heads(tape, op, batch)) for i, op in enumerate(ops) if op.bit & inner]
         site = _site(block, adds, add, operand, call)
-        nested = _nested(tape, call, inner)
-        found.append(Branch(site, "?", tuple(mine), *_products(tape, call, inner, skip.carried), nested))
+        nodes = [node for node in tape.nodes[call.first : call.last + 1] if node.bit & inner]
+        own, outside = _products(tape, nodes, skip.carried)
+        routes = any(node.op in ROUTES for node in nodes)
+        nested = _nested(nodes, inner, call)
+        found.append(Branch(site, "?", tuple(mine), own, outside, routes, nested))
     return found
 
 
-def _nested(tape: Tape, call: Call, inner: int) -> int:
+def _nested(nodes: list[Node], inner: int, call: Call) -> int:
     """How many skips begin and end inside a branch."""
-    nodes = tape.nodes[call.first : call.last + 1]
-    ends = [n.operands[n.skip] for n in nodes if n.bit & inner and n.operands is not None and n.skip >= 0]
+    ends = [n.operands[n.skip] for n in nodes if n.operands is not None and n.skip >= 0]
     return sum(inner >> n & 1 and n >= call.first for n in ends)
 
 
-def _products(tape: Tape, call: Call, inner: int, stream: int) -> tuple[bool, bool]:
+def _products(tape: Tape, nodes: list[Node], stream: int) -> tuple[bool, bool]:
     """Whether a branch multiplies two values computed from the stream, or one with a value from elsewhere.
 
     State-space models multiply two, too, but convolve or sum along the tokens first.
     """
-    nodes = [node for node in tape.nodes[call.first : call.last + 1] if node.bit & inner]
     own = outside = False
     for node in nodes:
         if node.op in PRODUCTS:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .edits import BlockWatch, Editing, Edits, fetch, replace, zero
-from .structure import Block, Structure
+from .structure import Block, Branch, Structure
 
 
 class Replay(BlockWatch):
@@ -86,6 +86,6 @@ def tolerance(x: Tensor) -> float:
     return max(1e-5, 4 * torch.finfo(x.dtype).eps)
 
 
-def rounding(x: Tensor) -> float:
-    """What an operation may change in a token when others change, as experts do that sum in another order."""
-    return max(1e-5, torch.finfo(x.dtype).eps)
+def rounding(x: Tensor, branch: Branch) -> float:
+    """What a branch may change in a token when only others change: experts sum in another order then."""
+    return max(1e-5, torch.finfo(x.dtype).eps) if branch.routes else 1e-5

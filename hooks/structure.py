@@ -49,6 +49,7 @@ class Branch:
         False  # multiplies two values computed from the stream, and is no scan: attention-like
     )
     outside: bool = False  # multiplies one with a value computed elsewhere: cross-attention
+    routes: bool = False  # sends tokens to experts, whose sums depend a little on which others they get
     inner: int = 0  # residual adds inside the branch, which stay as they are
 
 
