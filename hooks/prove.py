@@ -4,7 +4,7 @@ What is proved, in order: (1) observing and editing with every gate at 1 leaves 
 as it was; (2) with every branch off each block is the identity, or its own norms applied to its
 input; (3) with every branch and skip off a block's output no longer depends on its input, so no
 path was missed; (4) with the skips off the branch alone goes on; (5) which branches move information
-between tokens, by perturbing one token. (2) to (5) replay single blocks on the inputs that they
+between tokens, by perturbing every other token. (2) to (5) replay single blocks on the inputs that they
 got, so that all of it costs less than ten plain forward passes.
 """
 

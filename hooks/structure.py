@@ -12,7 +12,7 @@ from .tape import SDPA, Path
 
 KIND_LETTER = {"attention": "A", "cross": "X", "mixer": "C", "mlp": "M"}
 INTERFACE = "interface"
-REPORT = "Report it with the model's config"
+REPORT = "Report it, with the model's config, on the issue tracker of rc-probe"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -36,7 +37,11 @@ Examples:
 
   rc-probe gpt2 --ablate mlp@7 --ablate head@2:5 the model without a part, beside the whole
 
+  rc-probe t5-small --stack encoder              one stack or tower of several
+
   rc-probe gpt2 --no-init --json --quiet | jq .verdict
+
+  rc-probe architectures llama                   what is proved about which model type
 """
 DATA_HELP = (
     "A txt, jsonl, json, csv, tsv or parquet file, a folder of images, or a Hub dataset "
@@ -51,6 +56,7 @@ ABLATE_HELP = (
     "mlp@4=0.5. Blocks and heads count from 1. Repeat for more; join parts by '+'."
 )
 OUT_HELP = "Folder for report.html, results.json and the tables. (default: rc-probe-out/MODEL)"
+COMMANDS = {"architectures": "rc_probe.census.command"}  # besides the main job
 app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
 
 
@@ -177,8 +183,16 @@ def check_target(target: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command; ends the process with 0, or 2 and one line on standard error."""
-    app(arguments)
+    """Run the command; ends the process with 0, or 2 and one line on standard error.
+
+    The first word may be one of COMMANDS; a folder of that name is given as ./NAME.
+    """
+    words = sys.argv[1:] if arguments is None else arguments
+    if words and words[0] in COMMANDS:
+        command = import_module(COMMANDS[words[0]]).app
+        command(words[1:], prog_name=f"rc-probe {words[0]}")
+    else:
+        app(words, prog_name="rc-probe")
 
 
 class Interrupted(KeyboardInterrupt):

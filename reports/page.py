@@ -47,7 +47,7 @@ LABELS = {
     "id": "model", "model_type": "architecture", "dim": "width", "signature": "block", "norm": "norms",
     "length": "tokens of a text at most", "tokens": "tokens measured", "truncated": "truncated samples",
     "svd_samples": "samples for SVD metrics", "init_seeds": "initialisations", "rc_probe": "rc-probe",
-    "modality": "kind of data", "seconds": "time (s)", "ablate": "ablations",
+    "stacks": "other stacks", "modality": "kind of data", "seconds": "time (s)", "ablate": "ablations",
 }  # fmt: skip
 
 
@@ -162,7 +162,7 @@ def _facts(group: dict[str, Any], without: Iterable[str] = ()) -> list[tuple[str
     return [
         (LABELS.get(key, key.replace("_", " ")), _fact(value))
         for key, value in group.items()
-        if value is not None and value != "" and key not in without
+        if value is not None and value not in ("", []) and key not in without
     ]
 
 

@@ -374,3 +374,75 @@ def test_folder_names(model: str, folder: str | None) -> None:
     found = cli.folder_name(model)
     assert re.fullmatch(r"[\w.-]+", found)
     assert folder is None or found.strip("_") == folder
+
+
+# ---- models of several stacks
+
+
+def test_an_encoder_is_measured_by_name(run: Run, tmp_path: Path) -> None:
+    import transformers
+
+    config = transformers.T5Config(**tiny.T5_SIZES, decoder_start_token_id=0, pad_token_id=0)
+    folder = tiny.saved(tmp_path / "t5", transformers.T5Model(config), tiny.tokenizer())
+    texts = tmp_path / "texts.txt"
+    texts.write_text("w1 w2 w3 w4\nw5 w6 w7\n")
+    for stack, chosen in ((None, "decoder.block"), ("encoder", "encoder.block")):
+        out = tmp_path / str(stack)
+        words = [folder, "--data", str(texts), "--out", str(out), "--no-init", "--no-recursion", "--quiet"]
+        code, _, err = run(*words, *(["--stack", stack] if stack else []))
+        assert (code, err) == (0, "")
+        model = json.loads((out / "results.json").read_text())["model"]
+        assert model["stack"] == chosen
+        assert model["signature"] == ("A|M" if stack else "A|X|M")
+        other = "decoder.block" if stack else "encoder.block"
+        assert model["stacks"] == [other]
+        assert any(other in note and "--stack" in note for note in model["notes"])
+
+
+def test_a_tower_is_measured_by_itself(run: Run, tmp_path: Path) -> None:
+    import transformers
+
+    text = tiny.SIZES | {"max_position_embeddings": 20}
+    vision = tiny.VIT_SIZES | {"image_size": 16}
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    folder = tiny.saved(tmp_path / "clip", transformers.CLIPModel(config), tiny.tokenizer())
+    transformers.CLIPImageProcessor(
+        size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
+    ).save_pretrained(folder)
+    out = tmp_path / "out"
+    words = ("--samples", "3", "--out", str(out), "--no-recursion", "--quiet")
+    assert run(folder, "--stack", "vision", *words)[0] == 0
+    found = json.loads((out / "results.json").read_text())
+    assert found["settings"]["modality"] == "image"
+    assert found["model"]["class"] == "CLIPVisionModel"
+    assert found["model"]["stacks"] == ["text_model.encoder.layers"]
+    assert "init" in {row["weights"] for row in found["tables"]["residuals"]}
+    code, _, err = run(folder, "--stack", "audio", *words)
+    assert code == 2
+    assert "no stack is named 'audio'" in err
+
+
+def test_blocks_are_named_by_hand(run: Run, tmp_path: Path) -> None:
+    folder = tiny.saved(tmp_path / "bert", tiny.bert(), tiny.tokenizer())
+    out = tmp_path / "out"
+    words = ("--out", str(out), "--no-init", "--no-recursion", "--quiet", "--samples", "2")
+    assert run(folder, "--blocks", "encoder.layer.*", *words)[0] == 0
+    assert json.loads((out / "results.json").read_text())["model"]["blocks"] == 2
+    code, _, err = run(folder, "--blocks", "encoder.blocks.*", *words)
+    assert code == 2
+    assert "no module of this name ran" in err
+
+
+def test_a_model_without_attention_says_what_does_not_apply(run: Run, tmp_path: Path) -> None:
+    import transformers
+
+    config = transformers.MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=2, state_size=4)
+    folder = tiny.saved(tmp_path / "mamba", transformers.MambaModel(config), tiny.tokenizer())
+    out = tmp_path / "out"
+    assert run(folder, "--samples", "2", "--out", str(out), "--quiet", "--no-init")[0] == 0
+    model = json.loads((out / "results.json").read_text())["model"]
+    assert model["signature"] == "C"
+    assert any("have no attention" in note for note in model["notes"])
+    code, _, err = run(folder, "--samples", "2", "--out", str(out), "--ablate", "head@1:1")
+    assert code == 2
+    assert "no block has 'head'" in err
