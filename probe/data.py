@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 from rc_probe.hooks.errors import RcProbeError
 
 from .source import first_line, hub_problem, quiet
+from .tables import TABLES, Row, json_lines, readable, rows_of
 
 BUNDLED = Path(__file__).parent / "samples"
 COLUMNS = {
@@ -27,15 +27,11 @@ COLUMNS = {
 }
 SPLITS = ("validation", "test", "train")  # the first of these that a Hub dataset has
 TEXT_FILES = {".txt", ".text", ".md"}
-TABLES = {".jsonl", ".json", ".csv", ".tsv", ".parquet"}
 ACCEPTED = {
     "text": "Give a .txt, .jsonl, .json, .csv, .tsv or .parquet file, or a Hub dataset",
     "image": "Give a folder of images, or a Hub dataset",
 }
-CHUNK = 256  # rows of a table read at a time
 WRAPPED = 100  # characters; prose wrapped by hand has no longer lines
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -99,7 +95,7 @@ def _open(spec: Any, modality: str, column: str | None) -> tuple[str, Iterator[A
     if spec is None and column:
         raise _no_columns("the bundled samples", column)
     if spec is None and modality == "text":
-        rows = _json_lines(BUNDLED / "biographies.jsonl")
+        rows = json_lines(BUNDLED / "biographies.jsonl")
         return "bundled biographies", (row["text"] for row in rows)
     if spec is None:
         return "bundled photographs", _image_files(BUNDLED / "photos")
@@ -136,7 +132,7 @@ def _open_named(spec: str, modality: str, column: str | None) -> tuple[str, Iter
     if suffix in TEXT_FILES:
         return _texts(path)
     if suffix in TABLES:
-        return spec, _column(_rows(path), modality, column, spec)
+        return spec, _column(rows_of(path), modality, column, spec)
     if path.exists():
         return spec, _image_files(path)
     if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
@@ -152,7 +148,7 @@ def _no_columns(where: str, column: str) -> RcProbeError:
 
 def _texts(path: Path) -> tuple[str, Iterator[str]]:
     """A text a line; or a text a paragraph, if most paragraphs have several lines and no line is long."""
-    text = _readable(path)
+    text = readable(path)
     lines = text.splitlines()
     paragraphs = [
         list(group) for full, group in itertools.groupby(lines, lambda line: bool(line.strip())) if full
@@ -161,90 +157,6 @@ def _texts(path: Path) -> tuple[str, Iterator[str]]:
     if len(paragraphs) > 1 and several and max(map(len, lines)) <= WRAPPED:
         return f"{path} (paragraphs)", (" ".join(map(str.strip, lines)) for lines in paragraphs)
     return f"{path} (lines)", (line.strip() for line in lines if line.strip())
-
-
-def _readable(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise RcProbeError("not UTF-8 text", where=str(path), todo="Save it as UTF-8") from None
-    except OSError as error:
-        raise RcProbeError(f"cannot be read ({error.strerror})", where=str(path), todo="Check it") from None
-
-
-def _rows(path: Path) -> Iterator[Row]:
-    """The rows of a table, read as they are needed."""
-    suffix = path.suffix.lower()
-    if suffix == ".jsonl":
-        return _json_lines(path)
-    if suffix == ".json":
-        return _json(path)
-    return _table(path, suffix)
-
-
-def _table(path: Path, suffix: str) -> Iterator[Row]:
-    try:
-        if suffix == ".parquet":
-            from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
-
-            with ParquetFile(path) as table:
-                for batch in table.iter_batches(batch_size=CHUNK):
-                    yield from batch.to_pylist()
-        else:
-            import pandas as pd
-
-            # An empty cell or "NA" in a column of texts is a text like any other.
-            options: Any = {"sep": "\t" if suffix == ".tsv" else ",", "keep_default_na": False}
-            with pd.read_csv(path, chunksize=CHUNK, encoding="utf-8-sig", **options) as chunks:
-                for chunk in chunks:
-                    yield from chunk.rename(columns=str).to_dict("records")  # type: ignore[misc]
-    except (ValueError, OSError) as error:  # pandas and pyarrow raise children of these two
-        if type(error).__name__ == "EmptyDataError":
-            return
-        what = f"not a readable {suffix[1:]} file ({first_line(error)})"
-        raise RcProbeError(what, where=str(path), todo="Check the file") from error
-
-
-def _json_lines(path: Path) -> Iterator[Row]:
-    number = 0
-    try:
-        with path.open(encoding="utf-8-sig") as lines:
-            for line in lines:
-                number += 1
-                if line.strip():
-                    yield _json_row(json.loads(line), path)
-    except json.JSONDecodeError as error:
-        what = f"line {number} is not JSON ({first_line(error)})"
-        raise RcProbeError(what, where=str(path), todo="Put one JSON object on each line") from None
-    except UnicodeDecodeError:
-        raise RcProbeError("not UTF-8 text", where=str(path), todo="Save it as UTF-8") from None
-
-
-def _json(path: Path) -> Iterator[Row]:
-    """A list of rows or of texts, one list per column, {"data": [rows]}, or jsonl."""
-    text = _readable(path)
-    try:
-        found = json.loads(text) if text.strip() else []
-    except json.JSONDecodeError:
-        yield from _json_lines(path)
-        return
-    if isinstance(found, dict) and all(isinstance(values, list) for values in found.values()):
-        columns = list(found.values())
-        if len(columns) == 1 and all(isinstance(row, dict) for row in columns[0]):
-            found = columns[0]
-        else:
-            found = [dict(zip(found, values, strict=False)) for values in zip(*columns, strict=False)]
-    for row in found if isinstance(found, list) else [found]:
-        yield _json_row(row, path)
-
-
-def _json_row(row: Any, path: Path) -> Row:
-    if isinstance(row, str):
-        return {"text": row}
-    if not isinstance(row, dict):
-        todo = 'Make each row an object, such as {"text": "..."}'
-        raise RcProbeError(f"a row is a {type(row).__name__}, not an object", where=str(path), todo=todo)
-    return row
 
 
 def _image_files(path: Path) -> Iterator[Path]:
