@@ -34,13 +34,15 @@ Examples:
 
   rc-probe ./my-vit --data photos/               a folder of images
 
+  rc-probe ./my-wav2vec2 --data speech/          a folder of sounds
+
   rc-probe gpt2 --ablate mlp@7 --ablate head@2:5 the model without a part, beside the whole
 
   rc-probe gpt2 --no-init --json --quiet | jq .verdict
 """
 DATA_HELP = (
-    "A txt, jsonl, json, csv, tsv or parquet file, a folder of images, or a Hub dataset "
-    "name[:config][:split]. (default: bundled biographies or photographs)"
+    "A txt, jsonl, json, csv, tsv or parquet file, a folder of images or of sounds (wav, flac, ogg, mp3), or a "
+    "Hub dataset name[:config][:split]. (default: bundled biographies or photographs)"
 )
 ABLATE_HELP = (
     "Leave a part out and compare: attention.skip@3-5, mlp@7, mlp.skip, attention@all, head@2:5, "
@@ -76,7 +78,7 @@ def measure(
     ] = DEFAULT.trust_remote_code,
     data: Annotated[str | None, _data(help=DATA_HELP)] = None,
     column: Annotated[str | None, _data(help="Column of a table or dataset.")] = DEFAULT.column,
-    samples: Annotated[int, _data(help="Texts or images at most.")] = DEFAULT.samples,
+    samples: Annotated[int, _data(help="Texts, images or sounds at most.")] = DEFAULT.samples,
     length: Annotated[int, _data(help="Tokens of a text at most.")] = DEFAULT.length,
     batch_size: Annotated[
         int, _data(help="Samples in one forward pass. Changes no number beyond rounding.")
