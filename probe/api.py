@@ -45,9 +45,10 @@ def probe(
     Parameters
     ----------
     model: a Hub id, a folder, "demo", or a transformers model that you hold (it is left as it was)
-    data: a file, a folder of images, a Hub dataset `name[:config][:split]`, a list of texts or PIL
-        images, a datasets.Dataset, a DataFrame; None takes the bundled samples
-    processor: tokenizer or image processor of a model that you hold
+    data: a file, a folder of images or sounds, a Hub dataset `name[:config][:split]`, a list of texts, PIL
+        images, arrays (N,) or pairs (array, sampling rate), a datasets.Dataset, a DataFrame; None takes the
+        bundled samples
+    processor: tokenizer, image processor or feature extractor of a model that you hold
     progress: called as progress(stage, done, total)
     options: the fields of `Settings`. Of a model by name: revision, dtype, device, allow_pickle,
         trust_remote_code. Which part of it: stack, blocks. Of the data: column, samples, length, batch_size, special_tokens. Of what is

@@ -2,7 +2,7 @@
 
 Texts are padded on the right to the longest of their batch, and masked. On the right even where the
 tokenizer would pad on the left: a text then has the positions that it has alone, whatever the model makes
-of position ids, and causal attention never meets the padding at all.
+of position ids, and causal attention never meets the padding at all. Sounds are never padded: a batch holds equal shapes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from rc_probe.hooks.errors import RcProbeError
 
-from .data import Samples, open_image
+from .data import THINGS, Samples, open_image
 from .load import Loaded
+from .sound import features, fixed_length, shape
 from .source import first_line
 
 Ids = dict[str, list[int]]
@@ -36,8 +37,8 @@ class Batch:
 class Batches:
     """The batches of a run, made anew by each iteration; `len` is their number.
 
-    length: tokens at most in a text, after the model's own limit; None for images
-    tokens: real tokens in all; None for images (the model makes them)
+    length: tokens at most in a text, after the model's own limit; None for images and sounds
+    tokens: real tokens in all; None for images and sounds (the model makes them)
     truncated: how many texts were cut to `length`
     note: for the reader, "" if nothing to say
     """
@@ -47,16 +48,11 @@ class Batches:
         self.length: int | None = None
         self.tokens: int | None = None
         self.truncated, self.note = 0, ""
-        # A model that takes no mask gets no padding: its batches hold texts of one length.
-        takes_mask = _accepts(loaded.model, "attention_mask")
         self.slices: list[list[Any]] = []
-        for item in items:
-            batch = self.slices[-1] if self.slices else []
-            goes = len(batch) < batch_size
-            if not takes_mask and loaded.modality == "text":
-                goes = goes and bool(batch) and _length(batch[0]) == _length(item)
-            if batch and goes:
-                batch.append(item)
+        shapes = _shapes(loaded, items)
+        for i, item in enumerate(items):
+            if i and len(self.slices[-1]) < batch_size and shapes[i] == shapes[i - 1]:
+                self.slices[-1].append(item)
             else:
                 self.slices.append([item])
 
@@ -64,7 +60,7 @@ class Batches:
         return len(self.slices)
 
     def __iter__(self) -> Iterator[Batch]:
-        make = _image_batch if self.loaded.modality == "image" else _text_batch
+        make = {"text": _text_batch, "image": _image_batch, "audio": _sound_batch}[self.loaded.modality]
         return (make(self.loaded, items) for items in self.slices)
 
 
@@ -77,13 +73,15 @@ def batches(
     out what the tokenizer adds to a text ([CLS], [SEP], ...). Encoder-decoder models get the text, shifted
     right by one, as the decoder's input.
 
-    Raises RcProbeError for texts of fewer than two tokens and unknown token ids.
+    Raises RcProbeError for texts and sounds of fewer than two tokens, and for unknown token ids.
     """
     if samples.kind != loaded.modality:
-        what = f"the model takes {loaded.modality}s, and the samples are {samples.kind}s"
+        what = f"the model takes {THINGS[loaded.modality]}, and the samples are {THINGS[samples.kind]}"
         raise RcProbeError(what, where=loaded.id, todo="Give other --data")
-    if samples.kind == "image":
-        return Batches(loaded, samples.items, batch_size)
+    if samples.kind != "text":
+        made = Batches(loaded, samples.items, batch_size)
+        made.note = fixed_length(loaded, samples.items[0]) if samples.kind == "audio" else ""
+        return made
     limit = max_length(loaded)
     cut = min(length, limit or length)
     # One token more than is kept tells whether a text was cut.
@@ -98,8 +96,10 @@ def batches(
     return made
 
 
-def long_enough(loaded: Loaded, special_tokens: bool = True) -> Callable[[str], bool] | None:
-    """For load_samples: whether a text has the two tokens that a residual needs; None for images."""
+def long_enough(loaded: Loaded, special_tokens: bool = True) -> Callable[[Any], bool] | None:
+    """For load_samples: whether a sample has the two tokens that a residual needs; None for images."""
+    if loaded.modality == "audio":
+        return lambda sound: shape(loaded, sound) is not None
     if loaded.modality == "image":
         return None
     return lambda text: _length(tokenize(loaded.processor, [text], 4, special_tokens)[0]) >= 2
@@ -145,6 +145,21 @@ def _as_before(tokenizer: Any) -> Iterator[None]:
 
 def _length(text: Ids) -> int:
     return len(text["input_ids"])
+
+
+def _shapes(loaded: Loaded, items: list[Any]) -> list[Any]:
+    """For each sample, what must be equal within a batch: where no mask is given there is no padding."""
+    if loaded.modality == "audio":
+        shapes = [shape(loaded, sound) for sound in items]
+        if None in shapes:
+            what = (
+                f"sound {shapes.index(None)} has fewer than two tokens, and one cannot collapse onto another"
+            )
+            raise RcProbeError(what, where=loaded.id, todo="Leave it out, or give longer sounds")
+        return shapes
+    if loaded.modality == "text" and not _accepts(loaded.model, "attention_mask"):
+        return [_length(text) for text in items]
+    return [None] * len(items)
 
 
 def _check_ids(encoded: list[Ids], loaded: Loaded, source: str) -> None:
@@ -221,10 +236,21 @@ def _image_batch(loaded: Loaded, items: list[Any]) -> Batch:
     except Exception as error:
         what = f"the image processor does not take these images ({first_line(error)})"
         raise RcProbeError(what, where=loaded.id, todo="Try --batch-size 1, or other images") from error
+    return Batch(_taken(model, made), None)
+
+
+def _sound_batch(loaded: Loaded, items: list[Any]) -> Batch:
+    made = [features(loaded, item) for item in items]
+    return Batch(_taken(loaded.model, {key: torch.cat([one[key] for one in made]) for key in made[0]}), None)
+
+
+def _taken(model: Any, made: Any) -> dict[str, Tensor]:
+    """What the model takes of `made`, on its device and in its dtype."""
     device = input_device(model)
     inputs = {key: value.to(device) for key, value in made.items() if _accepts(model, key)}
-    pixels = {key: value.to(model.dtype) for key, value in inputs.items() if value.is_floating_point()}
-    return Batch(inputs | pixels, None)
+    return {
+        key: value.to(model.dtype) if value.is_floating_point() else value for key, value in inputs.items()
+    }
 
 
 def _rgb(item: Any) -> Any:

@@ -35,6 +35,8 @@ Examples:
 
   rc-probe ./my-vit --data photos/               a folder of images
 
+  rc-probe ./my-wav2vec2 --data speech/          a folder of sounds
+
   rc-probe gpt2 --ablate mlp@7 --ablate head@2:5 the model without a part, beside the whole
 
   rc-probe t5-small --stack encoder              one stack or tower of several
@@ -44,8 +46,8 @@ Examples:
   rc-probe architectures llama                   what is proved about which model type
 """
 DATA_HELP = (
-    "A txt, jsonl, json, csv, tsv or parquet file, a folder of images, or a Hub dataset "
-    "name[:config][:split]. (default: bundled biographies or photographs)"
+    "A txt, jsonl, json, csv, tsv or parquet file, a folder of images or of sounds (wav, flac, ogg, mp3), or a "
+    "Hub dataset name[:config][:split]. (default: bundled biographies or photographs)"
 )
 STACK_HELP = (
     "Encoder, decoder or tower, by its name or a part of it: 'encoder', 'vision'. (default: the last)"
@@ -88,7 +90,7 @@ def measure(
     blocks: Annotated[str | None, _model(help=BLOCKS_HELP)] = DEFAULT.blocks,
     data: Annotated[str | None, _data(help=DATA_HELP)] = None,
     column: Annotated[str | None, _data(help="Column of a table or dataset.")] = DEFAULT.column,
-    samples: Annotated[int, _data(help="Texts or images at most.")] = DEFAULT.samples,
+    samples: Annotated[int, _data(help="Texts, images or sounds at most.")] = DEFAULT.samples,
     length: Annotated[int, _data(help="Tokens of a text at most.")] = DEFAULT.length,
     batch_size: Annotated[
         int, _data(help="Samples in one forward pass. Changes no number beyond rounding.")

@@ -1,4 +1,4 @@
-"""The samples that are measured: texts or images, from the package, a file, a folder, the Hub, or Python.
+"""The samples that are measured: texts, images or sounds, from the package, a file, a folder, the Hub, or Python.
 
 Whatever the source, rows are read one after the other until enough samples are found, in the order of the
 source, so that a run on 32 samples of a large file reads 32 samples.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,31 +17,38 @@ from typing import Any
 
 from rc_probe.hooks.errors import RcProbeError
 
+from .sound import is_sound, sound_files
 from .source import first_line, hub_problem, quiet
+from .tables import TABLES, Row, json_lines, readable, rows_of
 
 BUNDLED = Path(__file__).parent / "samples"
 COLUMNS = {
     "text": ("text", "sentence", "content", "document", "article", "body", "review", "prompt"),
     "image": ("image", "img", "photo", "picture"),
+    "audio": ("audio", "sound", "speech", "recording"),
 }
 SPLITS = ("validation", "test", "train")  # the first of these that a Hub dataset has
 TEXT_FILES = {".txt", ".text", ".md"}
-TABLES = {".jsonl", ".json", ".csv", ".tsv", ".parquet"}
 ACCEPTED = {
     "text": "Give a .txt, .jsonl, .json, .csv, .tsv or .parquet file, or a Hub dataset",
     "image": "Give a folder of images, or a Hub dataset",
+    "audio": "Give --data: a folder of .wav, .flac, .ogg or .mp3 files, or a Hub dataset",
 }
-CHUNK = 256  # rows of a table read at a time
+THINGS = {"text": "texts", "image": "images", "audio": "sounds"}  # what samples are called
+PYTHON = {
+    "text": "texts",
+    "image": "PIL images",
+    "audio": "arrays (N,), or pairs of one and its sampling rate",
+}
 WRAPPED = 100  # characters; prose wrapped by hand has no longer lines
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples of a run. kind: "text" or "image"; source, note: for the reader, the note may be "".
+    """The samples of a run. kind: "text", "image" or "audio"; source, note: for the reader, the note may be "".
 
-    items: texts, or images (PIL images, or the paths of files, which are opened when their batch is made).
+    items: texts, images (PIL images) or sounds (see `rc_probe.sound.wave`); of images and sounds also the
+    paths of files, which are opened when their batch is made.
     """
 
     kind: str
@@ -57,39 +63,40 @@ def load_samples(
     modality: str,
     column: str | None = None,
     samples: int = 32,
-    fits: Callable[[str], bool] | None = None,
+    fits: Callable[[Any], bool] | None = None,
 ) -> Samples:
-    """The first `samples` samples of `spec`; empty texts, and those that do not pass `fits`, are left out.
+    """The first `samples` samples of `spec`; empty texts, and samples that do not pass `fits`, are left out.
 
-    spec: None, the bundled biographies or photographs; the path of a text file (a text a line, or, if it
+    spec: None, the bundled biographies or photographs (no sounds); the path of a text file (a text a line, or, if it
         is prose wrapped by hand, a text a paragraph), of a jsonl, json, csv, tsv or parquet file, of an
-        image or a folder of images; a Hub dataset `name[:config][:split]`; a list of texts or PIL images;
-        a datasets.Dataset; a DataFrame
-    modality: "text" or "image", what the model takes
+        image or a sound or a folder of them; a Hub dataset `name[:config][:split]`; a list of texts, PIL
+        images, arrays (N,) or pairs (array, sampling rate); a datasets.Dataset; a DataFrame
+    modality: "text", "image" or "audio", what the model takes
     column: of a table; found by itself if its name is a usual one or no other column fits
     fits: `rc_probe.batches.long_enough(...)`, to look on until there are enough samples that can be measured
 
     Raises RcProbeError if there is nothing to measure, or not what was meant.
     """
     source, stream = _open(spec, modality, column)
+    things = THINGS[modality]
     items: list[Any] = []
     empty = short = 0
     for item in stream:
         if modality == "text" and not item.strip():
             empty += 1
-        elif modality == "text" and fits and not fits(item):
+        elif fits and not fits(item):
             short += 1
         else:
             items.append(item)
         if len(items) == samples:
             break
     if not items and short:
-        what = "every text has fewer than two tokens, and one token cannot collapse onto another"
-        raise RcProbeError(what, where=source, todo="Give longer texts")
+        what = f"every {things[:-1]} has fewer than two tokens, and one token cannot collapse onto another"
+        raise RcProbeError(what, where=source, todo=f"Give longer {things}")
     if not items:
-        raise RcProbeError(f"no {modality}s in it", where=source, todo=ACCEPTED[modality])
+        raise RcProbeError(f"no {things} in it", where=source, todo=ACCEPTED[modality])
     notes = [f"{empty} empty texts left out"] if empty else []
-    notes += [f"{short} texts of fewer than two tokens left out"] if short else []
+    notes += [f"{short} {things} of fewer than two tokens left out"] if short else []
     notes += [f"{len(items)} samples, not {samples}: there are no more"] if len(items) < samples else []
     return Samples(modality, source, items, "; ".join(notes))
 
@@ -98,8 +105,10 @@ def _open(spec: Any, modality: str, column: str | None) -> tuple[str, Iterator[A
     """(name of the source, its samples in order)."""
     if spec is None and column:
         raise _no_columns("the bundled samples", column)
+    if spec is None and modality == "audio":
+        raise RcProbeError("no sounds come with rc-probe", where="data", todo=ACCEPTED["audio"])
     if spec is None and modality == "text":
-        rows = _json_lines(BUNDLED / "biographies.jsonl")
+        rows = json_lines(BUNDLED / "biographies.jsonl")
         return "bundled biographies", (row["text"] for row in rows)
     if spec is None:
         return "bundled photographs", _image_files(BUNDLED / "photos")
@@ -111,15 +120,15 @@ def _open(spec: Any, modality: str, column: str | None) -> tuple[str, Iterator[A
     source = type(spec).__name__
     if not isinstance(spec, Iterable):
         raise RcProbeError(
-            f"{source} holds no samples", where="data", todo="Give a list of texts or PIL images"
+            f"{source} holds no samples", where="data", todo=f"Give a list of {PYTHON[modality]}"
         )
     if hasattr(spec, "to_dict") and hasattr(spec, "columns"):  # a DataFrame
         return source, _column(spec.to_dict("records"), modality, column, source)
     if hasattr(spec, "column_names"):  # a datasets.Dataset or IterableDataset
-        return source, _column(spec, modality, column, source)
+        return source, _column(_undecoded(spec), modality, column, source)
     if column:
         raise _no_columns("data", column)
-    return f"{source} of {modality}s", _checked(spec, modality, "data")
+    return f"{source} of {THINGS[modality]}", _checked(spec, modality, "data")
 
 
 def _open_named(spec: str, modality: str, column: str | None) -> tuple[str, Iterator[Any]]:
@@ -128,17 +137,17 @@ def _open_named(spec: str, modality: str, column: str | None) -> tuple[str, Iter
     is_text = suffix in TEXT_FILES | TABLES
     if is_text and not path.is_file():
         raise RcProbeError("no such file", where=spec, todo="Check the path")
-    if path.exists() and (modality == "image") == is_text:
-        what = f"the model takes {modality}s, and this is no source of {modality}s"
+    if path.exists() and (modality == "text") != is_text:
+        what = f"the model takes {THINGS[modality]}, and this is no source of {THINGS[modality]}"
         raise RcProbeError(what, where=spec, todo=ACCEPTED[modality])
     if path.exists() and suffix not in TABLES and column:
         raise _no_columns(spec, column)
     if suffix in TEXT_FILES:
         return _texts(path)
     if suffix in TABLES:
-        return spec, _column(_rows(path), modality, column, spec)
+        return spec, _column(rows_of(path), modality, column, spec)
     if path.exists():
-        return spec, _image_files(path)
+        return spec, sound_files(path) if modality == "audio" else _image_files(path)
     if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
         raise RcProbeError("no such file or folder", where=spec, todo="Check the path")
     return _hub(spec, modality, column)
@@ -152,7 +161,7 @@ def _no_columns(where: str, column: str) -> RcProbeError:
 
 def _texts(path: Path) -> tuple[str, Iterator[str]]:
     """A text a line; or a text a paragraph, if most paragraphs have several lines and no line is long."""
-    text = _readable(path)
+    text = readable(path)
     lines = text.splitlines()
     paragraphs = [
         list(group) for full, group in itertools.groupby(lines, lambda line: bool(line.strip())) if full
@@ -161,90 +170,6 @@ def _texts(path: Path) -> tuple[str, Iterator[str]]:
     if len(paragraphs) > 1 and several and max(map(len, lines)) <= WRAPPED:
         return f"{path} (paragraphs)", (" ".join(map(str.strip, lines)) for lines in paragraphs)
     return f"{path} (lines)", (line.strip() for line in lines if line.strip())
-
-
-def _readable(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise RcProbeError("not UTF-8 text", where=str(path), todo="Save it as UTF-8") from None
-    except OSError as error:
-        raise RcProbeError(f"cannot be read ({error.strerror})", where=str(path), todo="Check it") from None
-
-
-def _rows(path: Path) -> Iterator[Row]:
-    """The rows of a table, read as they are needed."""
-    suffix = path.suffix.lower()
-    if suffix == ".jsonl":
-        return _json_lines(path)
-    if suffix == ".json":
-        return _json(path)
-    return _table(path, suffix)
-
-
-def _table(path: Path, suffix: str) -> Iterator[Row]:
-    try:
-        if suffix == ".parquet":
-            from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
-
-            with ParquetFile(path) as table:
-                for batch in table.iter_batches(batch_size=CHUNK):
-                    yield from batch.to_pylist()
-        else:
-            import pandas as pd
-
-            # An empty cell or "NA" in a column of texts is a text like any other.
-            options: Any = {"sep": "\t" if suffix == ".tsv" else ",", "keep_default_na": False}
-            with pd.read_csv(path, chunksize=CHUNK, encoding="utf-8-sig", **options) as chunks:
-                for chunk in chunks:
-                    yield from chunk.rename(columns=str).to_dict("records")  # type: ignore[misc]
-    except (ValueError, OSError) as error:  # pandas and pyarrow raise children of these two
-        if type(error).__name__ == "EmptyDataError":
-            return
-        what = f"not a readable {suffix[1:]} file ({first_line(error)})"
-        raise RcProbeError(what, where=str(path), todo="Check the file") from error
-
-
-def _json_lines(path: Path) -> Iterator[Row]:
-    number = 0
-    try:
-        with path.open(encoding="utf-8-sig") as lines:
-            for line in lines:
-                number += 1
-                if line.strip():
-                    yield _json_row(json.loads(line), path)
-    except json.JSONDecodeError as error:
-        what = f"line {number} is not JSON ({first_line(error)})"
-        raise RcProbeError(what, where=str(path), todo="Put one JSON object on each line") from None
-    except UnicodeDecodeError:
-        raise RcProbeError("not UTF-8 text", where=str(path), todo="Save it as UTF-8") from None
-
-
-def _json(path: Path) -> Iterator[Row]:
-    """A list of rows or of texts, one list per column, {"data": [rows]}, or jsonl."""
-    text = _readable(path)
-    try:
-        found = json.loads(text) if text.strip() else []
-    except json.JSONDecodeError:
-        yield from _json_lines(path)
-        return
-    if isinstance(found, dict) and all(isinstance(values, list) for values in found.values()):
-        columns = list(found.values())
-        if len(columns) == 1 and all(isinstance(row, dict) for row in columns[0]):
-            found = columns[0]
-        else:
-            found = [dict(zip(found, values, strict=False)) for values in zip(*columns, strict=False)]
-    for row in found if isinstance(found, list) else [found]:
-        yield _json_row(row, path)
-
-
-def _json_row(row: Any, path: Path) -> Row:
-    if isinstance(row, str):
-        return {"text": row}
-    if not isinstance(row, dict):
-        todo = 'Make each row an object, such as {"text": "..."}'
-        raise RcProbeError(f"a row is a {type(row).__name__}, not an object", where=str(path), todo=todo)
-    return row
 
 
 def _image_files(path: Path) -> Iterator[Path]:
@@ -290,7 +215,15 @@ def _hub(spec: str, modality: str, column: str | None) -> tuple[str, Iterator[An
         what = f"no such file or folder, and the dataset does not load ({first_line(error)})"
         raise RcProbeError(what, where=spec, todo=todo) from error
     source = ":".join(part for part in (name, config, split) if part)
-    return source, _column(_streamed(found, source), modality, column, source)
+    return source, _column(_streamed(_undecoded(found), source), modality, column, source)
+
+
+def _undecoded(rows: Any) -> Any:
+    """Sounds of a dataset as they are stored: to decode them `datasets` needs torchcodec and FFmpeg."""
+    for name, feature in (getattr(rows, "features", None) or {}).items():
+        if type(feature).__name__ == "Audio":
+            rows = rows.cast_column(name, type(feature)(decode=False))
+    return rows
 
 
 def _streamed(rows: Iterable[Row], source: str) -> Iterator[Row]:
@@ -324,24 +257,26 @@ def _choose(row: Row, modality: str, column: str | None, source: str) -> str:
     usual = [name for name in COLUMNS[modality] if name in names]
     fitting = [str(name) for name, value in row.items() if _is(value, modality)]
     if not usual and len(fitting) != 1:
-        what = f"{'several columns' if fitting else 'no column'} of {modality}s"
+        what = f"{'several columns' if fitting else 'no column'} of {THINGS[modality]}"
         raise RcProbeError(what, where=source, todo=f"Choose one with --column. {there}")
     return usual[0] if usual else fitting[0]
 
 
 def _is(value: Any, modality: str) -> bool:
+    if modality == "audio":
+        return is_sound(value)
     return (
         isinstance(value, str) if modality == "text" else hasattr(value, "convert") and hasattr(value, "size")
     )
 
 
 def _checked(values: Iterable[Any], modality: str, where: str) -> Iterator[Any]:
-    """The values, each a text or an image; a missing text is an empty one."""
+    """The values, each a text, an image or a sound; a missing text is an empty one."""
     for index, value in enumerate(values):
         if modality == "text" and (value is None or (isinstance(value, float) and isnan(value))):
             yield ""
         elif _is(value, modality):
             yield value
         else:
-            what = f"row {index} is a {type(value).__name__}, and the model takes {modality}s"
+            what = f"row {index} is a {type(value).__name__}, and the model takes {THINGS[modality]}"
             raise RcProbeError(what, where=where, todo="Choose another --column or other data")

@@ -17,11 +17,13 @@ from torch import nn
 from rc_probe.hooks.errors import RcProbeError
 
 from .adapter import add_adapter, base_of
+from .settings import DTYPES
 from .source import SAVE, Source, first_line, load_config, locate, quiet
 from .towers import Part, pick
+from .towers import modality as modality_of
 
-DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
-HEADS = {"pooler", "lm_head", "classifier", "score"}  # what sits behind the stream inside a base model
+# What no stream depends on inside a base model: heads behind it, and wav2vec 2.0's mask for training.
+HEADS = {"pooler", "lm_head", "classifier", "score", "masked_spec_embed"}
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Loaded:
     """A model in eval mode with what turns samples into its inputs.
 
     id: what the user typed; revision: the commit of a Hub model, else what was asked for
-    modality: "text" or "image"; processor: the tokenizer or the image processor
+    modality: "text", "image" or "audio"; processor: the tokenizer, image processor or feature extractor
     notes: sentences for the report
     stack: of `model`, the one to measure (None: the last); others: names of those in parts left out
     """
@@ -189,7 +191,7 @@ def _check_keys(model: Any, info: dict[str, Any], source: Source) -> list[str]:
         raise source.error(what, f"Use a checkpoint saved from {name}")
     notes = []
     if missing:
-        notes.append(f"Not in the checkpoint, so random, but behind the stream: {_some(missing)}.")
+        notes.append(f"Not in the checkpoint, so random, but no stream depends on it: {_some(missing)}.")
     if unused:
         notes.append(f"In the checkpoint, but not used by {name}: {_some(unused)}.")
     return notes
@@ -210,10 +212,10 @@ def _check_finite(model: nn.Module, source: Source) -> None:
 
 
 def _modality(model: Any, source: Source) -> str:
-    found = {"input_ids": "text", "pixel_values": "image"}.get(model.main_input_name)
+    found = modality_of(model)
     if found is None:
-        what = f"{type(model).__name__} takes {model.main_input_name}, neither text nor images"
-        raise source.error(what, "Choose a text or a vision model")
+        what = f"{type(model).__name__} takes {model.main_input_name}, neither text nor images nor sounds"
+        raise source.error(what, "Choose a text, vision or audio model")
     return found
 
 
@@ -224,6 +226,9 @@ def _load_processor(source: Source, modality: str) -> Any:
             return transformers.AutoImageProcessor.from_pretrained(
                 source.place, backend="pil", **source.options
             )
+    if modality == "audio":
+        with source.explain("no feature extractor", "Add the original model's preprocessor_config.json"):
+            return transformers.AutoFeatureExtractor.from_pretrained(source.place, **source.options)
     todo = "Add the original model's tokenizer files (tokenizer.save_pretrained)"
     with source.explain("no tokenizer", todo):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source.place, **source.options)
@@ -238,7 +243,7 @@ def hold_model(
 ) -> Loaded:
     """A transformers model that the user holds, as Loaded; the model itself is not changed.
 
-    Without `processor`, the tokenizer or image processor is looked for where the model came from.
+    Without `processor`, the tokenizer, image processor or feature extractor is looked for where the model came from.
     Raises RcProbeError for what is not a transformers model, NaN weights, and a missing processor.
     """
     core = getattr(model, "_orig_mod", model)  # torch.compile
@@ -253,7 +258,7 @@ def hold_model(
     modality = _modality(part.model, source)
     if processor is None:
         if not place:
-            kind = "image processor" if modality == "image" else "tokenizer"
+            kind = {"image": "image processor", "audio": "feature extractor"}.get(modality, "tokenizer")
             raise source.error(
                 f"it was not loaded from anywhere, so its {kind} is unknown", "Give processor="
             )

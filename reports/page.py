@@ -169,12 +169,12 @@ def _facts(group: dict[str, Any], without: Iterable[str] = ()) -> list[tuple[str
 def _strip(result: "ProbeResult") -> list[str]:
     """The few facts that a reader needs before the figures."""
     model, settings = result.model, result.settings
-    images = settings.get("modality") == "image"
+    thing = {"image": "image", "audio": "sound"}.get(str(settings.get("modality")), "text")
     parts = [
         _many(model["blocks"], "layer") if model.get("blocks") else "",
         f"width {model['dim']}" if model.get("dim") else "",
         f"{_count(model['parameters'])} parameters" if model.get("parameters") else "",
-        _many(settings["samples"], "image" if images else "text") if settings.get("samples") else "",
+        _many(settings["samples"], thing) if settings.get("samples") else "",
         f"{settings['tokens']:,} tokens" if settings.get("tokens") else "",
         f"{settings['dtype']} on {settings.get('device', '?')}" if settings.get("dtype") else "",
         str(result.environment.get("date") or "")[:10],

@@ -249,7 +249,9 @@ def test_missing_trunk_weights(folder: Path) -> None:
 def test_missing_head_and_pooler_are_noted(folder: Path) -> None:
     edit_config(folder, architectures=["BertForSequenceClassification"])
     (note, unused) = load_model(str(folder), device="cpu").notes
-    assert "behind the stream" in note and "bert.pooler.dense.bias" in note and "classifier.bias" in note
+    assert (
+        "no stream depends on it" in note and "bert.pooler.dense.bias" in note and "classifier.bias" in note
+    )
     assert "not used" in unused and "cls.predictions" in unused
 
 
@@ -274,12 +276,10 @@ def test_no_tokenizer(folder: Path) -> None:
     refuses(folder, "no tokenizer", "tokenizer files")
 
 
-def test_neither_text_nor_images(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    config = transformers.Wav2Vec2Config(**sizes, conv_dim=(8,), conv_kernel=(4,), conv_stride=(4,))
-    refuses(
-        tiny.saved(tmp_path, transformers.Wav2Vec2Model(config)), "input_values", "neither text nor images"
-    )
+def test_neither_text_nor_images_nor_sounds(tmp_path: Path) -> None:
+    config = transformers.PatchTSTConfig(d_model=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16)
+    model = transformers.PatchTSTModel(config)
+    refuses(tiny.saved(tmp_path, model), "past_values", "neither text nor images nor sounds")
 
 
 def test_misspelt_dtype() -> None:
