@@ -163,6 +163,12 @@ def _remove_sublayer(
 
 
 def _gate_heads(structure: Structure, block: Block, gate: Gate, edits: Edits) -> None:
+    if not has_component(block, "head"):
+        raise structure.error(
+            block,
+            f"it has no heads: no branch is attention, its branches are {block.signature}",
+            "Choose another component",
+        )
     branches = [b for b in block.branches if b.kind == "attention" and b.ops]
     if not branches:
         raise structure.error(

@@ -50,7 +50,7 @@ def pick(model: Any, stack: str | None, blocks: str | None = None) -> Part:
     Raises RcProbeError when no part can be attached, or no stack, or more than one, has the name.
     """
     parts = _parts(model)
-    if blocks or {modality(part) for part in parts.values()} == {modality(model)}:
+    if blocks or ("" in parts and {modality(part) for part in parts.values()} == {modality(model)}):
         return Part(model, stack=stack)
     found: dict[str, tuple[str, str]] = {}  # full name of a stack -> (the part, the stack in it)
     failed: list[str] = []
@@ -74,14 +74,16 @@ def pick(model: Any, stack: str | None, blocks: str | None = None) -> Part:
 def _parts(model: Any) -> dict[str, Any]:
     """The whole model, then the models inside it that take a known input, those with its own modality first.
 
-    An encoder-decoder that does not begin with text has no text for its decoder: only its parts are left.
+    An encoder-decoder that does not begin with text has no text for its decoder: only its encoder is left.
     """
     own = modality(model)
+    whole = own == "text" or not getattr(model.config, "is_encoder_decoder", False)
+    within = model if whole else model.get_encoder()
+    inside = set(within.modules())
     inner = {
         name: part
         for name, part in model.named_modules()
-        if name and hasattr(part, "config") and hasattr(part, "main_input_name") and modality(part)
+        if name and part in inside and hasattr(part, "config") and modality(part)
     }
     ordered = dict(sorted(inner.items(), key=lambda item: modality(item[1]) != own))
-    whole = own is not None and (own == "text" or not getattr(model.config, "is_encoder_decoder", False))
-    return ({"": model} if whole else {}) | ordered
+    return ({"": model} if whole and own else {}) | ordered

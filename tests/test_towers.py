@@ -60,7 +60,9 @@ def test_a_text_goes_through_the_whole_of_a_vision_language_model() -> None:
 def test_of_speech_to_text_the_encoder() -> None:
     model = whisper()
     part = pick(model, None)
-    assert (part.model, part.stack) == (model.encoder, "layers")
+    assert (part.model, part.stack, part.others) == (model.encoder, "layers", ())
+    with pytest.raises(RcProbeError, match="no stack is named 'decoder'"):  # it would run without the sound
+        pick(model, "decoder")
 
 
 def test_no_such_tower() -> None:
