@@ -50,7 +50,11 @@ def pick(model: Any, stack: str | None, blocks: str | None = None) -> Part:
     Raises RcProbeError when no part can be attached, or no stack, or more than one, has the name.
     """
     parts = _parts(model)
-    if blocks or ("" in parts and {modality(part) for part in parts.values()} == {modality(model)}):
+    if (
+        blocks
+        or not parts
+        or ("" in parts and {modality(part) for part in parts.values()} == {modality(model)})
+    ):
         return Part(model, stack=stack)
     found: dict[str, tuple[str, str]] = {}  # full name of a stack -> (the part, the stack in it)
     failed: list[str] = []
