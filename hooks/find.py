@@ -142,7 +142,7 @@ def _shared_path(names: list[str]) -> str:
         shared.append(parts[0])
     if len(set(names)) == 1 and shared[-1].isdecimal():
         shared.pop()
-    return ".".join(shared)
+    return ".".join(shared) or "+".join(dict.fromkeys(name.split(".")[0] for name in names))
 
 
 def _refuse_second_streams(tape: Tape, calls: list[Call], blocks: list[Block], model: nn.Module) -> None:

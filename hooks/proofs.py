@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace as replace_field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .blockmode import Function
 from .edits import Edits, zero
-from .replay import Replay, all_off, noise_like, rounding, token_axis, tolerance
+from .replay import Replay, all_off, every_other, noise_like, rounding, token_axes, token_axis, tolerance
 from .scaling import prove_scaling
 from .structure import INTERFACE, REPORT, AttentionOp, Block, Branch, NormAfter, Structure
 
@@ -122,34 +121,33 @@ def _prove_skips(structure: Structure, block: Block, blocks: Replay, x: Tensor) 
             )
 
 
-def _kind(branch: Branch, block: Block, clean: Tensor, moved: Tensor, block_shape: torch.Size) -> str:
-    axis = token_axis(block)
-    if block_shape[axis] == 1:  # a last stage that is pooled to one token: nothing can be seen to move
-        mixes = bool(branch.ops) or branch.has_product
+def _kind(branch: Branch, block: Block, clean: Tensor, moved: Tensor, shape: torch.Size) -> str:
+    untouched = ~every_other(shape, block)
+    folded = block.batch_axis is None and shape[token_axis(block)] == 1
+    if (
+        folded or not untouched.any()
+    ):  # one token in a sample, as in a last stage: nothing can be seen to move
+        mixes = branch.attends
     else:
-        others = torch.arange(1, block_shape[axis], 2, device=clean.device)
-        mixes = _changed(branch, block, clean, moved, block_shape, axis, others)
+        mixes = bool((_changed(branch, block, clean, moved, shape) & untouched.to(clean.device)).any())
     if mixes:
-        return "attention" if branch.ops or branch.has_product else "mixer"
+        return "attention" if branch.attends else "mixer"
     return "cross" if branch.outside else "mlp"
 
 
-def _leaks(branch: Branch, block: Block, clean: Tensor, moved: Tensor, block_shape: torch.Size) -> bool:
+def _leaks(branch: Branch, block: Block, clean: Tensor, moved: Tensor, shape: torch.Size) -> bool:
     """Whether a change of the first sample reaches others."""
     if block.batch_axis is None:
         return False
-    others = torch.arange(1, block_shape[block.batch_axis], device=clean.device)
-    return _changed(branch, block, clean, moved, block_shape, block.batch_axis, others)
+    changed = _changed(branch, block, clean, moved, shape)
+    return bool(changed.narrow(block.batch_axis, 1, shape[block.batch_axis] - 1).any())
 
 
-def _changed(
-    branch: Branch, block: Block, clean: Tensor, moved: Tensor, shape: torch.Size, axis: int, chosen: Tensor
-) -> bool:
-    """Whether any of the chosen rows of an axis differs by more than rounding, next to its own size."""
-    before, after = (t.reshape(shape).index_select(axis, chosen) for t in (clean, moved))
-    features = block.feature_axis
-    change, size = (after - before).abs().amax(features), before.abs().amax(features)
-    return bool((change > rounding(clean, branch) * size).any())
+def _changed(branch: Branch, block: Block, clean: Tensor, moved: Tensor, shape: torch.Size) -> Tensor:
+    """Which tokens differ by more than rounding, next to their own size; one value for all features."""
+    before, after = clean.reshape(shape), moved.reshape(shape)
+    change = (after - before).abs().amax(block.feature_axis, keepdim=True)
+    return change > rounding(clean, branch) * before.abs().amax(block.feature_axis, keepdim=True)
 
 
 def _proved_heads(
@@ -185,15 +183,11 @@ def _every_other_like_the_next(x: Tensor, block: Block) -> Tensor:
     Every other, as attention may look forward only, backward only, or at few; like the neighbour, as
     a saturated pattern that looks at one token only then has to look at two.
     """
-    axis = token_axis(block)
-    noisy = x.roll(-1, axis) + 0.3 * noise_like(x)
-    tokens: list[Any] = [slice(None)] * x.ndim
-    tokens[axis] = slice(None, None, 2)
+    noisy = x.roll(-1, token_axes(block)[-1]) + 0.3 * noise_like(x)
+    chosen = every_other(x.shape, block).to(x.device).expand(x.shape).clone()
     if block.batch_axis is not None:
-        tokens[block.batch_axis] = slice(0, 1)
-    y = x.clone()
-    y[tuple(tokens)] = noisy[tuple(tokens)]
-    return y
+        chosen.narrow(block.batch_axis, 1, x.shape[block.batch_axis] - 1).fill_(False)
+    return torch.where(chosen, noisy, x)
 
 
 def _branches_off(block: Block, captured: dict[int, Tensor], ops: dict[AttentionOp, Tensor]) -> Edits:

@@ -8,9 +8,10 @@ from .errors import RcProbeError
 from .structure import REPORT, AttentionOp, Block, Branch, Junction, NormAfter, Site, form, is_attention_op
 from .tape import NORMS, SDPA, Call, Node, Tape
 
+# State-space models multiply two values of the stream, too, but convolve or sum along the tokens first.
 SCANS = {"conv1d", "cumsum", "cumprod"}
 ROUTES = {"topk", "argmax", "one_hot", "nonzero", "index_add", "index_add_", "scatter", "scatter_"}
-PRODUCTS = {SDPA, "matmul", "bmm", "baddbmm", "einsum", "__matmul__"}
+PRODUCTS = {SDPA, "matmul", "bmm", "baddbmm", "einsum", "__matmul__", "grid_sample"}  # the last: deformable
 
 
 def read_block(tape: Tape, call: Call, spine: list[Node], index: int, batch: int) -> Block:
@@ -40,7 +41,7 @@ def read_block(tape: Tape, call: Call, spine: list[Node], index: int, batch: int
         junctions.append(
             Junction(
                 skip=_site(index, adds, node, node.skip, call),
-                branches=_branches(tape, index, adds, ops, node, batch, call),
+                branches=_branches(tape, index, adds, ops, node, batch, call, stream),
                 norms=_norms_between(tape, call, node, until),
                 where=node.where,
             )
@@ -86,9 +87,13 @@ def _site(block: int, adds: list[Node], node: Node, operand: int, call: Call) ->
 
 
 def _branches(
-    tape: Tape, block: int, adds: list[Node], ops: list[Node], node: Node, batch: int, call: Call
+    tape: Tape, block: int, adds: list[Node], ops: list[Node], node: Node, batch: int, call: Call, entry: int
 ) -> list[Branch]:
-    """The branches of a junction: one, or several when the added value is itself a sum of branches."""
+    """The branches of a junction: one, or several when the added value is itself a sum of branches.
+
+    `entry` is the node of the stream that enters the block: what another tower made of it before is
+    a value from elsewhere.
+    """
     assert node.operands is not None
     skip = tape.nodes[node.operands[node.skip]]
     found = []
@@ -98,7 +103,8 @@ def _branches(
         mine = [AttentionOp(i, op.op, _heads(tape, op, batch)) for i, op in enumerate(ops) if op.bit & inner]
         site = _site(block, adds, add, operand, call)
         nodes = [node for node in tape.nodes[call.first : call.last + 1] if node.bit & inner]
-        own, outside = _products(tape, nodes, skip.carried)
+        own, outside = _products(tape, nodes, skip.carried >> entry << entry)
+        own = own and (bool(mine) or not any(node.op in SCANS for node in nodes))
         routes = any(node.op in ROUTES for node in nodes)
         nested = _nested(nodes, inner, call)
         found.append(Branch(site, "?", tuple(mine), own, outside, routes, nested))
@@ -112,10 +118,7 @@ def _nested(nodes: list[Node], inner: int, call: Call) -> int:
 
 
 def _products(tape: Tape, nodes: list[Node], stream: int) -> tuple[bool, bool]:
-    """Whether a branch multiplies two values computed from the stream, or one with a value from elsewhere.
-
-    State-space models multiply two, too, but convolve or sum along the tokens first.
-    """
+    """Whether a branch multiplies two values computed from the stream, or one with a value from elsewhere."""
     own = outside = False
     for node in nodes:
         if node.op in PRODUCTS:
@@ -123,8 +126,7 @@ def _products(tape: Tape, nodes: list[Node], stream: int) -> tuple[bool, bool]:
             from_stream = [bool(far & stream) for far in computed]
             own |= sum(from_stream) > 1
             outside |= len(set(from_stream)) > 1
-    scans = any(node.op in SCANS for node in nodes)
-    return own and not scans, outside
+    return own, outside
 
 
 def _split_sum(tape: Tape, adds: list[Node], node: Node, operand: int, skip: int) -> list[tuple[Node, int]]:

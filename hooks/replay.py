@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -65,15 +66,24 @@ def all_off(block: Block) -> Edits:
     return edits
 
 
-def token_axis(block: Block) -> int:
-    """The axis of the stream that counts tokens: the first that is neither batch nor features.
+def token_axes(block: Block) -> list[int]:
+    """The axes of the stream that count tokens: all but batch and features. Images may have two."""
+    kept = {block.batch_axis, block.feature_axis % block.ndim}
+    return [axis for axis in range(block.ndim) if axis not in kept]
 
-    Without a batch axis the samples are folded into the first of the axes: the last one before the
-    features, then.
-    """
-    features = block.feature_axis % block.ndim
-    axes = [axis for axis in range(block.ndim) if axis not in {block.batch_axis, features}]
-    return (axes[-1] if block.batch_axis is None else axes[0]) if axes else features
+
+def token_axis(block: Block) -> int:
+    """The first of them; where samples are folded into that one, the last."""
+    axes = token_axes(block)
+    return axes[-1] if block.batch_axis is None else axes[0]
+
+
+def every_other(shape: Sequence[int], block: Block) -> Tensor:
+    """Every other token, as on a chessboard; bool, of as many axes as the stream."""
+    total = torch.zeros([1] * block.ndim, dtype=torch.long)
+    for axis in token_axes(block):
+        total = total + torch.arange(shape[axis]).reshape([-1 if a == axis else 1 for a in range(block.ndim)])
+    return total % 2 == 0
 
 
 def noise_like(x: Tensor) -> Tensor:

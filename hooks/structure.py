@@ -45,12 +45,15 @@ class Branch:
     site: Site
     kind: str = "?"
     ops: tuple[AttentionOp, ...] = ()
-    has_product: bool = (
-        False  # multiplies two values computed from the stream, and is no scan: attention-like
-    )
+    has_product: bool = False  # multiplies two values computed from the stream, and is no scan
     outside: bool = False  # multiplies one with a value computed elsewhere: cross-attention
     routes: bool = False  # sends tokens to experts, whose sums depend a little on which others they get
     inner: int = 0  # residual adds inside the branch, which stay as they are
+
+    @property
+    def attends(self) -> bool:
+        """Whether it weighs values of the stream by values of the stream: if it mixes tokens, it is attention."""
+        return self.has_product or any(op.via in {SDPA, INTERFACE} for op in self.ops)
 
 
 @dataclass

@@ -7,6 +7,7 @@ of facts that it compared, and raises `Wrong` where one does not hold.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -224,15 +225,14 @@ class Checks:
             axes = [
                 a for a in range(block.ndim) if a not in {block.batch_axis, block.feature_axis % block.ndim}
             ]
-            axis = axes[0 if block.batch_axis is not None else -1]
-            tokens = self.streams[block.index][0].shape[axis]
+            tokens = math.prod(self.streams[block.index][0].shape[a] for a in axes)
             present = components([block], skips=False)
             if tokens < 2:
                 continue
             for kind in present:
                 others = tuple(Gate(c, (block.index + 1,)) for c in present if c != kind)
                 moved = any(
-                    self._moves(block, axis, token, others)
+                    self._moves(block, axes, token, others)
                     for token in dict.fromkeys((0, tokens // 2, tokens - 1))
                 )
                 if moved != (kind in {"attention", "mixer"}):
@@ -242,12 +242,13 @@ class Checks:
                 count += 1
         return count
 
-    def _moves(self, block: Block, axis: int, token: int, others: tuple[Gate, ...]) -> bool:
+    def _moves(self, block: Block, axes: list[int], token: int, others: tuple[Gate, ...]) -> bool:
         """Whether another value of one token of block input changes what leaves at another token."""
         x = self.streams[block.index][0]
         # Nearly the next token: a saturated pattern that looks at that one has to look at both.
-        noise = x.roll(-1, axis) + 0.3 * _noise_like(x)
-        at = torch.arange(x.shape[axis]).eq(token).reshape([-1 if a == axis else 1 for a in range(x.ndim)])
+        noise = x.roll(-1, axes[-1]) + 0.3 * _noise_like(x)
+        numbers = torch.arange(math.prod(x.shape[a] for a in axes))
+        at = (numbers == token).reshape([x.shape[a] if a in axes else 1 for a in range(x.ndim)])
         plain = self.run(others)[block.index][1]
         changed = self.run(others, change=(block.index, lambda y: torch.where(at, noise, y)))[block.index][1]
         difference = (plain - changed).abs().masked_fill(at, 0)
