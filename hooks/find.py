@@ -39,17 +39,29 @@ def read_stacks(tape: Tape, model: nn.Module, batch: int, named: str | None = No
     if named:
         return [_read_stack(tape, _named_calls(tape, adds, named), model, batch)]
     found: dict[int, Structure] = {}  # by the call of the last block
+    read: dict[int, set[int]] = {}  # the calls of its blocks
     failed: list[RcProbeError] = []
+    lost: list[tuple[set[int], RcProbeError]] = []  # blocks that were found and could not be read
     while adds:
         spine = _spine(adds, _end(tape, adds))
         gone = {node.index for node in spine}
+        calls: dict[int, list[Node]] = {}
         try:
             calls = _all_calls(tape, adds, spine, model)
             found[max(calls)] = _read_stack(tape, calls, model, batch)
+            read[max(calls)] = set(calls)
             gone |= {node.index for node in adds for c in calls if _inside(node, tape.calls[c])}
         except RcProbeError as error:
             failed.append(error)
+            if calls:
+                lost.append((set(calls), error))
         adds = [node for node in adds if node.index not in gone]
+    for calls_lost, why in lost:  # a stage that could not be read: the others are not the stack
+        kinds = {type(tape.calls[c].module) for c in calls_lost}
+        if any(
+            calls_read != calls_lost and type(tape.calls[c].module) in kinds for c, calls_read in read.items()
+        ):
+            raise why
     if not found:
         raise failed[0]
     return _named_apart([found[last] for last in sorted(found)], failed)
@@ -75,7 +87,7 @@ def _named_apart(found: list[Structure], failed: list[RcProbeError]) -> list[Str
             structure.name += f"#{times[structure.name]}"
     for structure in found:
         structure.others = tuple(s.name for s in found if s is not structure)
-        structure.refused = tuple(e.what for e in failed)
+        structure.refused = tuple(map(str, failed))
     return found
 
 
@@ -103,6 +115,12 @@ def _named_calls(tape: Tape, adds: list[Node], pattern: str) -> dict[int, list[N
         raise RcProbeError(what, where=where, todo=f"Modules in lists are {_some(sorted(names))}")
     inside = [node for node in adds if any(_inside(node, call) for call in chosen)]
     spine = _spine(inside, inside[-1]) if inside else []
+    if spine:
+        last, first = spine[-1], chosen[0].first
+        same = [n for n in adds if n.index >= first and (n.bit & last.carried or last.bit & n.carried)]
+        if outside := [n for n in same if not any(_inside(n, call) for call in chosen)]:
+            what = f"the stream has {len(outside)} adds outside of these blocks ({_places(outside)})"
+            raise RcProbeError(what, where=where, todo="Name all the blocks that add to it")
     calls = {call.index: [node for node in spine if _inside(node, call)] for call in chosen}
     empty = [tape.calls[c].name for c, nodes in calls.items() if not nodes]
     if empty:

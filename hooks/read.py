@@ -10,7 +10,7 @@ from .tape import NORMS, SDPA, Call, Node, Tape
 
 # State-space models multiply two values of the stream, too, but convolve or sum along the tokens first.
 SCANS = {"conv1d", "cumsum", "cumprod"}
-ROUTES = {"topk", "argmax", "one_hot", "nonzero", "index_add", "index_add_", "scatter", "scatter_"}
+CONVOLUTIONS = {"conv1d", "conv2d", "conv3d", "avg_pool1d", "avg_pool2d", "max_pool1d", "max_pool2d"}
 PRODUCTS = {SDPA, "matmul", "bmm", "baddbmm", "einsum", "__matmul__", "grid_sample"}  # the last: deformable
 
 
@@ -69,11 +69,14 @@ def _feature_axis(block: nn.Module, shape: tuple[int, ...], where: str) -> int:
     if not any(c.in_channels == shape[1] and c.weight.ndim == len(shape) for c in convolutions):
         return -1
     others = [p for m in block.modules() if m not in convolutions for p in m.parameters(recurse=False)]
-    last = any(shape[-1] in p.shape for p in others)
-    if shape[1] != shape[-1] or (last and len(shape) == 3):
-        return -1 if last else 1
-    what = f"its stream {shape} is as wide as it has features, so that they cannot be told apart"
-    raise RcProbeError(what, where=where, todo="Give inputs of another size")
+    if not any(shape[-1] in p.shape for p in others):
+        return 1
+    if len(shape) == 3:  # convolutions along the tokens, as in Conformers
+        return -1
+    what = (
+        f"its stream {shape} has weights that fit its second and its last axis: which one are the features?"
+    )
+    raise RcProbeError(what, where=where, todo="Give images of another size")
 
 
 def _site(block: int, adds: list[Node], node: Node, operand: int, call: Call) -> Site:
@@ -105,9 +108,9 @@ def _branches(
         nodes = [node for node in tape.nodes[call.first : call.last + 1] if node.bit & inner]
         own, outside = _products(tape, nodes, skip.carried >> entry << entry)
         own = own and (bool(mine) or not any(node.op in SCANS for node in nodes))
-        routes = any(node.op in ROUTES for node in nodes)
+        convolves = any(node.op in CONVOLUTIONS for node in nodes)
         nested = _nested(nodes, inner, call)
-        found.append(Branch(site, "?", tuple(mine), own, outside, routes, nested))
+        found.append(Branch(site, "?", tuple(mine), own, outside, convolves, nested))
     return found
 
 

@@ -97,5 +97,8 @@ def tolerance(x: Tensor) -> float:
 
 
 def rounding(x: Tensor, branch: Branch) -> float:
-    """What a branch may change in a token when only others change: experts sum in another order then."""
-    return max(1e-5, torch.finfo(x.dtype).eps) if branch.routes else 1e-5
+    """What a branch may change in a token when only others change: sums of another order round otherwise.
+
+    In half precision that is a last bit; what a convolution moves may be as little, and is exact.
+    """
+    return 1e-5 if branch.convolves else max(1e-5, torch.finfo(x.dtype).eps)

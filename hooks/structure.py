@@ -47,7 +47,7 @@ class Branch:
     ops: tuple[AttentionOp, ...] = ()
     has_product: bool = False  # multiplies two values computed from the stream, and is no scan
     outside: bool = False  # multiplies one with a value computed elsewhere: cross-attention
-    routes: bool = False  # sends tokens to experts, whose sums depend a little on which others they get
+    convolves: bool = False  # has a convolution or pooling, which may move little between tokens
     inner: int = 0  # residual adds inside the branch, which stay as they are
 
     @property

@@ -141,9 +141,13 @@ class Attached(AbstractContextManager["Attached"]):
         main = given.get(getattr(module, "main_input_name", "input_ids"))
         if main is None and module is self.structure.model:
             main = next((t for _, t in walk(given)), None)
-        if block.batch_axis is None and isinstance(main, Tensor) and main.ndim and len(main) > 1:
+        if block.batch_axis is not None or not isinstance(main, Tensor) or not main.ndim:
+            return
+        grids = [t for name, t in given.items() if "grid" in name and isinstance(t, Tensor)]
+        count = len(grids[0] if grids else main)  # of images, whose patches are packed
+        if count > 1:
             raise self.structure.error(
-                block, f"its stream packs all {len(main)} samples into one sequence", "Run samples one by one"
+                block, f"its stream packs all {count} samples into one sequence", "Run samples one by one"
             )
 
     def _on_stream(self, layer: int, x: Tensor) -> None:

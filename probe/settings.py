@@ -73,6 +73,12 @@ class Settings:
             raise RcProbeError(
                 f"{self.seed} is too large", where="--seed", todo=f"Give less than {MOST_SEED}"
             )
+        for name in ("stack", "blocks"):
+            if getattr(self, name) == "":
+                raise RcProbeError("it is empty", where=f"--{name}", todo="Give a name, or leave it out")
+        if self.stack is not None and self.blocks is not None:
+            todo = "--blocks names the blocks of one stack by itself"
+            raise RcProbeError("both are given", where="--stack, --blocks", todo=todo)
         if self.dtype not in DTYPES:
             todo = f"Choose one of {', '.join(DTYPES)}"
             raise RcProbeError(f"no such dtype {self.dtype!r}", where="--dtype", todo=todo)

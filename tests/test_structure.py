@@ -379,13 +379,17 @@ def test_blocks_named_by_hand() -> None:
     model, inputs = zoo.build("bert")
     named = find_structure(model, inputs, blocks="encoder.layer.*")
     assert named.blocks == find_structure(model, inputs).blocks
-    some = find_structure(model, inputs, blocks="encoder.layer.[01]")
-    assert [b.name for b in some.blocks] == ["encoder.layer.0", "encoder.layer.1"]
+    assert named.others == ()
 
 
 @pytest.mark.parametrize(
     ("pattern", "what"),
-    [("encoder.blocks.*", "no module of this name ran"), ("encoder.layer.*.attention.self", "no add")],
+    [
+        ("encoder.blocks.*", "no module of this name ran"),
+        ("encoder.layer.*.attention.self", "no add"),
+        ("encoder.layer.*.attention", "3 adds outside of these blocks"),  # the MLPs
+        ("encoder.layer.[01]", "2 adds outside of these blocks"),
+    ],
 )
 def test_blocks_named_wrongly(pattern: str, what: str) -> None:
     model, inputs = zoo.build("bert")
@@ -428,3 +432,52 @@ def test_skips_inside_a_branch_are_said_to_stay() -> None:
     assert structure.signature == "A|M"
     assert [[b.inner for b in block.branches] for block in structure.blocks] == [[0, 2]] * 3
     assert "outermost level: inside mlp branches" in structure.proved[-1]
+
+
+class Feature(nn.Module):
+    """x + pointwise map of a norm of x, on a stream (batch, features, height, width)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.up(self.mix(x).movedim(1, -1)).relu()).movedim(-1, 1)
+
+
+class Pyramid(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(nn.Sequential(Feature(w), Feature(w)) for w in (8, 12))
+        self.between = nn.Conv2d(8, 12, 2, 2)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.stages[1](self.between(self.stages[0](pixel_values)))
+
+
+def test_streams_with_features_first() -> None:
+    torch.manual_seed(1)
+    model = Pyramid().eval()
+    structure = find_structure(model, {"pixel_values": torch.randn(2, 8, 20, 20)})
+    assert structure.signature == "C"
+    assert [(b.feature_axis, b.dim) for b in structure.blocks] == [(1, 8)] * 2 + [(1, 12)] * 2
+    x = torch.randn(1, 8, 20, 20)
+    inputs = {"pixel_values": torch.randn(2, 8, 20, 20)}
+    with (
+        rc_probe.attach(model, metrics=["residual_frobenius"], inputs=inputs, mask=None) as probe,
+        torch.no_grad(),
+    ):
+        y = model(x)
+    measured = probe.frame().set_index("layer")["mean"]
+    for layer, stream in ((0, x), (4, y)):
+        X = stream[0].flatten(1).T.double()  # (height × width, features)
+        by_hand = torch.linalg.norm(X - X.mean(0)) / torch.linalg.norm(X)
+        assert measured[layer] == pytest.approx(float(by_hand), rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [32, 24])  # as wide as the MLP of the first, or as the second has features
+def test_features_that_cannot_be_told_from_the_width_refuse_the_whole_stack(size: int) -> None:
+    torch.manual_seed(1)
+    with pytest.raises(RcProbeError, match="which one are the features"):
+        find_structure(Pyramid().eval(), {"pixel_values": torch.randn(2, 8, size, size)})

@@ -227,8 +227,9 @@ class Checks:
             ]
             tokens = math.prod(self.streams[block.index][0].shape[a] for a in axes)
             present = components([block], skips=False)
-            if tokens < 2:
-                continue
+            folded = block.batch_axis is None and self.streams[block.index][0].shape[axes[-1]] == 1
+            if tokens < 2 or folded:
+                continue  # one token in a sample
             for kind in present:
                 others = tuple(Gate(c, (block.index + 1,)) for c in present if c != kind)
                 moved = any(

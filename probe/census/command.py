@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from rc_probe.cli import one_line_errors
+from rc_probe.hooks.errors import RcProbeError
 
 from . import table
 
@@ -28,6 +29,11 @@ def architectures(
     with one_line_errors():
         document = table.load()
         rows = table.select(document["rows"], text, status)
+        if not rows:
+            what = f"nothing of that name{f' is {status}' if status else ''}"
+            raise RcProbeError(
+                what, where=text or "architectures", todo="Give a part of a model type or category"
+            )
         if as_json:
             typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
             return
@@ -48,8 +54,7 @@ def _show(document: dict[str, object], rows: list[table.Row]) -> None:
         colour = COLOURS.get(row["status"], "dim")
         shown.add_row(*cells[:2], f"[{colour}]{cells[2]}[/]", *cells[3:])
     console = Console()
-    if rows:
-        console.print(shown)
+    console.print(shown)
     _, total = table.counts(rows)[-1]
     versions = document["versions"]
     assert isinstance(versions, dict)

@@ -26,7 +26,9 @@ token; gates per sample; another shape, padding and bfloat16. `rc-probe architec
 
 Blocks: `A` attention, `X` cross-attention, `C` another token mixer, `M` MLP, `n` a norm on the stream after the junction,
 `|` the next junction, `+` parallel branches. *Not built* and *not run* are limits of the small random models,
-not of the probe: attaching to such a model proves or refuses it as any other.
+not of the probe: attaching to such a model proves or refuses it as any other. *Inner skips*: there are further
+skips inside a branch, which stay as they are (Swin2SR is read by whole stages, MobileBERT by whole bottlenecks). A group
+norm over all features and tokens (PoolFormer) mixes tokens, too.
 """
 
 
