@@ -41,6 +41,9 @@ PATTERNS = {
     "clip": "A|M",  # two towers
     "qwen2_vl": "A|M",  # images packed into one row
     "doge": "A|M",  # scaled skips
+    "lxmert": "An|Mn, Xn|An|Mn",  # two towers that look at each other
+    "rt_detr": "An|Xn|Mn",  # deformable attention
+    "patchtsmixer": "C|M",  # channels and patches, a softmax that is a gate
     "swin2sr": "A",  # whole stages, with blocks and skips inside
 }
 
@@ -163,6 +166,8 @@ def test_the_shipped_table() -> None:
     assert {row["status"] for row in rows} <= set(table.STATUS)
     for row in rows:
         assert row["signature"] if row["status"] == "proved" else row["reason"], row
+    proved = sum(row["status"] == "proved" for row in rows)
+    assert f"of {len(rows)} types {proved} are proved" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert (ROOT / "docs" / "architectures.md").read_text(encoding="utf-8") == table.markdown(document)
 
 
@@ -194,6 +199,8 @@ def test_command_shows_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"model_type", "category", "status", "signature", "reason"} <= set(rows[0])
     assert run("architectures", "reformer") == 0
     assert "a second stream" in " ".join(capsys.readouterr().out.split())
+    assert run("architectures", "no such type") == 2
+    assert "nothing of that name" in capsys.readouterr().err
     assert run("architectures", "--status", "proven") == 2
     assert "no such status 'proven'" in capsys.readouterr().err
 

@@ -248,3 +248,21 @@ def test_the_mask_of_an_earlier_call_is_not_used(demo: Loaded) -> None:
     with pytest.raises(rc_probe.RcProbeError, match="without an attention mask"), rc_probe.attach(demo.model):
         demo.model(**inputs)
         demo.model(inputs["input_ids"])
+
+
+def test_patches_of_one_image_are_one_sample() -> None:
+    """Qwen2-VL packs the patches of all images into one row; how many images there are, the grid says."""
+    from rc_probe.census.build import build
+    from rc_probe.census.inputs import inputs_for
+
+    model = build("qwen2_vl_vision")
+    inputs = inputs_for(model)
+    name = next(key for key in inputs if "grid" in key)
+    patches = int(inputs[name][0].prod())
+    main = next(key for key in inputs if key != name)
+    one = {main: inputs[main][:patches], name: inputs[name][:1]}
+    with rc_probe.attach(model, inputs=inputs, mask=None) as probe, torch.no_grad():
+        model(**one)
+        assert len(probe.frame()["layer"].unique()) == probe.structure.depth + 1
+        with pytest.raises(rc_probe.RcProbeError, match="packs all 2 samples"):
+            model(**inputs)

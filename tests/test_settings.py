@@ -79,3 +79,16 @@ def test_one_text_stands_for_a_tuple_of_one() -> None:
 
 def test_dtypes_are_those_that_load() -> None:
     assert set(DTYPES) == set(load.DTYPES)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"stack": ""}, "--stack: it is empty"),
+        ({"blocks": ""}, "--blocks: it is empty"),
+        ({"stack": "encoder", "blocks": "encoder.layer.*"}, "both are given"),
+    ],
+)
+def test_names_of_stacks_and_blocks(options: dict[str, str], says: str) -> None:
+    with pytest.raises(RcProbeError, match=says):
+        Settings(**options).check()
