@@ -62,9 +62,17 @@ def read_stacks(tape: Tape, model: nn.Module, batch: int, named: str | None = No
             calls_read != calls_lost and type(tape.calls[c].module) in kinds for c, calls_read in read.items()
         ):
             raise why
+        for last, calls_read in read.items():  # nor are skips inside its blocks
+            if all(_within(tape, call, calls_lost) for call in calls_read):
+                found.pop(last, None)
     if not found:
         raise failed[0]
     return _named_apart([found[last] for last in sorted(found)], failed)
+
+
+def _within(tape: Tape, call: int, others: set[int]) -> bool:
+    """Whether a call was made inside one of the others."""
+    return any(outer in others for outer in _stack(tape, call)[1:])
 
 
 def _end(tape: Tape, adds: list[Node]) -> Node:
