@@ -34,10 +34,13 @@ class Wanted:
 
     def no_columns(self, where: str) -> None:
         """For a source that is no table."""
-        for option, name in (("--column", self.column), ("--label-column", self.label_column)):
+        folders = ", or name a folder of folders and give --label-column folder"
+        for name, todo in (
+            (self.column, "Leave --column out"),
+            (self.label_column, "Leave --label-column out" + (folders if self.modality != "text" else "")),
+        ):
             if name:
-                what = f"there are no columns here, so no {name!r}"
-                raise RcProbeError(what, where=where, todo=f"Leave {option} out")
+                raise RcProbeError(f"there are no columns here, so no {name!r}", where=where, todo=todo)
 
     def label(self, row: Row) -> Any:
         names = self.label_names(row)
@@ -63,9 +66,11 @@ def labelled_rows(rows: Iterable[Row], wanted: Wanted, source: str) -> Iterator[
     first = next(stream, None)
     if first is None:
         return iter(())
-    name = _choose(first, wanted.modality, wanted.column, source)
-    for label in wanted.label_names(first):
+    labels = wanted.label_names(first)
+    for label in labels:
         _check_name(label, first, source)
+    name = wanted.column and _check_name(wanted.column, first, source)
+    name = name or _choose({key: value for key, value in first.items() if key not in labels}, wanted, source)
     where = f"{source}, column {name!r}"
     return (
         (checked(row.get(name), i, wanted.modality, where), wanted.label(row))
@@ -79,9 +84,9 @@ def _scalar(value: Any) -> Any:
     return None if value == "" or (isinstance(value, float) and isnan(value)) else value
 
 
-def _choose(row: Row, modality: str, column: str | None, source: str) -> str:
-    if column:
-        return _check_name(column, row, source)
+def _choose(row: Row, wanted: Wanted, source: str) -> str:
+    """The column of `row` that has a usual name, or the only one that fits."""
+    modality = wanted.modality
     names = [str(name) for name in row]
     usual = [name for name in COLUMNS[modality] if name in names]
     fitting = [str(name) for name, value in row.items() if _is(value, modality)]

@@ -37,7 +37,7 @@ def class_numbers(samples: Samples, config: Any) -> list[int]:
 def _number(label: Any) -> int | None:
     if isinstance(label, str):
         return int(label) if label.strip().isdecimal() else None
-    if isinstance(label, int | float) and label == int(label):
+    if isinstance(label, int | float) and float(label).is_integer():
         return int(label)
     return None
 
