@@ -162,7 +162,7 @@ def _hidden(output: Any) -> Any:
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
-    return sorted(a.shape) == sorted(b.shape) or a.shape[-1:] == b.shape[-1:]
+    return sorted(a.shape) == sorted(b.shape) or (a.ndim == b.ndim and a.shape[-1:] == b.shape[-1:])
 
 
 def frozen(

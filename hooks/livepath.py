@@ -8,6 +8,7 @@ does nothing, its norms neither; where it takes a head, the block's stream becom
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from .edits import BlockWatch, Editing, Edits, fetch, replace
-from .freeze import Hop, Step, head_of
+from .freeze import Step, head_of
 from .gates import scaling, weigh_heads
 from .parts import NO_PARTS
-from .structure import Block, Structure
+from .structure import AttentionOp, Block, Structure
 
 EPS = 1e-12
 
@@ -37,13 +38,17 @@ def live_edits(structure: Structure, choices: list[Step], paths: Tensor) -> Edit
         for site in step.others:
             edits.at(site, gone)
         for hop in step.hops:
-            mine = head_of(step, hop, taken - 1)  # (rows, heads)
-            edits.at(hop.site, _plain_norm(scaling(mine.any(1).float(), block.batch_axis, block.ndim)))
+            mine = head_of(step, hop, taken - 1).float()  # (rows, heads)
+            edits.at(hop.site, _plain_norm(scaling(mine.sum(1), block.batch_axis, block.ndim)))
             for op in hop.ops:
-                edits.at_op(step.block, op, lambda x, o=op, g=mine.float(): weigh_heads(o, x, g))  # type: ignore[misc]
+                edits.at_op(step.block, op, partial(_weigh, op, mine))
         if block.junctions[step.junction].norms:
             edits.bypass.add((step.block, step.junction))
     return edits
+
+
+def _weigh(op: AttentionOp, gates: Tensor, x: Tensor) -> Tensor:
+    return weigh_heads(op, x, gates)
 
 
 def _plain_norm(gate: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -92,6 +97,3 @@ class Live(BlockWatch):
         shape[block.batch_axis] = -1
         kept = torch.where(idle.to(stream.device).reshape(shape), entered, stream)
         return replace(output, block.exit, kept)
-
-
-__all__ = ["Hop", "Live", "live_edits"]

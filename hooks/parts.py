@@ -139,6 +139,7 @@ class Unknown(Traced):
         return follow(func, args, kwargs or {})
 
 
+HELD = "rc_probe_held"  # marks what came out of a sigmoid: the stream times that is an activation
 RULES: dict[str, Rule] = {}
 FREEZING: set[str] = set()  # operations whose results are held: patterns, scales, gates, choices
 
@@ -159,7 +160,7 @@ def follow(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if key in META:
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
-    if "out" in kwargs:
+    if kwargs.get("out") is not None:
         raise RcProbeError(f"`{name}` writes the stream into a given tensor", todo=NO_PARTS)
     target = args[0] if in_place else None
     args, kwargs = tree_map(_as_is, (args, kwargs))  # rules may look at it when it has been written into
@@ -181,7 +182,17 @@ def follow(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _as_is(a: Any) -> Any:
-    return a.same() if isinstance(a, Parts) else Unknown(a.value, a.op) if isinstance(a, Unknown) else a
+    """The same numbers as an object of our own, which stays as it is when the model writes into its own."""
+    if isinstance(a, Parts):
+        return a.same()
+    if isinstance(a, Unknown):
+        return Unknown(a.value, a.op)
+    if not isinstance(a, Tensor):
+        return a
+    alias = a.detach()
+    if getattr(a, HELD, False):
+        setattr(alias, HELD, True)
+    return alias
 
 
 def _unknown(t: Any, op: str) -> Any:

@@ -2,114 +2,33 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from .parts import FREEZING, Parts, plain, rule
+from .parts import FREEZING, HELD, Parts, plain, rule
 from .parts_rules import mapped, weigh
 
-FREEZING |= set(
-    [
-        "softmax",
-        "log_softmax",
-        "softmin",
-        "sigmoid",
-        "hardsigmoid",
-        "logsigmoid",
-        "exp",
-        "expm1",
-        "exp2",
-        "log",
-        "log1p",
-        "log2",
-        "log10",
-        "sqrt",
-        "rsqrt",
-        "reciprocal",
-        "rdiv",
-        "rtruediv",
-        "var",
-        "std",
-        "var_mean",
-        "std_mean",
-        "norm",
-        "linalg_norm",
-        "vector_norm",
-        "linalg_vector_norm",
-        "cos",
-        "sin",
-        "softplus",
-        "argsort",
-        "argmax",
-        "argmin",
-        "amin",
-        "amax",
-        "logsumexp",
-        "logaddexp",
-        "cdist",
-        "sign",
-        "floor",
-        "ceil",
-        "round",
-        "trunc",
-        "frac",
-        "isnan",
-        "isinf",
-        "isfinite",
-        "any",
-        "all",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "equal",
-        "allclose",
-        "isclose",
-        "bool",
-        "int",
-        "long",
-        "item",
-        "tolist",
-        "numpy",
-        "bincount",
-        "one_hot",
-        "nonzero",
-        "unique",
-        "multinomial",
-        "count_nonzero",
-        "searchsorted",
-        "bucketize",
-        "format",
-        "new_zeros",
-        "new_ones",
-        "new_full",
-        "new_empty",
-        "new_tensor",
-        "empty_like",
-        "ones_like",
-        "full_like",
-        "rand_like",
-        "randn_like",
-        "randint_like",
-        "aminmax",
-        "float_power",
-        "atan2",
-        "cosine_similarity",
-        "logical_not",
-        "is_same_size",
-        "storage_offset",
-    ]
+# What is held: patterns, scales, gates, choices, questions.
+FREEZING.update(
+    """softmax log_softmax softmin sigmoid hardsigmoid logsigmoid exp expm1 exp2 log log1p log2 log10 sqrt
+    rsqrt reciprocal rdiv rtruediv var std var_mean std_mean norm linalg_norm vector_norm
+    linalg_vector_norm cos sin softplus argsort argmax argmin amin amax logsumexp logaddexp cdist sign
+    floor ceil round trunc frac isnan isinf isfinite any all eq ne lt le gt ge equal allclose isclose
+    bool int long item tolist numpy bincount one_hot nonzero unique multinomial count_nonzero
+    searchsorted bucketize format new_zeros new_ones new_full new_empty new_tensor empty_like ones_like
+    full_like rand_like randn_like randint_like aminmax float_power atan2 cosine_similarity logical_not
+    is_same_size storage_offset""".split()  # noqa: SIM905
 )
 
 
 @rule("sigmoid hardsigmoid")
 def _held(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     out = func(plain(x), *args, **kwargs)
-    out.rc_probe_held = True  # the stream times this is an activation
+    setattr(out, HELD, True)
     return out
 
 
@@ -134,7 +53,8 @@ def _activation(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
     def parts(p: Tensor) -> Tensor:
         x, least = input.value, 1e-30
         x = torch.where(x.abs() < least, torch.full_like(x, least), x)  # there act(x)/x is the derivative
-        return p * (func(x, *args, **kwargs) / x)
+        ratio: Tensor = func(x, *args, **kwargs) / x
+        return p * ratio
 
     return Parts(value, lambda: parts(input.parts), input.ledger, gate=True, bilinear=input.bilinear)
 
@@ -171,7 +91,7 @@ def _rms_norm(func: Any, input: Any, shape: Any, weight: Any = None, eps: float 
     least = torch.finfo(input.dtype).eps if eps is None else eps
 
     def run(p: Tensor) -> Tensor:
-        scale = (input.value.square().mean(axes, keepdim=True) + least).rsqrt()
+        scale: Tensor = (input.value.square().mean(axes, keepdim=True) + least).rsqrt()
         return p * (scale if weight is None else scale * weight)
 
     return mapped(value, input, run)
@@ -188,7 +108,7 @@ def _group_norm(
         whole = input.value.unflatten(1, (groups, -1)).flatten(2)
         scale = (whole.var(-1, correction=0, keepdim=True) + eps).rsqrt()
         each = p.unflatten(2, (groups, -1)).flatten(3)
-        out = ((each - each.mean(-1, keepdim=True)) * scale).reshape(p.shape)
+        out: Tensor = ((each - each.mean(-1, keepdim=True)) * scale).reshape(p.shape)
         return out if weight is None else out * weight.reshape(shape)
 
     return mapped(value, input, run, None if bias is None else bias.reshape(shape))
@@ -215,7 +135,8 @@ def _normalize(
     value = func(input.value, p, dim, eps)
 
     def run(parts: Tensor) -> Tensor:
-        return parts / input.value.norm(p, dim, keepdim=True).clamp_min(eps)
+        size: Tensor = input.value.norm(p, dim, keepdim=True).clamp_min(eps)
+        return parts / size
 
     return mapped(value, input, run)
 
@@ -243,6 +164,30 @@ def _sdpa(
     return mapped(out, value, run)
 
 
+@rule("multi_head_attention_forward")
+def _multi_head(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """torch's own attention layer, tokens first: (tokens, batch, dim)."""
+    given = inspect.signature(func).bind(*args, **kwargs)
+    given.apply_defaults()
+    a = given.arguments
+    unusual = ("bias_k", "bias_v", "static_k", "static_v", "add_zero_attn")
+    value = a["value"]
+    if any(a[name] is not None and a[name] is not False for name in unusual) or value.ndim != 3:
+        return NotImplemented
+    out, weights = func(**plain(a))
+    if not isinstance(value, Parts):
+        return out, weights
+    patterns = func(**plain({**a, "need_weights": True, "average_attn_weights": False}))[1]
+    dim, heads = value.shape[-1], a["num_heads"]
+    weight = a["v_proj_weight"] if a["use_separate_proj_weight"] else a["in_proj_weight"][-dim:]
+    bias = None if a["in_proj_bias"] is None else a["in_proj_bias"][-dim:]
+    values = functional.linear(value, weight, bias).unflatten(-1, (heads, -1)).permute(1, 2, 0, 3)
+    mixed = torch.matmul(patterns, values).permute(2, 0, 1, 3).flatten(-2)
+    made: Any = functional.linear(mixed, a["out_proj_weight"], a["out_proj_bias"])
+    made.value = out  # to the last bit
+    return made, weights
+
+
 def pattern(query: Tensor, key: Tensor, mask: Any, is_causal: bool, scale: float | None) -> Tensor:
     """The pattern (…, T, S) of scaled_dot_product_attention; a query that may attend to nothing has zeros."""
     key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3) if query.ndim > 3 else key
@@ -268,5 +213,5 @@ def _choice(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
     places = out[1]
     if not isinstance(dim, int) or places.ndim != input.ndim:
         return NotImplemented
-    values = mapped(out[0], input, lambda p: torch.vmap(lambda q: q.gather(dim, places))(p))
+    values = mapped(out[0], input, torch.vmap(lambda q: q.gather(dim, places)))
     return type(out)((values, places))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from .parts import Parts, aligned, common, plain, rule
+from .parts import HELD, Parts, aligned, common, plain, rule
 
 # ---- operations that are linear in all their operands together
 
@@ -36,12 +37,15 @@ def _linear_in_all(func: Any, *args: Any, **kwargs: Any) -> Any:
     ledger, gate = sources[0].ledger, all(s.gate for s in sources)
     bilinear = any(s.bilinear for s in sources)
     out = [
-        Parts(v, (lambda i=i: call(i)), ledger, gate=gate, bilinear=bilinear)
+        Parts(v, partial(call, i), ledger, gate=gate, bilinear=bilinear)
         if isinstance(v, Tensor) and v.is_floating_point()
         else v
         for i, v in enumerate(flat)
     ]
     return tree_unflatten(out, spec)
+
+
+FILLS = {"masked_fill", "scatter", "index_fill", "where", "pad", "fill"}
 
 
 class _Linear:
@@ -51,34 +55,32 @@ class _Linear:
         self.func = Tensor.reshape if func is Tensor.view else func  # parts have other strides than the value
         self.flat, self.spec = tree_flatten((args, kwargs))
         self.sources = sources
-        others = [a for a in self.flat if not isinstance(a, Parts)]
-        fills = any(isinstance(a, float) or (isinstance(a, Tensor) and a.is_floating_point()) for a in others)
-        name = getattr(self.func, "__name__", "")
-        self.affine = fills or name in {
-            "masked_fill",
-            "scatter",
-            "index_fill",
-            "_set_item",
-            "where",
-            "pad",
-            "fill",
-        }
+        self.plain = any(
+            isinstance(a, Tensor) and a.is_floating_point() and not isinstance(a, Parts) for a in self.flat
+        )
+        self.fills = getattr(self.func, "__name__", "") in FILLS
 
     def __call__(self, index: int) -> Tensor:
         ledger = self.sources[0].ledger
         parts = common([s.parts for s in self.sources])
-        with torch.no_grad():
-            out: Tensor = torch.vmap(lambda *p: self._run(p, index))(*parts)
-            if not self.affine:
-                return out
-            rest = self._run([torch.zeros_like(s.value) for s in self.sources], index)
-            # Where the operation fills in its own values, every channel has them: they belong to the constant.
-            return ledger.with_constant(out - rest, rest)
+        none = [torch.zeros_like(s.value) for s in self.sources]
+        out: Tensor = torch.vmap(lambda *p: self._run(p, index, constants=False))(*parts)
+        if self.fills:  # numbers that it fills in are in every channel now
+            out = out - self._run(none, index, constants=False)
+        if not self.plain and not self.fills:
+            return out
+        return ledger.with_constant(out.clone(), self._run(none, index, constants=True))
 
-    def _run(self, parts: Any, index: int) -> Any:
+    def _run(self, parts: Any, index: int, *, constants: bool) -> Any:
         parts = iter(parts)
-        flat = [next(parts) if isinstance(a, Parts) else a for a in self.flat]
-        args, kwargs = tree_unflatten(flat, self.spec)
+
+        def operand(a: Any) -> Any:
+            if isinstance(a, Parts):
+                return next(parts)
+            number = isinstance(a, Tensor) and a.is_floating_point()
+            return torch.zeros_like(a) if number and not constants else a
+
+        args, kwargs = tree_unflatten([operand(a) for a in self.flat], self.spec)
         return tree_leaves(self.func(*args, **kwargs))[index]
 
 
@@ -204,8 +206,8 @@ def weigh(parts: Tensor, weights: Tensor) -> Tensor:
     """Weights (…, T, S) times each of parts (channels, …, S, d): the channels side by side in one product."""
     parts = aligned(parts, weights.ndim)
     side = parts.movedim(0, -2)  # (…, S, channels, d)
-    out = torch.matmul(weights, side.flatten(-2))
-    return out.unflatten(-1, side.shape[-2:]).movedim(-2, 0)
+    out: Tensor = torch.matmul(weights, side.flatten(-2)).unflatten(-1, side.shape[-2:])
+    return out.movedim(-2, 0)
 
 
 @rule("addmm baddbmm addbmm")
@@ -231,7 +233,9 @@ def _conv(func: Any, input: Any, weight: Any, bias: Any = None, *args: Any, **kw
 
     def run(p: Tensor) -> Tensor:
         batched = p if input.ndim == axes + 2 else p.unsqueeze(1)
-        out = func(batched.flatten(0, 1), weight, None, *args, **kwargs).unflatten(0, batched.shape[:2])
+        out: Tensor = func(batched.flatten(0, 1), weight, None, *args, **kwargs).unflatten(
+            0, batched.shape[:2]
+        )
         return out if input.ndim == axes + 2 else out.squeeze(1)
 
     return mapped(value, input, run, None if bias is None else bias.reshape(-1, *[1] * axes))
@@ -244,6 +248,16 @@ def _grouped(func: Any, input: Any, weight: Any, *args: Any, **kwargs: Any) -> A
         return NotImplemented
     value = func(input.value, weight, *args, **kwargs)
     return mapped(value, input, lambda p: torch.stack([func(q, weight, *args, **kwargs) for q in p]))
+
+
+@rule("grid_sample")
+def _grid_sample(func: Any, input: Any, grid: Any, *args: Any, **kwargs: Any) -> Any:
+    """Where it is sampled is held."""
+    grid = plain(grid)
+    value = func(plain(input), grid, *args, **kwargs)
+    if not isinstance(input, Parts):
+        return value
+    return mapped(value, input, torch.vmap(lambda p: func(p, grid, *args, **kwargs)))
 
 
 @rule("einsum")
@@ -276,7 +290,7 @@ def _mul(func: Any, x: Any, y: Any) -> Any:
     if isinstance(x, Parts) and isinstance(y, Parts):
         return product(value, x, y, _times, _times)
     stream, factor = (x, y) if isinstance(x, Parts) else (y, x)
-    held = getattr(factor, "rc_probe_held", False)  # x * sigmoid(x) is an activation
+    held = getattr(factor, HELD, False)  # x * sigmoid(x) is an activation
     return Parts(
         value, lambda: _times(stream.parts, factor), stream.ledger, gate=stream.gate or held,
         bilinear=stream.bilinear,

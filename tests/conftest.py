@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+import trained
 
 from rc_probe.experiments.sorting import Trained, train_sorting
 from rc_probe.load import Loaded, load_model
@@ -20,3 +21,21 @@ def demo() -> Loaded:
 def sorting_san() -> Trained:
     """The SAN that sorts, trained once (about 15 s). Tests must leave it as it is."""
     return train_sorting()
+
+
+@pytest.fixture(scope="session")
+def trained_causal() -> Loaded:
+    """A GPT-2 that knows the walks of tests/trained.py. Tests must leave it as it is; 5 seconds."""
+    return trained.causal()
+
+
+@pytest.fixture(scope="session")
+def trained_masked() -> Loaded:
+    """A BERT that fills hidden words of walks in; 5 seconds."""
+    return trained.masked()
+
+
+@pytest.fixture(scope="session")
+def trained_classifier() -> Loaded:
+    """A BERT that names the steps of walks; 3 seconds."""
+    return trained.classifier()

@@ -227,9 +227,9 @@ def _collect(
     stream = _batches_first(result.stream, last, None)
     hidden = _batches_first(result.hidden, last, stream)
     mask = batch.get("decoder_attention_mask" if "decoder_input_ids" in batch else "attention_mask")
-    fits = isinstance(mask, Tensor) and mask.shape == hidden.shape[1:3]
+    real = mask.bool() if isinstance(mask, Tensor) and mask.shape == hidden.shape[1:3] else None
     return Decomposition(
-        hidden[:-1], sources, lengths, longest, tuple(counts), stream[:-1], mask.bool() if fits else None, error,
+        hidden[:-1], sources, lengths, longest, tuple(counts), stream[:-1], real, error,
         stream[-1], hidden[-1],
     )  # fmt: skip
 

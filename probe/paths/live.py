@@ -77,7 +77,8 @@ def _run(
     each = paths.repeat_interleave(rows, 0)  # one path for all rows of the batch, then the next
     with measuring(structure.model), Tap(structure, keep, stop=True), Live(structure, choices, each):
         run_stopped(lambda: structure.model(**with_no_cache(structure.model, inputs)))
-    return found[0].unflatten(0, (len(paths), rows))
+    states: Tensor = found[0].unflatten(0, (len(paths), rows))
+    return states
 
 
 def _repeated(value: Any, rows: int, times: int) -> Any:

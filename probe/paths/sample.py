@@ -67,7 +67,8 @@ def sample(
         hiddens.append(_by_draw(structure, result.hidden, chunk.shape[1], streams[-1]))
 
     def means(found: list[Tensor]) -> Tensor:
-        return torch.cat(found, 1).unflatten(1, (repeats, paths)).mean(2).transpose(0, 1)
+        each: Tensor = torch.cat(found, 1).unflatten(1, (repeats, paths))
+        return each.mean(2).transpose(0, 1)
 
     subsets = [math.comb(len(choices), k) * paths for k in range(len(choices) + 1)]
     return Sampled(means(hiddens), means(streams), tuple(subsets))
@@ -167,7 +168,9 @@ def _heads(parts: Tensor, hop: Hop, chosen: Tensor) -> Tensor:
 def _by_draw(structure: Structure, x: Parts, draws: int, stream: Tensor | None) -> Tensor:
     """(lengths, draws, batch, tokens, dim)."""
     like = None if stream is None else stream[0]
-    return _batches_first(x, structure.blocks[-1], like)[:-1].unflatten(0, (-1, draws))
+    parts = _batches_first(x, structure.blocks[-1], like)[:-1]
+    each: Tensor = parts.unflatten(0, (-1, draws))
+    return each
 
 
 def _at_once(structure: Structure, batch: dict[str, Any], steps: int, paths: int) -> int:
