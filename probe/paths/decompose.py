@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from rc_probe.counting import path_counts
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.freeze import TOLERANCE, Frozen, Step, euler_error, frozen, hop_edits, steps
 from rc_probe.hooks.parts import NO_PARTS, Ledger, Parts
@@ -220,7 +221,7 @@ def _collect(
     sources = (BIAS,) * ledger.fixed + tuple(names) * groups
     lengths = (None,) * ledger.fixed + tuple(k for k in range(groups) for _ in names)
     longest = groups - 1 if ledger.longest is None else min(groups - 1, ledger.longest)
-    counts = _counts(choices)
+    counts = path_counts([step.heads for step in choices])
     if groups - 1 > longest:
         counts = [*counts[: longest + 1], sum(counts[longest + 1 :])]
 
@@ -232,15 +233,6 @@ def _collect(
         hidden[:-1], sources, lengths, longest, tuple(counts), stream[:-1], real, error,
         stream[-1], hidden[-1],
     )  # fmt: skip
-
-
-def _counts(choices: list[Step]) -> list[int]:
-    """How many paths there are of each length: the coefficients of the product of (1 + heads x)."""
-    counts = [1]
-    for step in choices:
-        taken = [0, *(n * step.heads for n in counts)]
-        counts = [a + b for a, b in zip([*counts, 0], taken, strict=True)]
-    return counts
 
 
 def _batches_first(x: Parts, block: Block, stream: Tensor | None) -> Tensor:
