@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,85 +95,71 @@ class _Run:
         self.structure, self.task, self.budget = structure, task, budget
         self.choices: list[Step] = hops(structure, count_mlp=budget.count_mlp)
         self.meter, self.found = Meter(), Effects()
-        self.tally = task.tally() if task else None
+        self.tallies = {name: task.tally() for name in (EXACT, SAMPLED, LIVE)} if task else {}
         self.counts: tuple[int, ...] = ()
-        self.most = 0
 
     # ---- the three estimators
 
     def exact(self, batch: Batch) -> None:
         prepared, inputs = self._prepared(batch)
         whole = self._decompose(inputs)
-        self.counts, self.most = whole.counts, whole.most
+        self.counts = whole.counts
         self.found.error = max(self.found.error, whole.error)
         for k, part in enumerate(self._lengths(whole)):
             self._shape((EXACT, 0, ALONE, k, 0), whole, part)
-        if self.task is None or self.tally is None:
-            return
-        with Resume(self.structure, inputs, self.task.model) as resume:
-            self.tally.start(prepared, resume.plain)
-            self.tally.add((EXACT, 0, NONE, None, 0), resume(_bias(whole)))
+        with self._head(EXACT, prepared, inputs) as score:
+            score((EXACT, 0, NONE, None, 0), _bias(whole))
             for scope, k, stream in _scopes(_bias(whole), list(_streams(whole)), whole.stream_value):
-                self.tally.add((EXACT, 0, scope, k, 0), resume(stream))
+                score((EXACT, 0, scope, k, 0), stream)
 
     def sampled(self, batch: Batch) -> None:
         prepared, inputs = self._prepared(batch)
         whole = self._decompose(inputs)
-        for n in self.budget.paths:
-            drawn = sample(
-                self.structure, inputs, paths=n, repeats=self.budget.repeats, seed=self.budget.seed,
-                max_length=self.budget.max_length, count_mlp=self.budget.count_mlp,
-            )  # fmt: skip
-            for repeat, (hidden, streams) in enumerate(zip(drawn.parts, drawn.stream, strict=True)):
-                for k, part in enumerate(hidden):
-                    key = (SAMPLED, n, ALONE, k, repeat)
-                    self.meter.add(key, "projection", _projection(part, whole.value, whole.mask))
-                self._score(SAMPLED, n, repeat, prepared, inputs, whole, list(streams))
+        with self._head(SAMPLED, prepared, inputs) as score:
+            for n in self.budget.paths:
+                drawn = sample(
+                    self.structure, inputs, paths=n, repeats=self.budget.repeats, seed=self.budget.seed,
+                    max_length=self.budget.max_length, count_mlp=self.budget.count_mlp,
+                )  # fmt: skip
+                for repeat, (hidden, streams) in enumerate(zip(drawn.parts, drawn.stream, strict=True)):
+                    for k, part in enumerate(hidden):
+                        key = (SAMPLED, n, ALONE, k, repeat)
+                        self.meter.add(key, "projection", _projection(part, whole.value, whole.mask))
+                    for scope, k, stream in _scopes(_bias(whole), list(streams), whole.stream_value):
+                        score((SAMPLED, n, scope, k, repeat), stream)
 
     def live(self, batch: Batch) -> None:
         prepared, inputs = self._prepared(batch)
-        if self.task is None or self.tally is None:
-            return
         generator = torch.Generator().manual_seed(self.budget.seed)
-        lengths = (
-            range(self.most + 1) if self.budget.max_length is None else range(self.budget.max_length + 1)
-        )
-        with Resume(self.structure, inputs, self.task.model) as resume:
-            self.tally.start(prepared, resume.plain)
-        for n in self.budget.paths:
+        longest = len(self.choices) if self.budget.max_length is None else self.budget.max_length
+        lengths = range(min(longest, len(self.choices)) + 1)
+        ends: dict[int, list[Tensor]] = {}
+        for n in self.budget.paths if self.task else ():
             drawn = [
                 draw_paths(self.choices, k, n, generator) for _ in range(self.budget.repeats) for k in lengths
             ]
-            ends = self._ends(inputs, drawn)
-            with Resume(self.structure, inputs, self.task.model) as resume:
-                for i, states in enumerate(ends):
+            states = live(self.structure, inputs, torch.cat(drawn), count_mlp=self.budget.count_mlp)
+            ends[n] = [summed(part) for part in states.split(n)]
+        with self._head(LIVE, prepared, inputs) as score:
+            for n, streams in ends.items():
+                for i, stream in enumerate(streams):
                     repeat, k = divmod(i, len(lengths))
-                    self.tally.add((LIVE, n, ALONE, k, repeat), resume(states))
-
-    def _ends(self, inputs: dict[str, Any], drawn: list[Tensor]) -> list[Tensor]:
-        """The stream that each draw's paths give together; all of them run in the same batches."""
-        states = live(self.structure, inputs, torch.cat(drawn), count_mlp=self.budget.count_mlp)
-        return [summed(part) for part in states.split([len(paths) for paths in drawn])]
+                    score((LIVE, n, ALONE, k, repeat), stream)
 
     # ---- scoring
 
-    def _score(
-        self,
-        name: str,
-        n: int,
-        repeat: int,
-        prepared: Any,
-        inputs: Any,
-        whole: Decomposition,
-        parts: list[Tensor],
-    ) -> None:
-        """The three ways for estimated parts, beside the exact bias and the real total."""
-        if self.task is None or self.tally is None:
+    @contextmanager
+    def _head(
+        self, name: str, prepared: Any, inputs: dict[str, Any]
+    ) -> Iterator[Callable[[Key, Tensor], None]]:
+        """Scores streams of a batch by what the model's own head makes of them; without a task nothing."""
+        if self.task is None:
+            yield lambda key, stream: None
             return
+        tally = self.tallies[name]
         with Resume(self.structure, inputs, self.task.model) as resume:
-            self.tally.start(prepared, resume.plain)
-            for scope, k, stream in _scopes(_bias(whole), parts, whole.stream_value):
-                self.tally.add((name, n, scope, k, repeat), resume(stream))
+            tally.start(prepared, resume.plain)
+            yield lambda key, stream: tally.add(key, resume(stream))
 
     def _shape(self, key: Key, whole: Decomposition, part: Tensor) -> None:
         """What a part is beside the output: share, projection, cosine, residual; one number a sample."""
@@ -252,19 +239,20 @@ class _Run:
 
     def _all(self) -> Iterator[tuple[tuple[Key, str], list[Tensor]]]:
         yield from self.meter.values.items()
-        for key, scores in (self.tally.scores() if self.tally else {}).items():
-            if key != FULL:
-                for metric, values in scores.items():
-                    yield (key, metric), [values]  # type: ignore[misc]
+        for tally in self.tallies.values():
+            for key, scores in tally.scores().items():
+                if key != FULL:
+                    for metric, values in scores.items():
+                        yield (key, metric), [values]  # type: ignore[misc]
 
     def _reference_rows(self) -> None:
         """The full model, and the best constant answer or chance, from the same samples."""
-        if self.tally is None:
+        if not self.tallies:
             return
-        full = self.tally.scores()[FULL]
-        for metric, value in self.tally.baselines().items():
+        tally = self.tallies[EXACT]
+        for metric, value in tally.baselines().items():
             self.found.rows.append(_reference("baseline", metric, torch.tensor([value], dtype=torch.float64)))
-        for metric, values in full.items():
+        for metric, values in tally.scores()[FULL].items():
             self.found.rows.append(_reference("full", metric, values))
 
 
@@ -294,7 +282,8 @@ def _scopes(bias: Tensor, parts: list[Tensor], total: Tensor) -> Iterator[tuple[
 
 def _size(x: Tensor, mask: Tensor | None) -> Tensor:
     """Frobenius norm over real tokens, (batch,)."""
-    return torch.linalg.vector_norm(_real(x, mask), dim=(1, 2))
+    size: Tensor = torch.linalg.vector_norm(_real(x, mask), dim=(1, 2))
+    return size
 
 
 def _real(x: Tensor, mask: Tensor | None) -> Tensor:
