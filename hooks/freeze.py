@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from . import parts_frozen, parts_rules  # noqa: F401 - they register the rules
+from .choice import kept_heads
 from .edits import BlockWatch, Editing, Edits, fetch, replace
 from .errors import RcProbeError
 from .inputs import with_no_cache
@@ -216,6 +217,7 @@ def _check_dtype(structure: Structure, inputs: dict[str, Any]) -> None:
 
 
 OnHop = Callable[[int, Hop, Parts], Parts]
+Chosen = Callable[[int, Hop], Tensor]
 OnOthers = Callable[[int, Parts], Parts]
 
 
@@ -225,20 +227,20 @@ def hop_edits(
     on_hop: OnHop,
     *,
     on_others: OnOthers | None = None,
-    on_heads: OnHop | None = None,
+    chosen: Chosen | None = None,
 ) -> Edits:
     """Edits of parts at every step: on_hop(step number, hop, what the branch adds) and so on.
 
-    on_others: what goes by (skip, branches that are no hops); on_heads: what an attention op returns,
-    (batch, tokens, heads, dim) or (batch, heads, tokens, dim) as AttentionOp says.
+    on_others: what goes by (skip, branches that are no hops)
+    chosen: the heads of a hop that each draw keeps, (draws, heads) bool, applied where an attention op shows them
     """
     edits = Edits()
     for number, step in enumerate(choices):
         for hop in step.hops:
             edits.at(hop.site, _on_parts(structure, step, hop, partial(on_hop, number, hop)))
-            for op in hop.ops if on_heads else ():
-                assert on_heads is not None
-                edits.at_op(step.block, op, _if_parts(partial(on_heads, number, hop)))
+            for op in hop.ops if chosen else ():
+                assert chosen is not None
+                edits.at_op(step.block, op, kept_heads(op, chosen(number, hop)))
         for site in step.others if on_others else ():
             assert on_others is not None
             edits.at(site, _if_parts(partial(on_others, number)))
