@@ -33,7 +33,12 @@ EACH = frozenset(  # entry by entry, so that each stays what its head made
 def kept_heads(op: AttentionOp, chosen: Tensor) -> Callable[[Tensor], Tensor]:
     """The edit of an op's output that keeps the heads chosen. chosen (draws, heads) bool: one row for each channel in turn."""
     if op.via not in (INTERFACE, SDPA):
-        return lambda x: Choice(x, _labels(x, op.heads), chosen)
+
+        def mark(x: Tensor) -> Tensor:
+            marked: Tensor = Choice(x, _labels(x, op.heads), chosen)
+            return marked
+
+        return mark
 
     def edit(x: Tensor) -> Tensor:
         if not isinstance(x, Parts):
@@ -93,7 +98,7 @@ class Choice(Traced):
                 return func(*args, **kwargs)
         run = out_of_place(func, name, key) if in_place else func
         out = _through(run, name, key, args, kwargs)
-        return become(args[0], out) if in_place and isinstance(args[0], Choice) else out
+        return become(args[0], out) if in_place and isinstance(out, Traced) else out
 
 
 aside(Choice)

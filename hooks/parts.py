@@ -180,7 +180,7 @@ def follow(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if key in META:
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
-    other = next((type(a) for a in tree_leaves((args, kwargs)) if isinstance(a, tuple(ASIDE))), None)
+    other: Any = next((a for a in tree_leaves((args, kwargs)) if isinstance(a, tuple(ASIDE))), None)
     if other is not None:
         return other.__torch_function__(func, (), args, kwargs)
     if kwargs.get("out") is not None:

@@ -21,7 +21,7 @@ from rc_probe.hooks.parts import Ledger, Parts
 from rc_probe.hooks.prove import find_structure
 from rc_probe.hooks.structure import Structure
 
-from .decompose import _batches_first, hops
+from .decompose import first_axes, hops
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,11 @@ def sample(
     streams, hiddens = [], []
     for chunk in drawn.split(_at_once(structure, batch, len(choices), paths), dim=1):
         result = _sweep(structure, batch, choices, chunk, max_length)
-        streams.append(_by_draw(structure, result.stream, chunk.shape[1], None))
-        hiddens.append(_by_draw(structure, result.hidden, chunk.shape[1], streams[-1]))
+        stream, hidden = (
+            x[:-1].unflatten(0, (-1, chunk.shape[1])) for x in first_axes(result, structure.blocks[-1])
+        )
+        streams.append(stream)  # (lengths, draws, batch, tokens, dim)
+        hiddens.append(hidden)
 
     def means(found: list[Tensor]) -> Tensor:
         each: Tensor = torch.cat(found, 1).unflatten(1, (repeats, paths))
@@ -133,8 +136,7 @@ def terms(
 
     edits = hop_edits(structure, choices, on_hop, on_others=on_others, chosen=chosen)
     result = frozen(structure, batch, ledger, lambda x: x.expand(len(paths), *x.shape), edits)
-    last = structure.blocks[-1]
-    return _batches_first(result.hidden, last, _batches_first(result.stream, last, None))[:-1]
+    return first_axes(result, structure.blocks[-1])[1][:-1]
 
 
 def check_paths(structure: Structure, choices: list[Step], paths: Tensor) -> None:
@@ -152,14 +154,6 @@ def _times(parts: Tensor, factor: Tensor) -> Tensor:
     """Each draw's channels times its factor (draws,): they lie side by side at every length."""
     factor = factor.to(parts.device, parts.dtype).repeat(len(parts) // len(factor))
     return parts * factor.reshape(-1, *[1] * (parts.ndim - 1))
-
-
-def _by_draw(structure: Structure, x: Parts, draws: int, stream: Tensor | None) -> Tensor:
-    """(lengths, draws, batch, tokens, dim)."""
-    like = None if stream is None else stream[0]
-    parts = _batches_first(x, structure.blocks[-1], like)[:-1]
-    each: Tensor = parts.unflatten(0, (-1, draws))
-    return each
 
 
 def _at_once(structure: Structure, batch: dict[str, Any], steps: int, paths: int) -> int:
