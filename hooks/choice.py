@@ -69,7 +69,8 @@ def keep(parts: Tensor, labels: Tensor, chosen: Tensor) -> Tensor:
         labels = first if bool((labels == first).all()) else labels
     mask = chosen.to(parts.device, parts.dtype)[:, labels]  # (draws, …)
     each = parts.unflatten(0, (-1, len(mask)))
-    return (each * mask).flatten(0, 1)
+    out: Tensor = (each * mask).flatten(0, 1)
+    return out
 
 
 class Choice(Traced):
@@ -118,8 +119,8 @@ def _through(func: Any, name: str, key: str, args: Any, kwargs: dict[str, Any]) 
             return Unknown(out.value, name)
         labels = _of_product(run)
         return out.made(lambda parts: keep(parts, labels, choice.chosen))
-    if key in PRODUCTS or not isinstance(out, Tensor) or not out.is_floating_point():
-        return out  # nothing of the stream is in it
+    if not isinstance(out, Tensor) or not out.is_floating_point():
+        return out
     if key in MOVES:
         same = Tensor.reshape if func is Tensor.view else func  # labels have strides of their own
         return Choice(out, run(lambda a: a.labels if isinstance(a, Choice) else a, same), choice.chosen)

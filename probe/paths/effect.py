@@ -115,12 +115,15 @@ class _Run:
     def sampled(self, batch: Batch) -> None:
         prepared, inputs = self._prepared(batch)
         whole = self._decompose(inputs)
-        with self._head(SAMPLED, prepared, inputs) as score:
-            for n in self.budget.paths:
-                drawn = sample(
-                    self.structure, inputs, paths=n, repeats=self.budget.repeats, seed=self.budget.seed,
-                    max_length=self.budget.max_length, count_mlp=self.budget.count_mlp,
-                )  # fmt: skip
+        draws = {
+            n: sample(
+                self.structure, inputs, paths=n, repeats=self.budget.repeats, seed=self.budget.seed,
+                max_length=self.budget.max_length, count_mlp=self.budget.count_mlp,
+            )
+            for n in self.budget.paths
+        }  # fmt: skip
+        with self._head(SAMPLED, prepared, inputs) as score:  # from here on the blocks do not run
+            for n, drawn in draws.items():
                 for repeat, (hidden, streams) in enumerate(zip(drawn.parts, drawn.stream, strict=True)):
                     for k, part in enumerate(hidden):
                         key = (SAMPLED, n, ALONE, k, repeat)

@@ -61,7 +61,7 @@ def sample(
     choices = hops(structure, count_mlp=count_mlp)
     drawn = draw_heads(choices, paths * repeats, seed)
     streams, hiddens = [], []
-    for chunk in drawn.split(_at_once(structure, batch, len(choices), paths), dim=1):
+    for chunk in drawn.split(_at_once(structure, batch, len(choices)), dim=1):
         result = _sweep(structure, batch, choices, chunk, max_length)
         stream, hidden = (
             x[:-1].unflatten(0, (-1, chunk.shape[1])) for x in first_axes(result, structure.blocks[-1])
@@ -156,10 +156,10 @@ def _times(parts: Tensor, factor: Tensor) -> Tensor:
     return parts * factor.reshape(-1, *[1] * (parts.ndim - 1))
 
 
-def _at_once(structure: Structure, batch: dict[str, Any], steps: int, paths: int) -> int:
+def _at_once(structure: Structure, batch: dict[str, Any], steps: int) -> int:
     """How many draws go through the model together, so that they take about a gigabyte."""
     rows = max(
         (t.shape[0] * t.shape[1] for t in batch.values() if isinstance(t, Tensor) and t.ndim > 1), default=1
     )
     wide = 4 * structure.dim * 8 * 3  # an MLP's width in bytes, and what a step keeps of it
-    return max(1, min(paths, int(2**30 / (rows * wide * (steps + 1)))))
+    return max(1, int(2**30 / (rows * wide * (steps + 1))))
