@@ -47,8 +47,13 @@ def chained_products(
     8 tokens² bytes each. Memory: seven times `BYTES` (seven products, where these are more), and the patterns
     of one layer, never of all.
 
-    Raises RcProbeError where patterns cannot be seen or cannot be multiplied (windows, attention sinks).
+    Raises RcProbeError where patterns cannot be seen or cannot be multiplied (windows, attention sinks), and
+    for fewer than one sample or draw.
     """
+    if samples < 1 or draws < 1:
+        raise RcProbeError(
+            f"no path is drawn with samples={samples}, draws={draws}", where="chains", todo="Give 1 or more"
+        )
     layers = _Layers(structure)
     generator = torch.Generator().manual_seed(seed)
     lengths: list[Tensor] = []
@@ -56,7 +61,7 @@ def chained_products(
     left = samples
     with measuring(structure.model):
         for batch in batches:
-            here = min(left, batch_size(batch.inputs))
+            here = min(left, layers.samples(batch))
             paths = torch.cat([draw_paths(layers.heads, draws, generator) for _ in range(here)])
             owner = torch.arange(here).repeat_interleave(len(paths) // here)  # the sample of each path
             while len(paths):
@@ -155,6 +160,13 @@ class _Layers:
                 "it has no self-attention", where=type(structure.model).__name__, todo=NO_CHAIN
             )
 
+    def samples(self, batch: Batch) -> int:
+        size = batch_size(batch.inputs)
+        if not size:
+            what = "its inputs do not tell how many samples they hold"
+            raise self.structure.error(self.structure.blocks[0], what, NO_CHAIN)
+        return size
+
     def _heads(self, block: Block, branch: Branch) -> int:
         if len(branch.ops) != 1 or not branch.ops[0].heads:
             what = "has no heads that are known" if len(branch.ops) < 2 else "is of several operations"
@@ -191,7 +203,8 @@ class _Pass:
         head = self.paths[:, layer] - first  # from 1
         here = ((head > 0) & (head <= pattern.shape[1])).nonzero().squeeze(1)
         real = self.real[here]
-        one = pattern[self.owner[here], head[here] - 1].to(real.device).double()  # (m, T, T)
+        rows = (self.owner[here].to(pattern.device), head[here].to(pattern.device) - 1)
+        one = pattern[rows].to(real.device).double()  # (m, T, T)
         one = one * (real[:, :, None] & real[:, None])
         tolerance = max(1e-5, 4 * torch.finfo(pattern.dtype).eps)
         if not ((one.sum(-1) - 1).abs() <= tolerance)[real].all():

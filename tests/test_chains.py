@@ -394,3 +394,13 @@ def test_models_without_attention_are_refused() -> None:
     model = transformers.ConvNextModel(config).eval()
     inputs = {"pixel_values": torch.randn(2, 3, 32, 32)}
     assert "no self-attention" in refused(find_structure(model, inputs), inputs)
+
+
+def test_no_paths_are_refused() -> None:
+    _model, inputs, structure = attached("bert")
+    for how in ({"samples": 0}, {"draws": 0}):
+        with pytest.raises(RcProbeError, match="no path is drawn"):
+            chained_products(structure, [made(inputs)], **how)
+    packed = Batch({"pixel_values": torch.zeros(5, 3), "grid": torch.zeros(2, 3)}, None)
+    with pytest.raises(RcProbeError, match="do not tell how many samples"):
+        chained_products(structure, [packed])
