@@ -66,6 +66,19 @@ _ALL = (
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
 
+# Of products P of attention patterns along a path, in the table `chains`; no stream has them.
+CHAIN_METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("rank_one", "Distance to rank one", "‖P − σ₁ u₁ v₁ᵀ‖₁,∞ / ‖P‖₁,∞",
+               "ratio", 0, None, "higher", f"{DONG}, figure of chained attention", cost="svd"),
+        Metric("mean_row", "Distance to equal rows", "‖P − 1 mean(P)ᵀ‖₁,∞ / ‖P‖₁,∞",
+               "ratio", 0, 2, "higher", f"{DONG}, section 2, the relative residual of P"),
+        Metric("dobrushin", "Dobrushin coefficient", "½ max over i, j of Σ_k |P_ik − P_jk|",
+               "ratio", 0, 1, "higher", "Dobrushin 1956 (Theory Probab. Appl. 1), section 1.4"),
+    )
+}  # fmt: skip
+
 
 def select(names: Iterable[str] | None = None) -> list[str]:
     """Names of the metrics to measure, in display order: the defaults for None, else those asked for.
