@@ -52,9 +52,11 @@ def probe(
     progress: called as progress(stage, done, total)
     options: the fields of `Settings`. Of a model by name: revision, dtype, device, allow_pickle,
         trust_remote_code. Which part of it: stack, blocks. Of the data: column, label_column, samples, length, batch_size, special_tokens. Of what is
-        measured: metrics, svd_samples, init, init_seeds, seed, ablate, recursion
+        measured: metrics, svd_samples, init, init_seeds, seed, ablate, recursion. Of the paths: paths, path_draws, repeats,
+        path_samples, max_length, count_mlp
 
-    Returns a ProbeResult with the tables residuals, ablations, structure, recursion, bounds.
+    Returns a ProbeResult with the tables residuals, ablations, structure, recursion, bounds, paths, path_sources,
+    path_counts, chains.
     Raises RcProbeError, one clear line, for bad input and for models that cannot be proved.
     """
     return measure(model, Settings.of(data=data, **options), processor=processor, progress=progress)
@@ -89,6 +91,8 @@ def measure(
     )  # fmt: skip
     run = _Run(loaded, chosen, made, ablations, report)
     run.measure()
+    if chosen.paths:
+        run.measure_paths(samples)
     return ProbeResult(
         model=run.describe(),
         settings=_settings(chosen, loaded, samples, made, command),
@@ -129,6 +133,7 @@ class _Run:
         self.curves: dict[str, dict[str, Curves]] = {}
         self.rows: dict[str, list[Row]] = {}
         self.notes: list[str] = []
+        self.path_facts: dict[str, Any] = {}
 
     def _structure(self, model: Any) -> Structure:
         return find_structure(model, self.example, stack=self.loaded.stack, blocks=self.chosen.blocks)
@@ -140,6 +145,23 @@ class _Run:
             self._below_the_floor(self.structure, "pretrained")
         for number in range(self.chosen.init_seeds if self.chosen.init else 0):
             self._measure_init(self.chosen.seed + number, first=number == 0)
+
+    def measure_paths(self, samples: Samples) -> None:
+        """After the curves: a model whose paths cannot be told apart has these all the same."""
+        from .paths.run import measure_paths
+
+        def advance(stage: str) -> None:
+            self.report(f"paths: {stage}", self.done, self.total)
+
+        advance("exact")
+        found = measure_paths(self.loaded, self.structure, samples, self.chosen, self._name, advance)
+        self.rows |= found.tables
+        self.path_facts = found.facts
+        self.notes += found.notes
+
+    @property
+    def _name(self) -> str:
+        return DEMO_NAME if self.loaded.id == DEMO else self.loaded.id
 
     def _measure_init(self, seed: int, *, first: bool) -> None:
         fresh = fresh_model(self.loaded, seed)
@@ -203,7 +225,7 @@ class _Run:
         }
         norms = [bool(j.norms) for block in structure.blocks for j in block.junctions]
         return {
-            "id": DEMO_NAME if self.loaded.id == DEMO else self.loaded.id,
+            "id": self._name,
             "class": type(model).__name__,
             "model_type": getattr(model.config, "model_type", None),
             "revision": self.loaded.revision,
@@ -217,6 +239,7 @@ class _Run:
             "stack": structure.name,
             "stacks": [*self.loaded.others, *structure.others],
             "proved": structure.proved,
+            "paths": self.path_facts,
             "notes": self.loaded.notes + self._stack_notes() + self.notes,
         }
 
@@ -261,6 +284,9 @@ def _as_command(loaded: Loaded, chosen: Settings) -> str:
         "svd_samples",
         "init_seeds",
         "seed",
+        "repeats",
+        "path_samples",
+        "max_length",
     ):
         value = getattr(chosen, name)
         if value != getattr(defaults, name):
@@ -268,11 +294,13 @@ def _as_command(loaded: Loaded, chosen: Settings) -> str:
     dtype = str(loaded.model.dtype).removeprefix("torch.")
     words += ["--dtype", dtype] if dtype != "float32" else []
     words += ["--revision", loaded.revision] if loaded.revision else []
-    for flag in ("special_tokens", "init", "recursion"):
+    for flag in ("special_tokens", "init", "recursion", "paths"):
         if not getattr(chosen, flag):
             words.append(f"--no-{flag.replace('_', '-')}")
     for text in chosen.ablate:
         words += ["--ablate", text]
+    words += ["--count-mlp"] if chosen.count_mlp else []
+    words += ["--paths", *map(str, chosen.path_draws)] if chosen.path_draws else []
     if chosen.metrics:
         words += ["--metrics", ",".join(chosen.metrics)]
     return shlex.join(words)

@@ -39,6 +39,8 @@ Examples:
 
   rc-probe gpt2 --ablate mlp@7 --ablate head@2:5 the model without a part, beside the whole
 
+  rc-probe gpt2 --paths 5 20 --repeats 5         paths drawn, beside the exact numbers
+
   rc-probe t5-small --stack encoder              one stack or tower of several
 
   rc-probe gpt2 --no-init --json --quiet | jq .verdict
@@ -61,6 +63,10 @@ ABLATE_HELP = (
     "Leave a part out and compare: attention.skip@3-5, mlp@7, mlp.skip, attention@all, head@2:5, "
     "mlp@4=0.5. Blocks and heads count from 1. Repeat for more; join parts by '+'."
 )
+PATHS_HELP = (
+    "How much paths of each length do, exactly. With numbers, '--paths 5 20', also sampled and live: so many paths drawn "
+    "at each length."
+)
 OUT_HELP = "Folder for report.html, results.json and the tables. (default: rc-probe-out/MODEL)"
 COMMANDS = {"architectures": "rc_probe.census.command"}  # besides the main job
 app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
@@ -72,9 +78,9 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-_model, _data, _measure, _output = (
+_model, _data, _measure, _paths, _output = (
     partial(typer.Option, rich_help_panel=panel)  # an option in a panel of --help
-    for panel in ("The model", "The data", "What is measured", "Output")
+    for panel in ("The model", "The data", "What is measured", "Paths", "Output")
 )
 
 
@@ -114,6 +120,14 @@ def measure(
     init_seeds: Annotated[int, _measure(help="How many initialisations.")] = DEFAULT.init_seeds,
     seed: Annotated[int, _measure(help="Seed of the first.")] = DEFAULT.seed,
     recursion: Annotated[bool, _measure(help="Follow pure attention below the float floor.")] = DEFAULT.recursion,
+    paths: Annotated[bool, _paths("--paths/--no-paths", help=PATHS_HELP)] = DEFAULT.paths,
+    path_draws: Annotated[str | None, typer.Option(hidden=True)] = None,
+    repeats: Annotated[int, _paths(help="Estimates of each, for the intervals.")] = DEFAULT.repeats,
+    path_samples: Annotated[int, _paths(help="Samples that paths are measured on.")] = DEFAULT.path_samples,
+    max_length: Annotated[int | None, _paths(help="Longer paths are one part. (default: none are)")] = None,
+    count_mlp: Annotated[
+        bool, _paths("--count-mlp", help="An MLP is a hop of a path, as a head is.")
+    ] = DEFAULT.count_mlp,
     out: Annotated[Path | None, _output(help=OUT_HELP)] = None,
     quiet: Annotated[bool, _output("--quiet", "-q", help="No progress, no summary.")] = False,
     as_json: Annotated[bool, _output("--json", help="Print results.json on standard output.")] = False,
@@ -128,7 +142,8 @@ def measure(
             trust_remote_code=trust_remote_code, stack=stack, blocks=blocks, column=column, label_column=label_column,
             samples=samples, length=length, batch_size=batch_size, special_tokens=special_tokens, metrics=_metric_names(metrics),
             svd_samples=svd_samples, init=init, init_seeds=init_seeds, seed=seed, ablate=tuple(ablate or ()),
-            recursion=recursion,
+            recursion=recursion, paths=paths, path_draws=tuple(map(int, (path_draws or "").split())), repeats=repeats,
+            path_samples=path_samples, max_length=max_length, count_mlp=count_mlp,
         )  # fmt: skip
         chosen.check()  # before torch is imported
         target = out or Path("rc-probe-out") / folder_name(model)
@@ -199,7 +214,19 @@ def main(arguments: list[str] | None = None) -> None:
         command = import_module(COMMANDS[words[0]]).app
         command(words[1:], prog_name=f"rc-probe {words[0]}")
     else:
-        app(words, prog_name="rc-probe")
+        app(_path_numbers(words), prog_name="rc-probe")
+
+
+def _path_numbers(words: list[str]) -> list[str]:
+    """`--paths 5 20` as options with one value each: the numbers after --paths are how many are drawn."""
+    out, rest = [], list(words)
+    while rest:
+        word = rest.pop(0)
+        numbers = word.removeprefix("--paths=").split(",") if word.startswith("--paths=") else []
+        while word == "--paths" and rest and re.fullmatch(r"\d+(,\d+)*", rest[0]):
+            numbers += rest.pop(0).split(",")
+        out += ["--paths", "--path-draws", " ".join(numbers)] if numbers else [word]
+    return out
 
 
 class Interrupted(KeyboardInterrupt):
