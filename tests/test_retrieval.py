@@ -125,6 +125,8 @@ def test_texts_too_short_to_halve(bert: Loaded) -> None:
     task, notes = choose_task(bert, samples(["w1 w2", TEXTS[0], TEXTS[1]]), **options)  # type: ignore[arg-type]
     assert task is not None and len(task.samples.items) == 4
     assert "1 pairs with a text of fewer than two tokens left out." in notes
+    task, _ = choose_task(bert, samples(TEXTS[:3], labels=["w1 w2", "w1", "w2 w3"]), **options)  # type: ignore[arg-type]
+    assert task is not None and task.samples.items == [TEXTS[0], "w1 w2", TEXTS[2], "w2 w3"]
     task, notes = choose_task(bert, samples(TEXTS[:1]))
     assert task is None and notes == ["Nothing was scored: retrieval needs at least 2 texts."]
 

@@ -12,8 +12,9 @@ import torch
 import trained
 import transformers
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from rc_probe.batches import batches
+from rc_probe.batches import Batch, batches
 from rc_probe.data import Samples, load_samples
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.load import Loaded, load_model
@@ -177,6 +178,19 @@ def test_texts_without_a_place_to_score_are_left_out(trained_causal: Loaded, tra
         assert nothing.baselines()["agreement"] == 0
 
 
+@pytest.mark.parametrize("cls", [predict.NextToken, predict.MaskedToken, predict.TokenClasses])
+def test_padding_is_no_text_whatever_it_is_filled_with(cls: Any) -> None:
+    """Some tokenizers have no token of their own for it."""
+    ids = torch.tensor([[9, 9, 9, 9, 9, 9], [7, 1, 9, 9, 9, 9]])
+    mask = torch.arange(6) < torch.tensor([[6], [3]])
+    prepared = cls(None, samples(), special=frozenset({1})).prepare(Batch({"input_ids": ids}, mask, (0, 1)))
+    places = prepared.column[prepared.row == 1].tolist()
+    assert (
+        places
+        in {"next token": ([1],), "token classification": ([0, 2],), "masked token": ([0], [2])}[cls.name]
+    )
+
+
 def test_classification(trained_classifier: Loaded) -> None:
     task = chosen(trained_classifier, samples(labels=KINDS))
     assert (task.name, task.metrics) == ("classification", ("agreement", "accuracy", "loss"))
@@ -330,6 +344,40 @@ def test_a_random_head_is_not_asked(tmp_path: Path, name: str, task_name: str) -
     assert task is not None and task.name == task_name
     assert any("it is random" in note for note in notes) == (name != "BertModel")
     assert type(task.model).__name__ == "BertModel"
+
+
+def test_a_random_pooler_is_part_of_a_classifier_only(tmp_path: Path) -> None:
+    for name, task_name in (
+        ("BertForSequenceClassification", "retrieval"),
+        ("BertForPreTraining", "masked token"),
+    ):
+        folder = tiny.saved(tmp_path / name, make(name, tiny.SIZES), trained.tokenizer())
+        file = tmp_path / name / "model.safetensors"
+        kept = {key: value for key, value in load_file(file).items() if "pooler" not in key}
+        save_file(kept, file, metadata={"format": "pt"})
+        loaded = load_model(folder, device="cpu")
+        assert loaded.random == ("bert.pooler.dense.bias", "bert.pooler.dense.weight")
+        assert chosen(loaded).name == task_name
+
+
+def test_the_head_of_an_adapter_is_asked(tmp_path: Path) -> None:
+    """The base model's checkpoint has none; the adapter brings it."""
+    peft = pytest.importorskip("peft")
+    base = tiny.saved(tmp_path / "base", make("BertModel", tiny.SIZES), trained.tokenizer())
+    config = tmp_path / "base" / "config.json"
+    config.write_text(config.read_text().replace('"BertModel"', '"BertForSequenceClassification"'))
+    model = transformers.BertForSequenceClassification.from_pretrained(base)
+    for saves, task_name in ((["classifier", "pooler"], "classification"), (["pooler"], "retrieval")):
+        options = {"target_modules": ["query"], "modules_to_save": saves}
+        adapted = peft.get_peft_model(model, peft.LoraConfig(**options))
+        adapted.save_pretrained(tmp_path / task_name)
+        trained.tokenizer().save_pretrained(tmp_path / task_name)
+        loaded = load_model(str(tmp_path / task_name), device="cpu")
+        task = chosen(loaded)
+        assert task.name == task_name
+        prepared = task.prepare(next(iter(batches(task.samples, loaded))))
+        assert task.read(task.model(**prepared.inputs), prepared)
+        model = adapted.unload()
 
 
 def test_a_head_of_the_checkpoint_is_asked(tmp_path: Path) -> None:
