@@ -14,7 +14,7 @@ import transformers
 from PIL import Image
 from scipy.stats import spearmanr
 
-from rc_probe.batches import Batch, batches
+from rc_probe.batches import batches
 from rc_probe.data import Samples, load_samples
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.load import Loaded, load_model
@@ -294,4 +294,4 @@ def test_numbers_that_are_none(bert: Loaded) -> None:
     states = bert.model(**batch.inputs).last_hidden_state.detach()
     states[0, 0] = torch.inf
     with pytest.raises(RcProbeError, match="BertModel: its last hidden state holds NaN or infinity"):
-        task.read(states, task.prepare(Batch(batch.inputs, batch.mask, batch.samples)))
+        task.read(states, task.prepare(batch))

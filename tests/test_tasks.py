@@ -115,7 +115,7 @@ def hidden_places(task: Task, loaded: Loaded, batch_size: int = 4) -> dict[str, 
     places = {}
     for batch in batches(task.samples, loaded, batch_size=batch_size):
         prepared = task.prepare(batch)
-        for i, number in enumerate(batch.samples):
+        for i, number in enumerate(prepared.samples):
             changed = prepared.inputs["input_ids"][i] != batch.inputs["input_ids"][i]
             assert (prepared.inputs["input_ids"][i][changed] == trained.MASK).all()
             places[task.samples.items[number]] = changed.nonzero()[:, 0].tolist()
@@ -183,7 +183,7 @@ def test_padding_is_no_text_whatever_it_is_filled_with(cls: Any) -> None:
     """Some tokenizers have no token of their own for it."""
     ids = torch.tensor([[9, 9, 9, 9, 9, 9], [7, 1, 9, 9, 9, 9]])
     mask = torch.arange(6) < torch.tensor([[6], [3]])
-    prepared = cls(None, samples(), special=frozenset({1})).prepare(Batch({"input_ids": ids}, mask, (0, 1)))
+    prepared = cls(None, samples(), special=frozenset({1})).prepare(Batch({"input_ids": ids}, mask))
     places = prepared.column[prepared.row == 1].tolist()
     assert (
         places

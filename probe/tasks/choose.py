@@ -8,6 +8,7 @@ from typing import Any
 from rc_probe.batches import Batch, batches, long_enough
 from rc_probe.columns import THINGS
 from rc_probe.data import Samples
+from rc_probe.hooks.inputs import batch_size as rows_of
 from rc_probe.hooks.state import measuring
 from rc_probe.load import Loaded
 from rc_probe.source import first_line
@@ -77,7 +78,7 @@ def _by_head(loaded: Loaded, samples: Samples, batch: Batch, seed: int, notes: l
     if logits is None:
         return None
     labels = int(getattr(loaded.model.config, "num_labels", 0) or 0)
-    classifies = tuple(logits.shape) == (len(batch.samples), labels) and labels > 1
+    classifies = tuple(logits.shape) == (rows_of(batch.inputs), labels) and labels > 1
     if any(classifies or not BESIDE & set(name.split(".")) for name in loaded.random):
         raise _UnfitError("the checkpoint lacks it, so that it is random")
     if classifies:
