@@ -316,6 +316,14 @@ def test_no_mask_token_for_a_model_that_sees_all() -> None:
     assert "each token sees those after it, and the tokenizer has no mask token" in notes[0]
 
 
+def test_tokens_that_see_no_others_are_no_proof_of_a_decoder() -> None:
+    model = make("BertForMaskedLM", tiny.SIZES)
+    for layer in model.bert.encoder.layer:
+        layer.attention.output.dense.weight.data.zero_()
+    assert chosen(hold(model)).name == "masked token"
+    assert chosen(hold(model, tiny.tokenizer())).name == "next token"
+
+
 def test_decoder_of_a_pair_is_asked_for_the_text() -> None:
     loaded = hold(make("T5ForConditionalGeneration", tiny.T5_SIZES | {"decoder_start_token_id": 0}))
     prepared = chosen(loaded).prepare(next(iter(batches(samples(["w3 w5 w9"]), loaded))))

@@ -18,7 +18,7 @@ from .embed import Embedding
 from .labels import class_numbers, kind_of
 from .pooling import pooling_of
 from .predict import MaskedToken, NextToken, Prediction, TokenClasses
-from .trials import depends_on_padding, is_causal, logits_of, trunk_of
+from .trials import depends_on_padding, influences, logits_of, trunk_of
 
 BESIDE = {
     "masked_spec_embed",
@@ -106,9 +106,10 @@ def _of_tokens(loaded: Loaded, samples: Samples, batch: Batch, seed: int, notes:
     if model.config.is_encoder_decoder:
         notes.append("The decoder's next token is that of the text which the encoder reads: it copies.")
         return NextToken(model, samples, special=special, shifted=True)
-    if is_causal(model, batch):
-        return NextToken(model, samples, special=special)
     mask = getattr(loaded.processor, "mask_token_id", None)
+    forwards, backwards = influences(model, batch)
+    if not backwards and (forwards or mask is None):
+        return NextToken(model, samples, special=special)
     if mask is None:
         raise _UnfitError("each token sees those after it, and the tokenizer has no mask token")
     return MaskedToken(model, samples, special=special, mask_id=mask, seed=seed)
