@@ -403,6 +403,9 @@ def test_heads_that_depend_on_padding() -> None:
     other = make("GPT2ForSequenceClassification", tiny.GPT2_SIZES | {"pad_token_id": 9})
     task, notes = choose_task(hold(other), samples())
     assert task is not None and task.name == "retrieval" and "depends on the padding" in notes[0]
+    task, notes = choose_task(hold(other), samples(["w1 w2 w3", "w5 w6 w7", "w1 w2"]))  # the last is padded
+    assert task is not None and task.name == "retrieval" and "depends on the padding" in notes[0]
+    assert chosen(hold(other), samples(["w1 w2 w3", "w5 w6 w7", "w1 w4 w2"])).name == "classification"
 
 
 def test_one_number_is_no_class() -> None:

@@ -50,7 +50,7 @@ def choose_task(
 
     No task where nothing can be scored; a note says why. Raises RcProbeError for labels that cannot be meant.
     """
-    few = replace(samples, items=samples.items[: min(2, batch_size)])
+    few = replace(samples, items=_two(samples)[:batch_size])
     made = batches(few, loaded, length=length, batch_size=batch_size, special_tokens=special_tokens)
     batch = next(iter(made))
     notes: list[str] = []
@@ -67,6 +67,13 @@ def choose_task(
     if samples.labels and isinstance(task, MaskedToken | NextToken | TokenClasses):
         notes.append(f"The label column was not used: the model's task is the {task.name}.")
     return task, notes
+
+
+def _two(samples: Samples) -> list[Any]:
+    """Of texts the longest and the shortest: if any is padded, it is."""
+    if samples.kind != "text":
+        return samples.items[:2]
+    return [max(samples.items, key=len), min(samples.items, key=len)]
 
 
 def _by_head(loaded: Loaded, samples: Samples, batch: Batch, seed: int, notes: list[str]) -> Task | None:
