@@ -8,7 +8,8 @@ of position ids, and causal attention never meets the padding at all. Sounds are
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,12 +32,12 @@ Ids = dict[str, list[int]]
 class Batch:
     """inputs: the model's keyword arguments, on its device; mask: (B, T) bool, None if all is real.
 
-    samples: the numbers of the samples in it, counted from 0 over the run
+    start: the number of its first sample in the data, from 0
     """
 
     inputs: dict[str, Tensor]
     mask: Tensor | None
-    samples: tuple[int, ...] = ()
+    start: int = 0
 
 
 class Batches:
@@ -65,11 +66,13 @@ class Batches:
         return len(self.slices)
 
     def __iter__(self) -> Iterator[Batch]:
+        return self.of(range(len(self)))
+
+    def of(self, numbers: Sequence[int]) -> Iterator[Batch]:
+        """The batches with these numbers, from 0; only these are made."""
         make = {"text": _text_batch, "image": _image_batch, "audio": _sound_batch}[self.loaded.modality]
-        start = 0
-        for items in self.slices:
-            yield replace(make(self.loaded, items), samples=tuple(range(start, start + len(items))))
-            start += len(items)
+        starts = [0, *itertools.accumulate(map(len, self.slices))]
+        return (replace(make(self.loaded, self.slices[n]), start=starts[n]) for n in numbers)
 
 
 def batches(
