@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import platform
 import shlex
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -23,10 +27,11 @@ from .floor import below_the_floor
 from .fresh import fresh_model
 from .load import Loaded, hold_model, load_model
 from .results import ProbeResult
-from .run import Curves, Row, ablation_rows, check_finite, measure_variants, structure_rows
+from .run import Curves, Row, ablation_rows, check_finite, gather_curves, measure_variants, structure_rows
 from .settings import Settings
-from .source import DEMO
+from .source import DEMO, on_hub
 from .variants import Variant, mixer_note, paper_variants, parse_ablation
+from .world import World
 
 Progress = Callable[[str, int, int], None]
 DEMO_NAME = "all-MiniLM-L6-v2"  # what `demo` stands for
@@ -38,6 +43,7 @@ def probe(
     *,
     processor: Any = None,
     progress: Progress | None = None,
+    world: World | None = None,
     **options: Any,
 ) -> ProbeResult:
     """Measure rank collapse of `model` on `data`.
@@ -50,14 +56,17 @@ def probe(
         bundled samples
     processor: tokenizer, image processor or feature extractor of a model that you hold
     progress: called as progress(stage, done, total)
-    options: the fields of `Settings`. Of a model by name: revision, dtype, device, allow_pickle,
-        trust_remote_code. Which part of it: stack, blocks. Of the data: column, samples, length, batch_size, special_tokens. Of what is
+    world: the processes that share the work, `World.join()`; each gets the whole result. Without it, this
+        process measures everything
+    options: the fields of `Settings`. Of a model by name: revision, dtype, device, device_map, offload_folder,
+        allow_pickle, trust_remote_code. Which part of it: stack, blocks. Of the data: column, samples, length, batch_size, special_tokens. Of what is
         measured: metrics, svd_samples, init, init_seeds, seed, ablate, recursion
 
     Returns a ProbeResult with the tables residuals, ablations, structure, recursion, bounds.
     Raises RcProbeError, one clear line, for bad input and for models that cannot be proved.
     """
-    return measure(model, Settings.of(data=data, **options), processor=processor, progress=progress)
+    chosen = Settings.of(data=data, **options)
+    return measure(model, chosen, processor=processor, progress=progress, world=world)
 
 
 def measure(
@@ -67,15 +76,22 @@ def measure(
     processor: Any = None,
     progress: Progress | None = None,
     command: str | None = None,
+    world: World | None = None,
 ) -> ProbeResult:
     """What `probe` does, with all options in `chosen`. `command` is what repeats it, made up if not given."""
     started = time.monotonic()
     chosen.check()
     ablations = [parse_ablation(text) for text in dict.fromkeys(chosen.ablate)]
-    report = progress or (lambda stage, done, total: None)
+    together = world or World()
+
+    def report(stage: str, done: int, total: int) -> None:
+        together.check()
+        if progress is not None:
+            progress(stage, done, total)
+
     report("loading", 0, 1)
     loaded = (
-        _load(model, chosen)
+        _load(model, chosen, together)
         if isinstance(model, str)
         else hold_model(model, processor, stack=chosen.stack, blocks=chosen.blocks)
     )
@@ -87,22 +103,59 @@ def measure(
         samples, loaded, length=chosen.length, batch_size=chosen.batch_size,
         special_tokens=chosen.special_tokens,
     )  # fmt: skip
-    run = _Run(loaded, chosen, made, ablations, report)
+    run = _Run(loaded, chosen, made, ablations, report, together)
+    together.same(_facts(run, samples))
     run.measure()
     return ProbeResult(
         model=run.describe(),
-        settings=_settings(chosen, loaded, samples, made, command),
+        settings=_settings(chosen, loaded, samples, made, command, together),
         environment=_environment(time.monotonic() - started),
         tables=run.tables(),
     )
 
 
-def _load(model: str, chosen: Settings) -> Loaded:
-    return load_model(
-        model, revision=chosen.revision, dtype=chosen.dtype, device=chosen.device,
-        allow_pickle=chosen.allow_pickle, trust_remote_code=chosen.trust_remote_code, stack=chosen.stack,
-        blocks=chosen.blocks,
-    )  # fmt: skip
+def _load(model: str, chosen: Settings, world: World) -> Loaded:
+    with world.local_first() if on_hub(model) else nullcontext():
+        return load_model(
+            model, revision=chosen.revision, dtype=chosen.dtype, device=_device(chosen, world),
+            allow_pickle=chosen.allow_pickle, trust_remote_code=chosen.trust_remote_code, stack=chosen.stack,
+            blocks=chosen.blocks, device_map=chosen.device_map, offload_folder=chosen.offload_folder,
+        )  # fmt: skip
+
+
+def _device(chosen: Settings, world: World) -> str | None:
+    """Where this process loads the model: of several processes each has a GPU of its own."""
+    if world.size == 1:
+        return chosen.device
+    if chosen.device_map is not None:
+        what = f"each of the {world.size} processes would spread a whole model over all devices"
+        raise RcProbeError(what, where="--device-map", todo="Start one process, or leave --device-map out")
+    if chosen.device not in (None, "cpu", "cuda"):
+        what = f"{world.size} processes cannot share {chosen.device}"
+        raise RcProbeError(what, where="--device", todo="Leave it out: each process takes a GPU of its own")
+    return chosen.device if world.device is None else str(world.device)
+
+
+def _facts(run: _Run, samples: Samples) -> dict[str, Any]:
+    """What must be the same in all processes of a run, by what it is called."""
+
+    import transformers
+
+    def mark(items: Any) -> str:
+        return hashlib.sha256(repr(items).encode()).hexdigest()
+
+    return {
+        "versions": [rc_probe.__version__, torch.__version__, transformers.__version__],
+        "options": mark(replace(run.chosen, data=None, device=None)),
+        "samples": [samples.kind, len(samples.items), mark([_named(x) for x in samples.items])],
+        "batches": [[len(batch) for batch in run.made.slices], run.made.tokens],
+        "blocks": mark([structure_rows(run.structure), run.structure.name, run.structure.proved]),
+    }
+
+
+def _named(sample: Any) -> str:
+    """A text, or the name of a file; machines may keep it in different folders."""
+    return sample if isinstance(sample, str) else str(getattr(sample, "name", ""))
 
 
 class _Run:
@@ -115,8 +168,9 @@ class _Run:
         made: Batches,
         ablations: list[Variant],
         report: Progress,
+        world: World,
     ) -> None:
-        self.loaded, self.chosen, self.made, self.report = loaded, chosen, made, report
+        self.loaded, self.chosen, self.made, self.report, self.world = loaded, chosen, made, report, world
         report("proving the structure", 0, 1)
         self.first = next(iter(made))
         self.example = self.first.inputs
@@ -124,7 +178,8 @@ class _Run:
         self.paper = paper_variants(self.structure)
         self.variants = [*self.paper, *ablations]
         seeds = chosen.init_seeds if chosen.init else 0
-        self.total = len(made) * (len(self.variants) + seeds * len(self.paper))
+        self.mine = world.share(range(len(made)))  # numbers of the batches that this process measures
+        self.total = len(self.mine) * (len(self.variants) + seeds * len(self.paper))
         self.done = 0
         self.curves: dict[str, dict[str, Curves]] = {}
         self.rows: dict[str, list[Row]] = {}
@@ -142,8 +197,8 @@ class _Run:
             self._measure_init(self.chosen.seed + number, first=number == 0)
 
     def _measure_init(self, seed: int, *, first: bool) -> None:
-        fresh = fresh_model(self.loaded, seed)
         try:
+            fresh = fresh_model(self.loaded, seed)
             structure = self._structure(fresh)
         except RcProbeError as error:  # such as output projections that start at zero
             self.notes.append(f"Fresh weights were not measured: {error}")
@@ -166,7 +221,9 @@ class _Run:
 
     def _below_the_floor(self, structure: Structure, weights: str) -> None:
         self.report(f"{weights}: below the float floor", self.done, self.total)
-        below = below_the_floor(structure, self.first, weights)
+        below = self.world.once(
+            lambda: below_the_floor(structure, self.first, weights), f"{weights}: recursion"
+        )
         self.rows.setdefault("recursion", []).extend(below.recursion)
         self.rows.setdefault("bounds", []).extend(below.bounds)
         self.notes += below.notes
@@ -176,9 +233,11 @@ class _Run:
             self.done += 1
             self.report(f"{stage}: {name}", self.done, self.total)
 
-        return measure_variants(
-            structure, self.made, variants, self.chosen.measured, few=self.chosen.svd_samples, advance=advance
-        )
+        curves = measure_variants(
+            structure, self.made.of(self.mine), variants, self.chosen.measured, few=self.chosen.svd_samples,
+            advance=advance,
+        )  # fmt: skip
+        return gather_curves(curves, partial(self.world.gather, what=stage))
 
     def tables(self) -> dict[str, pd.DataFrame]:
         residuals = [
@@ -229,17 +288,22 @@ class _Run:
 
 
 def _settings(
-    chosen: Settings, loaded: Loaded, samples: Samples, made: Batches, command: str | None
+    chosen: Settings, loaded: Loaded, samples: Samples, made: Batches, command: str | None, world: World
 ) -> dict[str, Any]:
-    count = len(samples.items)
+    count, idle = len(samples.items), max(world.size - len(made), 0)
+    waits = (
+        f"{idle} of {world.size} processes had no batch: a smaller --batch-size gives more" if idle else ""
+    )
+    places = getattr(loaded.model, "hf_device_map", None) or {"": loaded.model.device}
     return {
         "data": samples.source, "modality": loaded.modality, "samples": count, "length": made.length,
         "batch_size": chosen.batch_size, "tokens": made.tokens, "truncated": made.truncated,
-        "dtype": str(loaded.model.dtype).removeprefix("torch."), "device": str(loaded.model.device),
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "device": ", ".join(sorted({str(place) for place in places.values()})), "processes": world.size,
         "seed": chosen.seed, "init_seeds": chosen.init_seeds if chosen.init else 0,
         "special_tokens": chosen.special_tokens, "metrics": chosen.measured, "ablate": list(chosen.ablate),
         "svd_samples": min(chosen.svd_samples, count),
-        "notes": [note for note in (samples.note, made.note) if note],
+        "notes": [note for note in (samples.note, made.note, waits) if note],
         "command": command or _as_command(loaded, chosen),
     }  # fmt: skip
 

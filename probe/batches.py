@@ -8,9 +8,10 @@ of position ids, and causal attention never meets the padding at all. Sounds are
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,10 +29,14 @@ Ids = dict[str, list[int]]
 
 @dataclass(frozen=True)
 class Batch:
-    """inputs: the model's keyword arguments, on its device; mask: (B, T) bool, None if all is real."""
+    """inputs: the model's keyword arguments, on its device; mask: (B, T) bool, None if all is real.
+
+    start: the number of its first sample in the data, from 0
+    """
 
     inputs: dict[str, Tensor]
     mask: Tensor | None
+    start: int = 0
 
 
 class Batches:
@@ -60,8 +65,13 @@ class Batches:
         return len(self.slices)
 
     def __iter__(self) -> Iterator[Batch]:
+        return self.of(range(len(self)))
+
+    def of(self, numbers: Sequence[int]) -> Iterator[Batch]:
+        """The batches with these numbers, from 0; only these are made."""
         make = {"text": _text_batch, "image": _image_batch, "audio": _sound_batch}[self.loaded.modality]
-        return (make(self.loaded, items) for items in self.slices)
+        starts = [0, *itertools.accumulate(map(len, self.slices))]
+        return (replace(make(self.loaded, self.slices[n]), start=starts[n]) for n in numbers)
 
 
 def batches(
