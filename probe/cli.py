@@ -20,7 +20,7 @@ import typer
 from rc_probe import __version__
 from rc_probe.hooks.errors import RcProbeError
 
-from .launch import launched, start_or_join
+from .launch import first_to_speak, launched, start_or_join
 from .registry import METRICS
 from .settings import Settings
 
@@ -263,9 +263,10 @@ def one_line_errors(world: World | None = None) -> Iterator[None]:
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, KeyboardInterrupt) and launched() is not None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # launchers hand it on, to those who know already
-        if world is not None and not world.post(error):
+        line = _line(error)
+        if not (first_to_speak() if world is None else world.post(error)):
             raise SystemExit(2) from None
-        fail(_line(error))
+        fail(line)
 
 
 def _line(error: BaseException) -> str:

@@ -6,12 +6,14 @@ import logging
 import os
 import signal
 import sys
+import time
 import uuid
 
 from rc_probe.hooks.errors import RcProbeError
 
 from .settings import Settings
 
+PATIENCE = 3.0  # seconds
 OPTION = "--num-processes"
 
 
@@ -19,6 +21,17 @@ def launched() -> int | None:
     """How many processes torchrun, accelerate or `start` has started, this one among them; None if nobody did."""
     size = os.environ.get("WORLD_SIZE", "")
     return int(size) if size.isdigit() and "RANK" in os.environ else None
+
+
+def first_to_speak() -> bool:
+    """Whether this process says what is wrong before the processes know each other: the first of them.
+
+    The others wait a little, since launchers end all processes as soon as one has ended.
+    """
+    if launched() is None or os.environ["RANK"] == "0":
+        return True
+    time.sleep(PATIENCE)
+    return False
 
 
 def start_or_join(processes: int, chosen: Settings) -> None:

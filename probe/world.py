@@ -248,7 +248,7 @@ def _claimed() -> int:
 def _own_gpu(state: Any) -> torch.device:
     """The GPU of this process."""
     there, local = torch.cuda.device_count(), max(state.local_process_index, 0)
-    if local >= there:
+    if local >= there or int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > there:
         what = f"there are more processes on this machine than its {there} GPUs"
         raise RcProbeError(what, where="launcher", todo=f"Start {there}, or use --device cpu")
     return torch.device("cuda", local)
