@@ -18,7 +18,7 @@ from rc_probe.hooks.errors import RcProbeError
 BEAT = 1.0  # seconds between two looks
 LOST = 40.0  # seconds without a sign of life; what holds Python's lock that long is not foreseen
 JOIN = 600.0  # seconds that processes may start apart
-LAST = 10.0  # seconds that process 0 waits for the others to leave, as it may hold the store
+LAST = 10.0  # seconds that process 0, which may hold the store, waits for the others to leave; a third after an error
 
 
 class ElsewhereError(RcProbeError):
@@ -62,7 +62,8 @@ class Pulse:
         try:
             self.store.set(f"left/{self.rank}", "")
             left = self.store.add("left", 1)
-            until = time.monotonic() + LAST
+            failed = self.posted or self.trouble is not None  # they need a beat to read of it
+            until = time.monotonic() + (LAST / 3 if failed else LAST)
             while self.rank == 0 and left < self.size and time.monotonic() < until:
                 time.sleep(0.05)
                 left = self.store.add("left", 0)
