@@ -58,8 +58,7 @@ def measure(x: Tensor, mask: Tensor | None = None, names: Iterable[str] | None =
         tokens = Tokens(x, mask)
         for name in select(names):
             values, floors = _READERS[name](tokens)
-            # masked_fill, since `where` copies a number to the device and waits for it
-            readings[name] = values.masked_fill(tokens.count == 0, torch.nan), floors
+            readings[name] = values.where(tokens.count > 0, torch.nan), floors
     return readings
 
 
@@ -186,7 +185,7 @@ class Tokens:
         cosine = (total - (~absent).sum(1)) / (self.count * (self.count - 1))
         turn = (self.noise * self.lengths / lengths).clamp(max=1).masked_fill(absent, 1)[..., None]
         floor = 2 * self._clear(turn).sum(dim=(1, 2)).double() / self.count
-        return cosine.clamp(-1, 1).masked_fill(self.count == 1, torch.nan), floor
+        return cosine.clamp(-1, 1).where(self.count != 1, torch.nan), floor
 
     def _clear(self, y: Tensor) -> Tensor:
         """Zero the padding of y (B, T, n), in place."""
