@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import platform
 import shlex
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,6 +27,7 @@ from .load import Loaded, hold_model, load_model
 from .results import ProbeResult
 from .run import Curves, Row, ablation_rows, check_finite, gather_curves, measure_variants, structure_rows
 from .settings import Settings
+from .shared import facts, own_device
 from .source import DEMO, on_hub
 from .variants import Variant, mixer_note, paper_variants, parse_ablation
 from .world import World
@@ -104,7 +103,7 @@ def measure(
         special_tokens=chosen.special_tokens,
     )  # fmt: skip
     run = _Run(loaded, chosen, made, ablations, report, together)
-    together.same(_facts(run, samples))
+    together.same(facts(chosen, samples, made, run.structure))
     run.measure()
     return ProbeResult(
         model=run.describe(),
@@ -117,45 +116,10 @@ def measure(
 def _load(model: str, chosen: Settings, world: World) -> Loaded:
     with world.local_first() if on_hub(model) else nullcontext():
         return load_model(
-            model, revision=chosen.revision, dtype=chosen.dtype, device=_device(chosen, world),
+            model, revision=chosen.revision, dtype=chosen.dtype, device=own_device(chosen, world),
             allow_pickle=chosen.allow_pickle, trust_remote_code=chosen.trust_remote_code, stack=chosen.stack,
             blocks=chosen.blocks, device_map=chosen.device_map, offload_folder=chosen.offload_folder,
         )  # fmt: skip
-
-
-def _device(chosen: Settings, world: World) -> str | None:
-    """Where this process loads the model: of several processes each has a GPU of its own."""
-    if world.size == 1:
-        return chosen.device
-    if chosen.device_map is not None:
-        what = f"each of the {world.size} processes would spread a whole model over all devices"
-        raise RcProbeError(what, where="--device-map", todo="Start one process, or leave --device-map out")
-    if chosen.device not in (None, "cpu", "cuda"):
-        what = f"{world.size} processes cannot share {chosen.device}"
-        raise RcProbeError(what, where="--device", todo="Leave it out: each process takes a GPU of its own")
-    return chosen.device if world.device is None else str(world.device)
-
-
-def _facts(run: _Run, samples: Samples) -> dict[str, Any]:
-    """What must be the same in all processes of a run, by what it is called."""
-
-    import transformers
-
-    def mark(items: Any) -> str:
-        return hashlib.sha256(repr(items).encode()).hexdigest()
-
-    return {
-        "versions": [rc_probe.__version__, torch.__version__, transformers.__version__],
-        "options": mark(replace(run.chosen, data=None, device=None)),
-        "samples": [samples.kind, len(samples.items), mark([_named(x) for x in samples.items])],
-        "batches": [[len(batch) for batch in run.made.slices], run.made.tokens],
-        "blocks": mark([structure_rows(run.structure), run.structure.name, run.structure.proved]),
-    }
-
-
-def _named(sample: Any) -> str:
-    """A text, or the name of a file; machines may keep it in different folders."""
-    return sample if isinstance(sample, str) else str(getattr(sample, "name", ""))
 
 
 class _Run:

@@ -18,7 +18,7 @@ from rc_probe.hooks.errors import RcProbeError
 BEAT = 1.0  # seconds between two looks
 LOST = 40.0  # seconds without a sign of life; what holds Python's lock that long is not foreseen
 JOIN = 600.0  # seconds that processes may start apart
-LAST = 10.0  # seconds that process 0, which may hold the store, waits for the others to leave; a third after an error
+LAST = 10.0  # seconds that processes wait for others to leave; a third of them after an error
 
 
 class ElsewhereError(RcProbeError):
@@ -56,9 +56,14 @@ class Pulse:
         return self._speaks is not False
 
     def leave(self) -> None:
-        """End the thread. Process 0 waits a little for the others, who may still read the store."""
+        """End the thread. Process 0 waits a little for the others, who may still read the store.
+
+        Who has nothing to say waits for the one that speaks: launchers end all when one has ended.
+        """
         self._over.set()
         self._thread.join(timeout=LAST)
+        if self._speaks is False:
+            time.sleep(LAST / 3)
         try:
             self.store.set(f"left/{self.rank}", "")
             left = self.store.add("left", 1)

@@ -129,7 +129,7 @@ def child(rank: int, given: Request, port: int, answer: Path) -> int:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
         inject(given.fault)
-        pulse.LOST = given.lost
+        pulse.LOST, pulse.LAST = given.lost, 3.0
         found = globals()[given.words[0]](*given.words[1:])
         answer.write_text(json.dumps(found))
     except SystemExit as end:
