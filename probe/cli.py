@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import signal
@@ -19,11 +20,13 @@ import typer
 from rc_probe import __version__
 from rc_probe.hooks.errors import RcProbeError
 
+from .launch import first_to_speak, launched, start_or_join
 from .registry import METRICS
 from .settings import Settings
 
 if TYPE_CHECKING:
     from .results import ProbeResult
+    from .world import World
 
 DEFAULT = Settings()
 EXAMPLES = """
@@ -41,6 +44,8 @@ Examples:
 
   rc-probe gpt2 --paths 5 20 --repeats 5         paths drawn, beside the exact numbers
 
+  rc-probe gpt2 --num-processes 4                the samples shared among four GPUs
+
   rc-probe t5-small --stack encoder              one stack or tower of several
 
   rc-probe gpt2 --no-init --json --quiet | jq .verdict
@@ -54,6 +59,8 @@ DATA_HELP = (
 STACK_HELP = (
     "Encoder, decoder or tower, by its name or a part of it: 'encoder', 'vision'. (default: the last)"
 )
+MAP_HELP = "For a model larger than one GPU: auto, balanced, balanced_low_0, sequential, or a JSON file of {module: device}."
+PROCESSES_HELP = "Share the samples among N processes of this machine, one for each GPU. (default: 1)"
 BLOCKS_HELP = "Names of the blocks, where they are not found: 'encoder.layer.*'."
 LABEL_HELP = (
     "Column of what is right: a class by name or number; for embeddings also a paired text, or TEXT,SCORE. Of a folder "
@@ -90,6 +97,9 @@ def measure(
     revision: Annotated[str | None, _model(help="Branch, tag or commit of a Hub model.")] = DEFAULT.revision,
     dtype: Annotated[str, _model(help="float32, float64, bfloat16, float16, or auto.")] = DEFAULT.dtype,
     device: Annotated[str | None, _model(help="cpu, cuda, cuda:1 … (default: cuda if there is one)")] = DEFAULT.device,
+    device_map: Annotated[str | None, _model(help=MAP_HELP)] = DEFAULT.device_map,
+    offload_folder: Annotated[str | None, _model(help="For what the device map puts on disk.")] = DEFAULT.offload_folder,
+    num_processes: Annotated[int | None, _model(help=PROCESSES_HELP, min=1)] = None,
     allow_pickle: Annotated[
         bool, _model("--allow-pickle", help="Also load pickled weights, which can run code.")
     ] = DEFAULT.allow_pickle,
@@ -138,17 +148,23 @@ def measure(
     """Measure rank collapse of a transformer on your data, and see what holds it up."""
     with one_line_errors(), interrupts() as check:
         chosen = Settings(
-            data=data, revision=revision, dtype=dtype, device=device, allow_pickle=allow_pickle,
-            trust_remote_code=trust_remote_code, stack=stack, blocks=blocks, column=column, label_column=label_column,
-            samples=samples, length=length, batch_size=batch_size, special_tokens=special_tokens, metrics=_metric_names(metrics),
+            data=data, revision=revision, dtype=dtype, device=device, device_map=device_map,
+            offload_folder=offload_folder, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
+            stack=stack, blocks=blocks, column=column, label_column=label_column, samples=samples, length=length,
+            batch_size=batch_size, special_tokens=special_tokens, metrics=_metric_names(metrics),
             svd_samples=svd_samples, init=init, init_seeds=init_seeds, seed=seed, ablate=tuple(ablate or ()),
             recursion=recursion, paths=paths, path_draws=tuple(map(int, (path_draws or "").split())), repeats=repeats,
             path_samples=path_samples, max_length=max_length, count_mlp=count_mlp,
         )  # fmt: skip
         chosen.check()  # before torch is imported
         target = out or Path("rc-probe-out") / folder_name(model)
-        check_target(target)
+        if launched() is None:
+            check_target(target)
+        if num_processes is not None:
+            start_or_join(num_processes, chosen)
         result = _run(model, chosen, target, check, quiet=quiet)
+        if result is None:
+            return
         if as_json:
             typer.echo((target / "results.json").read_text(encoding="utf-8").rstrip("\n"))
         elif not quiet:
@@ -159,11 +175,16 @@ def measure(
 
 def _run(
     model: str, chosen: Settings, target: Path, check: Callable[[], None], *, quiet: bool
-) -> ProbeResult:
-    """Measure with a progress bar, and save; `check` is called on every step."""
+) -> ProbeResult | None:
+    """Measure with a progress bar, and save; `check` is called on every step. None in all processes but the first."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's own words when a process is gone
     from .show import progress_bar
+    from .world import World
 
-    with progress_bar(hidden=quiet) as show:
+    joined = World.join(cpu=(chosen.device or "").startswith("cpu"))
+    with joined as world, one_line_errors(world), progress_bar(hidden=quiet or world.rank > 0) as show:
+        if world.rank == 0:
+            check_target(target)
 
         def report(stage: str, done: int, total: int) -> None:
             check()
@@ -172,10 +193,12 @@ def _run(
         from . import api
 
         command = shlex.join(["rc-probe", *sys.argv[1:]])
-        result = api.measure(model, chosen, progress=report, command=command)
+        result = api.measure(model, chosen, progress=report, command=command, world=world)
         report("writing the report", 1, 1)
-        result.save(target)
-    return result
+        if world.rank == 0:
+            result.save(target)
+        world.gather(None, "end")
+    return result if world.rank == 0 else None
 
 
 def _metric_names(text: str | None) -> tuple[str, ...] | None:
@@ -193,8 +216,6 @@ def folder_name(model: str) -> str:
 
 def check_target(target: Path) -> None:
     """Find out before the measurement, not after it, that nothing can be written there."""
-    import os
-
     there = target
     while not there.exists() and there != there.parent:
         there = there.parent
@@ -264,18 +285,31 @@ def interrupts() -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """What a user can run into ends the process with one line on standard error and exit code 2."""
+def one_line_errors(world: World | None = None) -> Iterator[None]:
+    """What a user can run into ends the process with one line on standard error and exit code 2.
+
+    Of the processes of `world`, one on each machine says it.
+    """
     try:
         yield
-    except RcProbeError as error:
-        fail(str(error))
-    except KeyboardInterrupt:
-        fail("interrupted. Nothing was written; the same command starts anew")
-    except Exception as error:
-        if not out_of_memory(error):
-            raise
-        fail("out of memory. Try a smaller --batch-size or --length, or --dtype bfloat16")
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt) and launched() is not None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # launchers hand it on, to those who know already
+        line = _line(error)
+        if not (first_to_speak() if world is None else world.post(error)):
+            raise SystemExit(2) from None
+        fail(line)
+
+
+def _line(error: BaseException) -> str:
+    """What to say about an error; raises those that are no user's."""
+    if isinstance(error, RcProbeError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted. Nothing was written; the same command starts anew"
+    if isinstance(error, Exception) and out_of_memory(error):
+        return "out of memory. Try a smaller --batch-size or --length, or --dtype bfloat16"
+    raise error
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -18,8 +18,9 @@ from rc_probe.hooks.structure import Structure
 from rc_probe.hooks.tape import walk
 from rc_probe.hooks.taps import Tap
 
-from .run import Curves, Measured, structure_rows
+from .run import Curves, Measured, gather_curves, structure_rows
 from .variants import parse_ablation
+from .world import World
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -188,14 +189,21 @@ class Attached(AbstractContextManager["Attached"]):
             )
         return None
 
-    def frame(self) -> pd.DataFrame:
+    def frame(self, *, gather: bool = False) -> pd.DataFrame:
         """Columns layer, metric, mean, std (ddof 1, over samples; NaN for one), count, floor.
 
-        Raises RcProbeError when the model has not run inside the context.
+        With `gather`, of the samples of all processes of the torch.distributed group: every process must call
+        it, also one that had no sample, and gets the same frame. Samples that a padding sampler handed out
+        twice count twice.
+
+        Raises RcProbeError when the model has not run inside the context, with `gather` in any process.
         """
         import pandas as pd
 
-        rows = self.curves.rows("", "")
+        curves = self.curves
+        if gather:
+            curves = gather_curves({"": curves}, World.given().gather)[""]
+        rows = curves.rows("", "")
         if not rows:
             raise RcProbeError(
                 "no forward pass was seen", where=type(self.structure.model).__name__,

@@ -24,6 +24,8 @@ class Settings:
     revision: str | None = None  # of a Hub model
     dtype: str = "float32"
     device: str | None = None  # None: CUDA where there is one
+    device_map: Any = None  # over several devices: a name of accelerate's, a JSON file, a dict
+    offload_folder: str | None = None  # for what the device map puts on disk
     allow_pickle: bool = False
     trust_remote_code: bool = False
     stack: str | None = None  # which stack of blocks, by name; None: the last
@@ -95,6 +97,14 @@ class Settings:
         if self.stack is not None and self.blocks is not None:
             todo = "--blocks names the blocks of one stack by itself"
             raise RcProbeError("both are given", where="--stack, --blocks", todo=todo)
+        if self.device_map is not None and self.device is not None:
+            todo = "The device map says where each part goes"
+            raise RcProbeError("both are given", where="--device, --device-map", todo=todo)
+        if self.offload_folder is not None and self.device_map is None:
+            todo = "Add --device-map auto"
+            raise RcProbeError(
+                "nothing is offloaded without a device map", where="--offload-folder", todo=todo
+            )
         if self.dtype not in DTYPES:
             todo = f"Choose one of {', '.join(DTYPES)}"
             raise RcProbeError(f"no such dtype {self.dtype!r}", where="--dtype", todo=todo)

@@ -32,31 +32,46 @@ class PathTables:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class PathPlan:
+    """What the paths of a run are measured on. samples: the first few of the run; task: what is scored, None for nothing."""
+
+    samples: Samples
+    task: Task | None
+    notes: list[str]
+
+
+def plan_paths(loaded: Loaded, samples: Samples, chosen: Settings) -> PathPlan:
+    """The samples and the task. Raises RcProbeError for labels that cannot be meant."""
+    count = chosen.path_samples
+    few = replace(samples, items=samples.items[:count], labels=samples.labels and samples.labels[:count])
+    task, notes = choose_task(
+        loaded, few, length=chosen.length, batch_size=chosen.batch_size, special_tokens=chosen.special_tokens,
+        seed=chosen.seed,
+    )  # fmt: skip
+    return PathPlan(few, task, notes)
+
+
 def measure_paths(
     loaded: Loaded,
     structure: Structure,
-    samples: Samples,
+    plan: PathPlan,
     chosen: Settings,
     name: str,
     advance: Callable[[str], None] = lambda stage: None,
 ) -> PathTables:
     """Count, decompose, sample and chain the paths of a model, as `chosen` says. `name`: the model's, for the tables."""
-    found = PathTables()
-    few = _first(samples, chosen.path_samples)
+    found = PathTables(notes=list(plan.notes))
+    scored = plan.task.samples if plan.task else plan.samples
     try:
-        task, notes = choose_task(
-            loaded, few, length=chosen.length, batch_size=chosen.batch_size,
-            special_tokens=chosen.special_tokens, seed=chosen.seed,
-        )  # fmt: skip
-        found.notes += notes
-        made = _batches(loaded, task.samples if task else few, chosen)
-        _effects(structure, task, made, chosen, name, found, advance)
-        found.facts["samples"] = len(few.items)
+        _effects(structure, plan.task, _batches(loaded, scored, chosen), chosen, name, found, advance)
+        found.facts["samples"] = len(plan.samples.items)
     except RcProbeError as error:
         found.notes.append(f"Paths were not measured: {error}")
+    advance("chained attention")
     try:
-        chained = chained_products(structure, _batches(loaded, few, chosen), seed=chosen.seed)
-        found.tables["chains"] = chained
+        made = _batches(loaded, plan.samples, chosen)
+        found.tables["chains"] = chained_products(structure, made, seed=chosen.seed)
     except RcProbeError as error:
         found.notes.append(f"Chained attention was not measured: {error}")
     return found
@@ -83,10 +98,6 @@ def _effects(
         "task": task.name if task else None, "euler_error": effects.error, "repeats": chosen.repeats,
         "draws": list(chosen.path_draws), "count_mlp": chosen.count_mlp, "max_length": chosen.max_length,
     }  # fmt: skip
-
-
-def _first(samples: Samples, count: int) -> Samples:
-    return replace(samples, items=samples.items[:count], labels=samples.labels and samples.labels[:count])
 
 
 def _batches(loaded: Loaded, samples: Samples, chosen: Settings) -> list[Batch]:
