@@ -19,6 +19,7 @@ from rc_probe.hooks.structure import Structure
 
 from .batches import Batches, batches, long_enough
 from .data import Samples, load_samples
+from .digest import digest_of
 from .floor import below_the_floor
 from .fresh import fresh_model
 from .load import Loaded, hold_model, load_model
@@ -233,7 +234,7 @@ def _settings(
 ) -> dict[str, Any]:
     count = len(samples.items)
     return {
-        "data": samples.source, "modality": loaded.modality, "samples": count, "length": made.length,
+        "data": samples.source, "digest": digest_of(samples.items), "modality": loaded.modality, "samples": count, "length": made.length,
         "batch_size": chosen.batch_size, "tokens": made.tokens, "truncated": made.truncated,
         "dtype": str(loaded.model.dtype).removeprefix("torch."), "device": str(loaded.model.device),
         "seed": chosen.seed, "init_seeds": chosen.init_seeds if chosen.init else 0,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import signal
 import sys
@@ -19,10 +18,12 @@ import typer
 from rc_probe import __version__
 from rc_probe.hooks.errors import RcProbeError
 
-from .registry import METRICS
+from .checks import exit_code, table_of
+from .job import Job
 from .settings import Settings
 
 if TYPE_CHECKING:
+    from .checks import Outcome
     from .results import ProbeResult
 
 DEFAULT = Settings()
@@ -43,6 +44,8 @@ Examples:
 
   rc-probe gpt2 --no-init --json --quiet | jq .verdict
 
+  rc-probe ./new --fail-if 'residual@last<0.1'   exit code 1 where the last layer is collapsed
+
   rc-probe architectures llama                   what is proved about which model type
 """
 DATA_HELP = (
@@ -57,6 +60,16 @@ ABLATE_HELP = (
     "Leave a part out and compare: attention.skip@3-5, mlp@7, mlp.skip, attention@all, head@2:5, "
     "mlp@4=0.5. Blocks and heads count from 1. Repeat for more; join parts by '+'."
 )
+FAIL_IF_HELP = (
+    "End with exit code 1 if this holds: 'residual@last<0.1', 'cosine@max:SAN>0.99'. METRIC@WHERE[:VARIANT], WHERE "
+    "a layer, first, last, min, max or mean; then < <= > >= and a number, in quotes. Repeat for more."
+)
+BASELINE_HELP = (
+    "results.json of an earlier run on the same samples: end with 1 if a layer got worse than there."
+)
+MAX_DROP_HELP = (
+    "By how much it may: 0.05 of the residual (the default), or METRIC[:VARIANT]=NUMBER. Repeat for more."
+)
 OUT_HELP = "Folder for report.html, results.json and the tables. (default: rc-probe-out/MODEL)"
 COMMANDS = {"architectures": "rc_probe.census.command"}  # besides the main job
 app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
@@ -68,14 +81,15 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-_model, _data, _measure, _output = (
+_model, _data, _measure, _checks, _output = (
     partial(typer.Option, rich_help_panel=panel)  # an option in a panel of --help
-    for panel in ("The model", "The data", "What is measured", "Output")
+    for panel in ("The model", "The data", "What is measured", "Checks", "Output")
 )
 
 
 @app.command(epilog=EXAMPLES)
 def measure(
+    ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="A Hub id, a folder, or 'demo' (the packaged all-MiniLM-L6-v2).")],
     revision: Annotated[str | None, _model(help="Branch, tag or commit of a Hub model.")] = DEFAULT.revision,
     dtype: Annotated[str, _model(help="float32, float64, bfloat16, float16, or auto.")] = DEFAULT.dtype,
@@ -109,6 +123,9 @@ def measure(
     init_seeds: Annotated[int, _measure(help="How many initialisations.")] = DEFAULT.init_seeds,
     seed: Annotated[int, _measure(help="Seed of the first.")] = DEFAULT.seed,
     recursion: Annotated[bool, _measure(help="Follow pure attention below the float floor.")] = DEFAULT.recursion,
+    fail_if: Annotated[list[str] | None, _checks(help=FAIL_IF_HELP)] = None,
+    baseline: Annotated[str | None, _checks(help=BASELINE_HELP)] = None,
+    max_drop: Annotated[list[str] | None, _checks(help=MAX_DROP_HELP)] = None,
     out: Annotated[Path | None, _output(help=OUT_HELP)] = None,
     quiet: Annotated[bool, _output("--quiet", "-q", help="No progress, no summary.")] = False,
     as_json: Annotated[bool, _output("--json", help="Print results.json on standard output.")] = False,
@@ -118,29 +135,21 @@ def measure(
 ) -> None:  # fmt: skip
     """Measure rank collapse of a transformer on your data, and see what holds it up."""
     with one_line_errors(), interrupts() as check:
-        chosen = Settings(
-            data=data, revision=revision, dtype=dtype, device=device, allow_pickle=allow_pickle,
-            trust_remote_code=trust_remote_code, stack=stack, blocks=blocks, column=column, samples=samples, length=length,
-            batch_size=batch_size, special_tokens=special_tokens, metrics=_metric_names(metrics),
-            svd_samples=svd_samples, init=init, init_seeds=init_seeds, seed=seed, ablate=tuple(ablate or ()),
-            recursion=recursion,
-        )  # fmt: skip
-        chosen.check()  # before torch is imported
-        target = out or Path("rc-probe-out") / folder_name(model)
-        check_target(target)
-        result = _run(model, chosen, target, check, quiet=quiet)
+        job = Job.of(ctx.params, shlex.join(["rc-probe", *sys.argv[1:]]))  # before torch is imported
+        result, outcomes = run(job, check, quiet=quiet)
         if as_json:
-            typer.echo((target / "results.json").read_text(encoding="utf-8").rstrip("\n"))
+            typer.echo((job.target / "results.json").read_text(encoding="utf-8").rstrip("\n"))
         elif not quiet:
             from .show import summary
 
-            summary(result, target)
+            summary(result, job.target)
+        if outcomes:
+            conclude(result, outcomes, quiet=quiet)
+            raise SystemExit(exit_code(outcomes))
 
 
-def _run(
-    model: str, chosen: Settings, target: Path, check: Callable[[], None], *, quiet: bool
-) -> ProbeResult:
-    """Measure with a progress bar, and save; `check` is called on every step."""
+def run(job: Job, check: Callable[[], None], *, quiet: bool) -> tuple[ProbeResult, list[Outcome]]:
+    """Measure with a progress bar, and save with what the job's checks found; `check` is called on every step."""
     from .show import progress_bar
 
     with progress_bar(hidden=quiet) as show:
@@ -151,41 +160,25 @@ def _run(
 
         from . import api
 
-        command = shlex.join(["rc-probe", *sys.argv[1:]])
-        result = api.measure(model, chosen, progress=report, command=command)
+        result = api.measure(job.model, job.settings, progress=report, command=job.command)
+        outcomes = job.checks.evaluate(result)
+        if outcomes:
+            result.tables["checks"] = table_of(outcomes)
         report("writing the report", 1, 1)
-        result.save(target)
-    return result
+        result.save(job.target)
+    return result, outcomes
 
 
-def _metric_names(text: str | None) -> tuple[str, ...] | None:
-    if text is None:
-        return None
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    return tuple(METRICS) if names == ["all"] else tuple(names)
+def conclude(result: ProbeResult, outcomes: list[Outcome], *, quiet: bool) -> None:
+    """A line for each check on standard error: standard output stays the summary, or JSON."""
+    from .ci import tell
 
-
-def folder_name(model: str) -> str:
-    """The last part of a model id or path, as a folder's name."""
-    name = Path(model).name or Path(model).resolve().name
-    return re.sub(r"[^\w.-]+", "_", name).strip("._") or "model"
-
-
-def check_target(target: Path) -> None:
-    """Find out before the measurement, not after it, that nothing can be written there."""
-    import os
-
-    there = target
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir():
-        raise RcProbeError(f"{there} is a file", where=f"--out {target}", todo="Give a folder")
-    if not os.access(there, os.W_OK):
-        raise RcProbeError(f"{there} cannot be written", where=f"--out {target}", todo="Give another folder")
+    say = partial(typer.echo, err=True)
+    tell(str(result.model["id"]), result.verdict["sentence"], outcomes, say, quiet=quiet)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command; ends the process with 0, or 2 and one line on standard error.
+    """Run the command; ends the process with 0, 1 where a check failed, or 2 and one line on standard error.
 
     The first word may be one of COMMANDS; a folder of that name is given as ./NAME.
     """

@@ -9,16 +9,19 @@ import os
 import re
 import uuid
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
 
 from rc_probe.hooks.errors import RcProbeError
+
+if TYPE_CHECKING:
+    from .checks import Outcome
 
 SCHEMA = 1
 JSON_NAME, HTML_NAME = "results.json", "report.html"
@@ -123,6 +126,26 @@ class ProbeResult:
     def structure(self) -> pd.DataFrame:
         """The model's blocks, junctions and branches as they were found."""
         return self.table("structure")
+
+    def fail_if(
+        self,
+        *conditions: str,
+        baseline: "str | os.PathLike[str] | ProbeResult | None" = None,
+        max_drop: str | float | Sequence[str | float] | None = None,
+    ) -> "list[Outcome]":
+        """AssertionError where a condition such as `residual@last<0.1` holds; for tests of your own.
+
+        Parameters
+        ----------
+        conditions: METRIC@WHERE[:VARIANT] OP NUMBER; WHERE is a layer, first, last, min, max or mean
+        baseline: an earlier result on the same samples (or its folder), that no layer may fall below by
+            more than max_drop: `0.05` (of the residual, the default), `"cosine=0.02"`, or several
+
+        Returns what was found where every check passed. RcProbeError where one cannot be evaluated.
+        """
+        from .checks import fail_if
+
+        return fail_if(self, conditions, baseline, max_drop)
 
     def to_json(self) -> str:
         """All of it as JSON: floats at full precision, NaN never. `columns` holds the tables' dtypes."""

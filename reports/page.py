@@ -48,6 +48,7 @@ LABELS = {
     "length": "tokens of a text at most", "tokens": "tokens measured", "truncated": "truncated samples",
     "svd_samples": "samples for SVD metrics", "init_seeds": "initialisations", "rc_probe": "rc-probe",
     "stacks": "other stacks", "modality": "kind of data", "seconds": "time (s)", "ablate": "ablations",
+    "digest": "digest of the samples",
 }  # fmt: skip
 
 
@@ -254,6 +255,15 @@ def _sections(result: "ProbeResult") -> dict[str, Any]:
     }
 
 
+def _checks(frame: pd.DataFrame | None) -> list[tuple[str, str, str]]:
+    """What was checked, as (level of the colour, verdict in a word, the rest of the line)."""
+    words = {"True": ("healthy", "pass"), "False": ("collapsed", "fail")}
+    rows = [] if frame is None else frame[["passed", "check", "said"]].astype(str).to_numpy().tolist()
+    return [
+        (*words.get(passed, ("watch", "not evaluated")), f"{check}: {said}") for passed, check, said in rows
+    ]
+
+
 def render(result: "ProbeResult") -> str:
     """The page as text: the same result gives the same bytes."""
     source = resources.files(__package__).joinpath("report.html").read_text("utf-8")
@@ -277,6 +287,7 @@ def render(result: "ProbeResult") -> str:
         settings=result.settings,
         verdict=verdict,
         shown=shown,
+        checks=_checks(result.tables.get("checks")),
         rest=verdict["sentence"].removeprefix(shown).strip(),
         levels=LEVELS,
         strip=_strip(result),
