@@ -9,16 +9,19 @@ from typing import Any
 # among them: the first changes nothing, the others are what a comparison may be about.
 DECISIVE = {
     "kind of data": "modality", "samples": "samples", "length": "length", "special tokens": "special_tokens",
-    "tokens measured": "tokens",
 }  # fmt: skip
+TOKENS = {"tokens measured": "tokens"}  # also decided by the tokenizer, which differs between models
 
 Setting = Mapping[str, Any]
 
 
-def unlike(runs: Sequence[Setting]) -> dict[str, list[str]]:
-    """What differs between the `settings` of runs, with each run's value in words; empty if they are alike."""
+def unlike(runs: Sequence[Setting], *, tokens: bool = False) -> dict[str, list[str]]:
+    """What differs between the `settings` of runs, with each run's value in words; empty if they are alike.
+
+    tokens: also how many tokens the samples became, for versions of one model
+    """
     found = {} if _same_data(runs) else {"data": [_data(run) for run in runs]}
-    for name, key in DECISIVE.items():
+    for name, key in (DECISIVE | (TOKENS if tokens else {})).items():
         if any(run.get(key) != runs[0].get(key) for run in runs):
             found[name] = [_word(run.get(key)) for run in runs]
     return found

@@ -231,5 +231,5 @@ def _alike(result: ProbeResult, baseline: ProbeResult, name: str) -> None:
     mine, theirs = result.model.get("blocks"), baseline.model.get("blocks")
     if mine != theirs:
         raise _UnknownError(f"cannot be compared: {name} has {theirs} layers and this model {mine}")
-    for what, (was, now) in unlike([baseline.settings, result.settings]).items():
+    for what, (was, now) in unlike([baseline.settings, result.settings], tokens=True).items():
         raise _UnknownError(f"cannot be compared: {what} was {was} in {name} and is {now}")

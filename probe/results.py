@@ -28,7 +28,7 @@ JSON_NAME, HTML_NAME = "results.json", "report.html"
 _TABLE_NAME = re.compile(r"[a-z][a-z0-9_]*")  # a table's name is a file's name
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """`value` as JSON can hold it: Python scalars, lists, dicts. A number that is not finite becomes None."""
     if isinstance(value, np.generic):
         value = value.item()
@@ -37,16 +37,16 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         items = sorted(value) if isinstance(value, set | frozenset) else value
-        return [_plain(item) for item in items]
+        return [plain(item) for item in items]
     if value is pd.NA or value is pd.NaT:
         return None
     return str(value)
 
 
-def _tidy(name: str, frame: pd.DataFrame) -> pd.DataFrame:
+def tidy(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     """`frame` with a plain index and no infinity: a number that overflowed is a missing number."""
     if not _TABLE_NAME.fullmatch(name):
         raise RcProbeError(f"{name!r} cannot name a table", todo="Use lower-case letters, digits and _")
@@ -56,7 +56,7 @@ def _tidy(name: str, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _cells(column: pd.Series) -> list[Any]:
-    return [_plain(cell) for cell in column.astype(object).where(column.notna(), None)]
+    return [plain(cell) for cell in column.astype(object).where(column.notna(), None)]
 
 
 @dataclass(eq=False, repr=False)
@@ -80,9 +80,9 @@ class ProbeResult:
 
     def __post_init__(self) -> None:
         self.model, self.settings, self.environment = map(
-            _plain, (self.model, self.settings, self.environment)
+            plain, (self.model, self.settings, self.environment)
         )
-        self.tables = {name: _tidy(name, frame) for name, frame in self.tables.items()}
+        self.tables = {name: tidy(name, frame) for name, frame in self.tables.items()}
 
     def __repr__(self) -> str:
         tables = ", ".join(f"{name} ({len(frame)} rows)" for name, frame in self.tables.items())
@@ -93,7 +93,7 @@ class ProbeResult:
         """The finding in words and numbers, computed from the tables (see `rc_probe.reports.verdict`)."""
         from rc_probe.reports.verdict import judge
 
-        found: dict[str, Any] = _plain(judge(self))
+        found: dict[str, Any] = plain(judge(self))
         return found
 
     def table(self, name: str) -> pd.DataFrame:
@@ -156,11 +156,7 @@ class ProbeResult:
                 "settings": self.settings,
                 "environment": self.environment,
                 "verdict": self.verdict,
-                "columns": {
-                    name: {str(column): str(frame[column].dtype) for column in frame}
-                    for name, frame in self.tables.items()
-                },
-                "tables": {name: _rows(frame) for name, frame in self.tables.items()},
+                **tables_as_json(self.tables),
             },
             indent=1,
             allow_nan=False,
@@ -182,14 +178,7 @@ class ProbeResult:
         Tables of an earlier result in the same folder that this one lacks are removed.
         `RcProbeError` where the folder cannot be written or the disk is full.
         """
-        home = Path(folder)
-        files = {f"{name}.csv": to_csv(frame) for name, frame in self.tables.items()}
-        files |= {HTML_NAME: self.to_html(), JSON_NAME: self.to_json()}
-        stale = _csv_names(home) - set(files)
-        _write(home, files)
-        for name in stale:
-            (home / name).unlink(missing_ok=True)
-        return home
+        return save_files(folder, self.tables, {HTML_NAME: self.to_html(), JSON_NAME: self.to_json()})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -200,6 +189,9 @@ class ProbeResult:
         source = Path(path)
         source = source / JSON_NAME if source.is_dir() else source
         saved = _read(source)
+        if saved.get("kind") == "comparison":
+            todo = "Give one of the runs that it compares"
+            raise RcProbeError("a comparison, not a run", where=str(source), todo=todo)
         try:
             tables = {
                 name: _frame(rows, saved.get("columns", {}).get(name))
@@ -217,6 +209,30 @@ class ProbeResult:
 def to_csv(frame: pd.DataFrame) -> str:
     """The table as CSV: a header, then a line a row, floats at full precision, missing values empty."""
     return frame.to_csv(index=False, lineterminator="\n")
+
+
+def tables_as_json(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    """`columns`, the tables' dtypes, and `tables`, their rows, as JSON can hold them."""
+    return {
+        "columns": {
+            name: {str(column): str(frame[column].dtype) for column in frame}
+            for name, frame in tables.items()
+        },
+        "tables": {name: _rows(frame) for name, frame in tables.items()},
+    }
+
+
+def save_files(
+    folder: str | os.PathLike[str], tables: Mapping[str, pd.DataFrame], files: Mapping[str, str]
+) -> Path:
+    """Write `files` and one CSV per table into `folder`, none half-written; CSVs of an earlier result go."""
+    home = Path(folder)
+    everything = {f"{name}.csv": to_csv(frame) for name, frame in tables.items()} | dict(files)
+    stale = _csv_names(home) - set(everything)
+    _write(home, everything)
+    for name in stale:
+        (home / name).unlink(missing_ok=True)
+    return home
 
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ def result_of(values: list[float] = VALUES, floor: float = 1e-7, **settings: Any
         for metric, curve in (("residual", values), ("cosine", [1 - v**2 for v in values]))
         for layer, mean in enumerate(curve)
     ]  # fmt: skip
-    rows = [row | {"weights": "init", "mean": 1e-5} for row in rows] + rows
+    rows += [row | {"weights": "init", "mean": 1e-5} for row in rows]
     model = {"id": "m", "blocks": len(values) - 1}
     common = {"data": "t.txt", "digest": "d", "samples": 4, "length": 8, "tokens": 30, "modality": "text"}
     return ProbeResult(model, common | settings, {}, {"residuals": pd.DataFrame(rows)})
