@@ -19,7 +19,8 @@ from rc_probe import __version__
 from rc_probe.hooks.errors import RcProbeError
 
 from .checks import exit_code, table_of
-from .job import Job
+from .follow import Checkpoint, checkpoints
+from .job import Job, folder_name
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -46,8 +47,18 @@ Examples:
 
   rc-probe ./new --fail-if 'residual@last<0.1'   exit code 1 where the last layer is collapsed
 
+  rc-probe ./checkpoints                         collapse over training, from a folder of checkpoints
+
+  rc-probe sweep models.txt --data texts.txt     a list of models, one a line, and their comparison
+
+  rc-probe compare RUN RUN …                     results of several models or versions in one report
+
   rc-probe architectures llama                   what is proved about which model type
 """
+REVISIONS_HELP = (
+    "Several, separated by commas: step0,step1000,… Of a folder: checkpoints below it, such as 'checkpoint-*'. Each "
+    "is measured, then compared over training. A folder of checkpoints alone needs no option."
+)
 DATA_HELP = (
     "A txt, jsonl, json, csv, tsv or parquet file, a folder of images or of sounds (wav, flac, ogg, mp3), or a "
     "Hub dataset name[:config][:split]. (default: bundled biographies or photographs)"
@@ -71,7 +82,11 @@ MAX_DROP_HELP = (
     "By how much it may: 0.05 of the residual (the default), or METRIC[:VARIANT]=NUMBER. Repeat for more."
 )
 OUT_HELP = "Folder for report.html, results.json and the tables. (default: rc-probe-out/MODEL)"
-COMMANDS = {"architectures": "rc_probe.census.command"}  # besides the main job
+COMMANDS = {  # besides the main job
+    "architectures": "rc_probe.census.command",
+    "compare": "rc_probe.compare_command",
+    "sweep": "rc_probe.sweep",
+}
 app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
 
 
@@ -92,6 +107,7 @@ def measure(
     ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="A Hub id, a folder, or 'demo' (the packaged all-MiniLM-L6-v2).")],
     revision: Annotated[str | None, _model(help="Branch, tag or commit of a Hub model.")] = DEFAULT.revision,
+    revisions: Annotated[str | None, _model(help=REVISIONS_HELP)] = None,
     dtype: Annotated[str, _model(help="float32, float64, bfloat16, float16, or auto.")] = DEFAULT.dtype,
     device: Annotated[str | None, _model(help="cpu, cuda, cuda:1 … (default: cuda if there is one)")] = DEFAULT.device,
     allow_pickle: Annotated[
@@ -129,6 +145,9 @@ def measure(
     out: Annotated[Path | None, _output(help=OUT_HELP)] = None,
     quiet: Annotated[bool, _output("--quiet", "-q", help="No progress, no summary.")] = False,
     as_json: Annotated[bool, _output("--json", help="Print results.json on standard output.")] = False,
+    resume: Annotated[
+        bool, _output(help="Of several runs: leave out those that are there with the same settings.")
+    ] = True,
     version: Annotated[
         bool, _output("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
@@ -136,6 +155,9 @@ def measure(
     """Measure rank collapse of a transformer on your data, and see what holds it up."""
     with one_line_errors(), interrupts() as check:
         job = Job.of(ctx.params, shlex.join(["rc-probe", *sys.argv[1:]]))  # before torch is imported
+        found = checkpoints(model, revisions, revision)
+        if found:
+            raise SystemExit(_follow(ctx, job, found, check))
         result, outcomes = run(job, check, quiet=quiet)
         if as_json:
             typer.echo((job.target / "results.json").read_text(encoding="utf-8").rstrip("\n"))
@@ -148,19 +170,46 @@ def measure(
             raise SystemExit(exit_code(outcomes))
 
 
-def run(job: Job, check: Callable[[], None], *, quiet: bool) -> tuple[ProbeResult, list[Outcome]]:
-    """Measure with a progress bar, and save with what the job's checks found; `check` is called on every step."""
+def _follow(ctx: typer.Context, job: Job, found: list[Checkpoint], check: Callable[[], None]) -> int:
+    """Measure checkpoints, and compare them. Fresh weights are the same for all: measured only if asked for."""
+    from .many import Batch, Planned, command_of, given
+
+    explicit = given(ctx)
+    options = dict(ctx.params) | ({} if "init" in explicit else {"init": False})
+    planned = []
+    for each in found:
+        own = options | {"model": each.model, "revision": each.revision}
+        place = job.target / folder_name(each.name.replace("/", "_"))
+        names = [*explicit, "init", *(["revision"] if each.revision else [])]
+        command = command_of(own, each.model, place, names)
+        planned.append(Planned(each.name, Job.of(own | {"out": place}, command), each.step))
+    batch = Batch(f"{folder_name(job.model)} over training", planned, job.target, job.command, options["resume"],
+                  options["quiet"], options["as_json"])  # fmt: skip
+    return batch.run(check)
+
+
+def run(
+    job: Job, check: Callable[[], None], *, quiet: bool, label: str = ""
+) -> tuple[ProbeResult, list[Outcome]]:
+    """Measure with a progress bar, and save with what the job's checks found.
+
+    check: called on every step; label: before what the bar says
+    """
+    from .resume import asked
     from .show import progress_bar
+
+    wanted = asked(job)
 
     with progress_bar(hidden=quiet) as show:
 
         def report(stage: str, done: int, total: int) -> None:
             check()
-            show(stage, done, total)
+            show(label + stage, done, total)
 
         from . import api
 
         result = api.measure(job.model, job.settings, progress=report, command=job.command)
+        result.settings["asked"] = wanted
         outcomes = job.checks.evaluate(result)
         if outcomes:
             result.tables["checks"] = table_of(outcomes)
@@ -169,12 +218,14 @@ def run(job: Job, check: Callable[[], None], *, quiet: bool) -> tuple[ProbeResul
     return result, outcomes
 
 
-def conclude(result: ProbeResult, outcomes: list[Outcome], *, quiet: bool) -> None:
+def conclude(result: ProbeResult, outcomes: list[Outcome], *, quiet: bool, name: str | None = None) -> None:
     """A line for each check on standard error: standard output stays the summary, or JSON."""
     from .ci import tell
 
-    say = partial(typer.echo, err=True)
-    tell(str(result.model["id"]), result.verdict["sentence"], outcomes, say, quiet=quiet)
+    def say(line: str) -> None:
+        typer.echo(f"{name}: {line}" if name and not line.startswith("::") else line, err=True)
+
+    tell(name or str(result.model["id"]), result.verdict["sentence"], outcomes, say, quiet=quiet)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from rc_probe.hooks.errors import RcProbeError
 
+from . import kept
 from .sound import is_sound, sound_files
 from .source import first_line, hub_problem, quiet
 from .tables import TABLES, Row, json_lines, readable, rows_of
@@ -77,7 +78,7 @@ def load_samples(
 
     Raises RcProbeError if there is nothing to measure, or not what was meant.
     """
-    source, stream = _open(spec, modality, column)
+    source, stream = kept.read(_open, spec, modality, column)
     things = THINGS[modality]
     items: list[Any] = []
     empty = short = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -39,11 +39,6 @@ class Job:
         target = Path(options["out"] or Path("rc-probe-out") / folder_name(options["model"]))
         check_target(target)
         return cls(options["model"], settings, checks, target, command)
-
-    def part(self, model: str, name: str, command: str, **changes: Any) -> Self:
-        """The same of another model or with other settings, in a folder below."""
-        settings = replace(self.settings, **changes)
-        return replace(self, model=model, settings=settings, target=self.target / name, command=command)
 
 
 def metric_names(text: str | None) -> tuple[str, ...] | None:
