@@ -55,7 +55,7 @@ def _levels(rows: Sequence[Row]) -> str:
 
 def _runs_table(frame: pd.DataFrame) -> Table | None:
     wanted = [column for column in SHOWN if column in frame and frame[column].notna().any()]
-    for other, one in (("model", "run"), ("revision", "step")):  # said twice
+    for other, one in (("model", "run"), ("revision", "run")):  # said twice
         if other in wanted and one in wanted and frame[other].astype(str).equals(frame[one].astype(str)):
             wanted.remove(other)
     return plain_table("runs", "A row a run", frame[wanted].rename(columns=HEADINGS))

@@ -286,6 +286,7 @@ def test_a_bad_list_is_refused_before_the_first_run(
     code, _, err = call("sweep", "m.txt", "--out", "o")
     assert code == 2
     assert re.search(says, err), err
+    assert err.count("\n") == 1, "of the list, not of a run"
     assert loads == [] and not Path("o").exists()
 
 
