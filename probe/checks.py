@@ -28,6 +28,7 @@ PASSED, FAILED, UNKNOWN = 0, 1, 2  # exit codes
 DEFAULT_DROP = 0.05
 PAPER = ("SAN", "SAN+MLP", "SAN+skip", WHOLE)  # always measured
 SHOWN_DROPS = 3
+COLUMNS = {"weights", "metric", "variant", "layer", "mean", "count", "floor"}
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,8 @@ def _curve(result: ProbeResult, metric: str, variant: str) -> dict[int, Point]:
     table = result.tables.get("residuals")
     if table is None or table.empty:
         raise _UnknownError("no residuals were measured")
+    if lacking := COLUMNS - set(table):
+        raise _UnknownError(f"the table residuals has no column {', '.join(sorted(lacking))}")
     mine = table["weights"].eq("pretrained") & table["metric"].eq(metric) & table["variant"].eq(variant)
     columns = (table[mine][name].tolist() for name in ("layer", "mean", "count", "floor"))
     curve = {int(layer): Point(*map(float, rest)) for layer, *rest in zip(*columns, strict=True)}

@@ -6,6 +6,7 @@ import shlex
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -285,8 +286,11 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         fail("interrupted. Nothing was written; the same command starts anew")
     except Exception as error:
-        if not out_of_memory(error):
-            raise
+        if not out_of_memory(
+            error
+        ):  # a fault of ours; Python's own exit code would be that of a failed check
+            traceback.print_exc()
+            raise SystemExit(2) from error
         fail("out of memory. Try a smaller --batch-size or --length, or --dtype bfloat16")
 
 

@@ -39,6 +39,9 @@ def checkpoints(model: str, revisions: str | None, revision: str | None = None) 
     else:
         if revision is not None:
             raise RcProbeError("both are given", where="--revision, --revisions", todo="Give one of them")
+        if model == "demo":
+            todo = "Give a Hub model, or a folder of checkpoints"
+            raise RcProbeError("the packaged model has no revisions", where="--revisions", todo=todo)
         asked = list(dict.fromkeys(name.strip() for name in revisions.split(",") if name.strip()))
         if not asked:
             raise RcProbeError("it names none", where="--revisions", todo="Write step0,step1000")

@@ -126,6 +126,10 @@ def test_a_missing_layer_metric_variant_or_table_is_an_error() -> None:
     assert code(result_of(), "norm@last<0.1") == 2
     assert code(result_of(), "residual@last:SAN<0.1") == 2
     assert code(ProbeResult({}, {}, {}), "residual@last<0.1") == 2
+    old = result_of()
+    del old.tables["residuals"]["floor"]
+    assert code(old, "residual@last<0.1") == 2
+    assert code(result_of(), baseline=old) == 2
 
 
 def test_an_error_is_not_hidden_by_a_failure_or_a_pass() -> None:
@@ -359,6 +363,18 @@ def test_a_misspelt_condition_is_refused_before_anything_is_loaded(
         assert (measured, out) == (2, "")
         assert says in err and err.count("\n") == 1
     assert not Path("o").exists()
+
+
+def test_a_fault_of_ours_is_no_failed_check(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rc_probe import api
+
+    def broken(*args: Any, **options: Any) -> None:
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr(api, "load_model", broken)
+    measured, out, err = command("--fail-if", "residual@last<0.1")
+    assert (measured, out) == (2, "")
+    assert "RuntimeError: unforeseen" in err
 
 
 def test_a_baseline_of_the_command(command: Any) -> None:

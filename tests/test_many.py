@@ -120,9 +120,9 @@ def test_revisions_of_a_hub_model() -> None:
         "as they were given"
     )
     assert [each.step for each in checkpoints("m", "v1.2,v1.3")] == [None, None]
-    for revisions, revision in (("a,b", "c"), (" , ", None)):
+    for model, revisions, revision in (("m", "a,b", "c"), ("m", " , ", None), ("demo", "a", None)):
         with pytest.raises(RcProbeError, match="--revision"):
-            checkpoints("m", revisions, revision)
+            checkpoints(model, revisions, revision)
 
 
 # ---- over training
