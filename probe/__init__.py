@@ -13,12 +13,23 @@ _HOMES = {
     "attach": "rc_probe.contexts",
     "ablate": "rc_probe.contexts",
     "probe": "rc_probe.api",
+    "compare": "rc_probe.comparison",
     "ProbeResult": "rc_probe.results",
     "METRICS": "rc_probe.registry",
     "Gate": "rc_probe.hooks.gates",
 }
 
-__all__ = ["METRICS", "Gate", "ProbeResult", "RcProbeError", "__version__", "ablate", "attach", "probe"]
+__all__ = [
+    "METRICS",
+    "Gate",
+    "ProbeResult",
+    "RcProbeError",
+    "__version__",
+    "ablate",
+    "attach",
+    "compare",
+    "probe",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,6 +21,7 @@ from rc_probe.hooks.structure import Structure
 
 from .batches import Batches, batches, long_enough
 from .data import Samples, load_samples
+from .digest import digest_of
 from .floor import below_the_floor
 from .fresh import fresh_model
 from .load import Loaded, hold_model, load_model
@@ -289,7 +290,7 @@ def _settings(
     )
     places = getattr(loaded.model, "hf_device_map", None) or {"": loaded.model.device}
     return {
-        "data": samples.source, "modality": loaded.modality, "samples": count, "length": made.length,
+        "data": samples.source, "digest": digest_of(samples.items), "modality": loaded.modality, "samples": count, "length": made.length,
         "batch_size": chosen.batch_size, "tokens": made.tokens, "truncated": made.truncated,
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "device": ", ".join(sorted({str(place) for place in places.values()})), "processes": world.size,

@@ -8,8 +8,9 @@ import shlex
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -20,11 +21,14 @@ import typer
 from rc_probe import __version__
 from rc_probe.hooks.errors import RcProbeError
 
+from .checks import exit_code, table_of
+from .follow import Checkpoint, checkpoints
+from .job import Job, check_target, folder_name
 from .launch import first_to_speak, launched, start_or_join
-from .registry import METRICS
 from .settings import Settings
 
 if TYPE_CHECKING:
+    from .checks import Outcome
     from .results import ProbeResult
     from .world import World
 
@@ -50,8 +54,20 @@ Examples:
 
   rc-probe gpt2 --no-init --json --quiet | jq .verdict
 
+  rc-probe ./new --fail-if 'residual@last<0.1'   exit code 1 where the last layer is collapsed
+
+  rc-probe ./checkpoints                         collapse over training, from a folder of checkpoints
+
+  rc-probe sweep models.txt --data texts.txt     a list of models, one a line, and their comparison
+
+  rc-probe compare RUN RUN …                     results of several models or versions in one report
+
   rc-probe architectures llama                   what is proved about which model type
 """
+REVISIONS_HELP = (
+    "Several, separated by commas: step0,step1000,… Of a folder: checkpoints below it, such as 'checkpoint-*'. Each "
+    "is measured, then compared over training. A folder of checkpoints alone needs no option."
+)
 DATA_HELP = (
     "A txt, jsonl, json, csv, tsv or parquet file, a folder of images or of sounds (wav, flac, ogg, mp3), or a "
     "Hub dataset name[:config][:split]. (default: bundled biographies or photographs)"
@@ -74,8 +90,22 @@ PATHS_HELP = (
     "How much paths of each length do, exactly. With numbers, '--paths 5 20', also sampled and live: so many paths drawn "
     "at each length."
 )
+FAIL_IF_HELP = (
+    "End with exit code 1 if this holds: 'residual@last<0.1', 'cosine@max:SAN>0.99'. METRIC@WHERE[:VARIANT], WHERE "
+    "a layer, first, last, min, max or mean; then < <= > >= and a number, in quotes. Repeat for more."
+)
+BASELINE_HELP = (
+    "results.json of an earlier run on the same samples: end with 1 if a layer got worse than there."
+)
+MAX_DROP_HELP = (
+    "By how much it may: 0.05 of the residual (the default), or METRIC[:VARIANT]=NUMBER. Repeat for more."
+)
 OUT_HELP = "Folder for report.html, results.json and the tables. (default: rc-probe-out/MODEL)"
-COMMANDS = {"architectures": "rc_probe.census.command"}  # besides the main job
+COMMANDS = {  # besides the main job
+    "architectures": "rc_probe.census.command",
+    "compare": "rc_probe.compare_command",
+    "sweep": "rc_probe.sweep",
+}
 app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
 
 
@@ -85,16 +115,18 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-_model, _data, _measure, _paths, _output = (
+_model, _data, _measure, _paths, _checks, _output = (
     partial(typer.Option, rich_help_panel=panel)  # an option in a panel of --help
-    for panel in ("The model", "The data", "What is measured", "Paths", "Output")
+    for panel in ("The model", "The data", "What is measured", "Paths", "Checks", "Output")
 )
 
 
 @app.command(epilog=EXAMPLES)
 def measure(
+    ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="A Hub id, a folder, or 'demo' (the packaged all-MiniLM-L6-v2).")],
     revision: Annotated[str | None, _model(help="Branch, tag or commit of a Hub model.")] = DEFAULT.revision,
+    revisions: Annotated[str | None, _model(help=REVISIONS_HELP)] = None,
     dtype: Annotated[str, _model(help="float32, float64, bfloat16, float16, or auto.")] = DEFAULT.dtype,
     device: Annotated[str | None, _model(help="cpu, cuda, cuda:1 … (default: cuda if there is one)")] = DEFAULT.device,
     device_map: Annotated[str | None, _model(help=MAP_HELP)] = DEFAULT.device_map,
@@ -138,107 +170,121 @@ def measure(
     count_mlp: Annotated[
         bool, _paths("--count-mlp", help="An MLP is a hop of a path, as a head is.")
     ] = DEFAULT.count_mlp,
+    fail_if: Annotated[list[str] | None, _checks(help=FAIL_IF_HELP)] = None,
+    baseline: Annotated[str | None, _checks(help=BASELINE_HELP)] = None,
+    max_drop: Annotated[list[str] | None, _checks(help=MAX_DROP_HELP)] = None,
     out: Annotated[Path | None, _output(help=OUT_HELP)] = None,
     quiet: Annotated[bool, _output("--quiet", "-q", help="No progress, no summary.")] = False,
     as_json: Annotated[bool, _output("--json", help="Print results.json on standard output.")] = False,
+    resume: Annotated[
+        bool, _output(help="Of several runs: leave out those that are there with the same settings.")
+    ] = True,
     version: Annotated[
         bool, _output("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:  # fmt: skip
     """Measure rank collapse of a transformer on your data, and see what holds it up."""
     with one_line_errors(), interrupts() as check:
-        chosen = Settings(
-            data=data, revision=revision, dtype=dtype, device=device, device_map=device_map,
-            offload_folder=offload_folder, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
-            stack=stack, blocks=blocks, column=column, label_column=label_column, samples=samples, length=length,
-            batch_size=batch_size, special_tokens=special_tokens, metrics=_metric_names(metrics),
-            svd_samples=svd_samples, init=init, init_seeds=init_seeds, seed=seed, ablate=tuple(ablate or ()),
-            recursion=recursion, paths=paths, path_draws=tuple(map(int, (path_draws or "").split())), repeats=repeats,
-            path_samples=path_samples, max_length=max_length, count_mlp=count_mlp,
-        )  # fmt: skip
-        chosen.check()  # before torch is imported
-        target = out or Path("rc-probe-out") / folder_name(model)
-        if launched() is None:
-            check_target(target)
+        job = Job.of(ctx.params, shlex.join(["rc-probe", *sys.argv[1:]]))  # before torch is imported
+        found = checkpoints(model, revisions, revision)
         if num_processes is not None:
-            start_or_join(num_processes, chosen)
-        result = _run(model, chosen, target, check, quiet=quiet)
-        if result is None:
+            start_or_join(num_processes, job.settings)
+        if found:
+            raise SystemExit(_follow(ctx, job, found, check))
+        done = run(job, check, quiet=quiet)
+        if done is None:
             return
+        result, outcomes = done
         if as_json:
-            typer.echo((target / "results.json").read_text(encoding="utf-8").rstrip("\n"))
+            typer.echo((job.target / "results.json").read_text(encoding="utf-8").rstrip("\n"))
         elif not quiet:
             from .show import summary
 
-            summary(result, target)
+            summary(result, job.target)
+        if outcomes:
+            conclude(result, outcomes, quiet=quiet)
+            raise SystemExit(exit_code(outcomes))
 
 
-def _run(
-    model: str, chosen: Settings, target: Path, check: Callable[[], None], *, quiet: bool
-) -> ProbeResult | None:
-    """Measure with a progress bar, and save; `check` is called on every step. None in all processes but the first."""
+def _follow(ctx: typer.Context, job: Job, found: list[Checkpoint], check: Callable[[], None]) -> int:
+    """Measure checkpoints, and compare them. Fresh weights are the same for all: measured only if asked for."""
+    from .many import Batch, Planned, command_of, given
+
+    explicit = given(ctx)
+    options = dict(ctx.params) | ({} if "init" in explicit else {"init": False})
+    planned = []
+    for each in found:
+        own = options | {"model": each.model, "revision": each.revision}
+        place = job.target / folder_name(each.name.replace("/", "_"))
+        names = [*explicit, "init", *(["revision"] if each.revision else [])]
+        command = command_of(own, each.model, place, names)
+        planned.append(Planned(each.name, Job.of(own | {"out": place}, command), each.step))
+    batch = Batch(f"{folder_name(job.model)} over training", planned, job.target, job.command, options["resume"],
+                  options["quiet"], options["as_json"])  # fmt: skip
+    return batch.run(check)
+
+
+def run(
+    job: Job, check: Callable[[], None], *, quiet: bool, label: str = ""
+) -> tuple[ProbeResult, list[Outcome]] | None:
+    """Measure with a progress bar, and save with what the job's checks found. None in all processes but the first.
+
+    check: called on every step; label: before what the bar says
+    """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's own words when a process is gone
+    from .resume import asked
     from .show import progress_bar
     from .world import World
 
-    joined = World.join(cpu=(chosen.device or "").startswith("cpu"))
-    with joined as world, one_line_errors(world), progress_bar(hidden=quiet or world.rank > 0) as show:
+    wanted = asked(job)
+    joined = World.join(cpu=(job.settings.device or "").startswith("cpu"))
+    several = one_line_errors(joined) if joined.size > 1 else nullcontext()
+    with joined as world, several, progress_bar(hidden=quiet or world.rank > 0) as show:
         if world.rank == 0:
-            check_target(target)
+            check_target(job.target)
 
         def report(stage: str, done: int, total: int) -> None:
             check()
-            show(stage, done, total)
+            show(label + stage, done, total)
 
         from . import api
 
-        command = shlex.join(["rc-probe", *sys.argv[1:]])
-        result = api.measure(model, chosen, progress=report, command=command, world=world)
+        result = api.measure(job.model, job.settings, progress=report, command=job.command, world=world)
+        result.settings["asked"] = wanted
+        outcomes = job.checks.evaluate(result)
+        if outcomes:
+            result.tables["checks"] = table_of(outcomes)
         report("writing the report", 1, 1)
         if world.rank == 0:
-            result.save(target)
+            result.save(job.target)
         world.gather(None, "end")
-    return result if world.rank == 0 else None
+    return (result, outcomes) if world.rank == 0 else None
 
 
-def _metric_names(text: str | None) -> tuple[str, ...] | None:
-    if text is None:
-        return None
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    return tuple(METRICS) if names == ["all"] else tuple(names)
+def conclude(result: ProbeResult, outcomes: list[Outcome], *, quiet: bool, name: str | None = None) -> None:
+    """A line for each check on standard error: standard output stays the summary, or JSON."""
+    from .ci import tell
 
+    def say(line: str) -> None:
+        typer.echo(f"{name}: {line}" if name and not line.startswith("::") else line, err=True)
 
-def folder_name(model: str) -> str:
-    """The last part of a model id or path, as a folder's name."""
-    name = Path(model).name or Path(model).resolve().name
-    return re.sub(r"[^\w.-]+", "_", name).strip("._") or "model"
-
-
-def check_target(target: Path) -> None:
-    """Find out before the measurement, not after it, that nothing can be written there."""
-    there = target
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir():
-        raise RcProbeError(f"{there} is a file", where=f"--out {target}", todo="Give a folder")
-    if not os.access(there, os.W_OK):
-        raise RcProbeError(f"{there} cannot be written", where=f"--out {target}", todo="Give another folder")
+    tell(name or str(result.model["id"]), result.verdict["sentence"], outcomes, say, quiet=quiet)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command; ends the process with 0, or 2 and one line on standard error.
+    """Run the command; ends the process with 0, 1 where a check failed, or 2 and one line on standard error.
 
     The first word may be one of COMMANDS; a folder of that name is given as ./NAME.
     """
-    words = sys.argv[1:] if arguments is None else arguments
+    words = path_numbers(sys.argv[1:] if arguments is None else arguments)
     if words and words[0] in COMMANDS:
         command = import_module(COMMANDS[words[0]]).app
         command(words[1:], prog_name=f"rc-probe {words[0]}")
     else:
-        app(_path_numbers(words), prog_name="rc-probe")
+        app(words, prog_name="rc-probe")
 
 
-def _path_numbers(words: list[str]) -> list[str]:
+def path_numbers(words: list[str]) -> list[str]:
     """`--paths 5 20` as options with one value each: the numbers after --paths are how many are drawn."""
     out, rest = [], list(words)
     while rest:
@@ -298,21 +344,24 @@ def one_line_errors(world: World | None = None) -> Iterator[None]:
         line = _line(error)
         if not (first_to_speak() if world is None else world.post(error)):
             raise SystemExit(2) from None
+        if line is None:  # a fault of ours; Python's own exit code would be that of a failed check
+            traceback.print_exc()
+            raise SystemExit(2) from error
         fail(line)
 
 
-def _line(error: BaseException) -> str:
-    """What to say about an error; raises those that are no user's."""
+def _line(error: BaseException) -> str | None:
+    """What to say about an error; None about those that are no user's."""
     if isinstance(error, RcProbeError):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
         return "interrupted. Nothing was written; the same command starts anew"
-    if isinstance(error, Exception) and out_of_memory(error):
+    if out_of_memory(error):
         return "out of memory. Try a smaller --batch-size or --length, or --dtype bfloat16"
-    raise error
+    return None
 
 
-def out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     """Whether torch could not allocate, on the GPU or on the CPU."""
     text = str(error)
     return "out of memory" in text or "can't allocate memory" in text or isinstance(error, MemoryError)

@@ -20,11 +20,11 @@ import torch
 import zoo
 
 import rc_probe
-from rc_probe import cli
 from rc_probe.cli import main
+from rc_probe.job import folder_name
 from rc_probe.load import Loaded
 
-FAST = ["--no-init", "--no-recursion", "--metrics", "residual"]
+FAST = ["--no-init", "--no-recursion", "--no-paths", "--metrics", "residual"]
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -374,7 +374,7 @@ def test_ctrl_c_for_real(tmp_path: Path) -> None:
     [("gpt2", "gpt2"), ("org/model", "model"), ("./a b/", "a_b"), ("..", None), ("<x>", "x")],
 )
 def test_folder_names(model: str, folder: str | None) -> None:
-    found = cli.folder_name(model)
+    found = folder_name(model)
     assert re.fullmatch(r"[\w.-]+", found)
     assert folder is None or found.strip("_") == folder
 
