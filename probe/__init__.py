@@ -16,9 +16,13 @@ _HOMES = {
     "ProbeResult": "rc_probe.results",
     "METRICS": "rc_probe.registry",
     "Gate": "rc_probe.hooks.gates",
+    "Monitor": "rc_probe.monitor",
+    "watch": "rc_probe.training",
 }
 
-__all__ = ["METRICS", "Gate", "ProbeResult", "RcProbeError", "__version__", "ablate", "attach", "probe"]
+__all__ = [
+    "METRICS", "Gate", "Monitor", "ProbeResult", "RcProbeError", "__version__", "ablate", "attach", "probe", "watch",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

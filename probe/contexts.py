@@ -101,17 +101,22 @@ def _prove(
 
 
 class Attached(AbstractContextManager["Attached"]):
-    """A model being measured; see `attach`. `structure` is what was proved about it."""
+    """A model being measured; see `attach`. `structure` is what was proved about it.
 
-    def __init__(self, structure: Structure, metrics: Sequence[str], mask: Tensor | str | None) -> None:
-        self.structure, self.given = structure, mask
+    With `stop`, passes end after the last layer by StreamDone (see Tap).
+    """
+
+    def __init__(
+        self, structure: Structure, metrics: Sequence[str], mask: Tensor | str | None, *, stop: bool = False
+    ) -> None:
+        self.structure, self.given, self.stop = structure, mask, stop
         self.curves = Curves(list(metrics))
         self._seen: Tensor | None = None
         self._pass: dict[int, Measured] = {}  # layers of the pass that is running, in order
         self._exit = ExitStack()
 
     def __enter__(self) -> Attached:
-        self._exit.enter_context(Tap(self.structure, self._on_stream))
+        self._exit.enter_context(Tap(self.structure, self._on_stream, stop=self.stop))
         holders = [self.structure.model.get_submodule(name) for name in self.structure.ancestors]
         self._exit.enter_context(Listening(holders, self._see_mask, self._end_pass))
         return self
