@@ -21,6 +21,7 @@ from rc_probe.hooks.errors import RcProbeError
 
 from .registry import METRICS
 from .settings import Settings
+from .track import check_trackers, log_result
 
 if TYPE_CHECKING:
     from .results import ProbeResult
@@ -58,6 +59,10 @@ ABLATE_HELP = (
     "mlp@4=0.5. Blocks and heads count from 1. Repeat for more; join parts by '+'."
 )
 OUT_HELP = "Folder for report.html, results.json and the tables. (default: rc-probe-out/MODEL)"
+LOG_HELP = (
+    "Also log to a tracker of accelerate: tensorboard, wandb, mlflow, trackio … Curves by layer, a step a layer. "
+    "Repeat for more."
+)
 COMMANDS = {"architectures": "rc_probe.census.command"}  # besides the main job
 app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
 
@@ -110,6 +115,7 @@ def measure(
     seed: Annotated[int, _measure(help="Seed of the first.")] = DEFAULT.seed,
     recursion: Annotated[bool, _measure(help="Follow pure attention below the float floor.")] = DEFAULT.recursion,
     out: Annotated[Path | None, _output(help=OUT_HELP)] = None,
+    log_with: Annotated[list[str] | None, _output(help=LOG_HELP)] = None,
     quiet: Annotated[bool, _output("--quiet", "-q", help="No progress, no summary.")] = False,
     as_json: Annotated[bool, _output("--json", help="Print results.json on standard output.")] = False,
     version: Annotated[
@@ -128,7 +134,10 @@ def measure(
         chosen.check()  # before torch is imported
         target = out or Path("rc-probe-out") / folder_name(model)
         check_target(target)
+        check_trackers(log_with or ())
         result = _run(model, chosen, target, check, quiet=quiet)
+        if log_with:
+            log_result(result, log_with, target)
         if as_json:
             typer.echo((target / "results.json").read_text(encoding="utf-8").rstrip("\n"))
         elif not quiet:
