@@ -127,7 +127,8 @@ class BlockWatch(AbstractContextManager["BlockWatch"]):
     def enter(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """May return new (args, kwargs)."""
 
-    def leave(self, block: Block, output: Any) -> None: ...
+    def leave(self, block: Block, output: Any) -> Any:
+        """May return another output."""
 
     def __enter__(self) -> BlockWatch:
         by_module: dict[nn.Module, list[Block]] = {}
@@ -174,10 +175,9 @@ class BlockWatch(AbstractContextManager["BlockWatch"]):
 
         return hook
 
-    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _after(self, module: nn.Module, args: Any, output: Any) -> Any:
         block = self._running.pop() if self._running else None
-        if block is not None:
-            self.leave(block, output)
+        return self.leave(block, output) if block is not None else None
 
 
 class Editing(BlockWatch):

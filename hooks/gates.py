@@ -195,18 +195,27 @@ def head_scaling(op: AttentionOp, heads: Sequence[int], value: float | Tensor) -
     """Scale heads (from 1) of an attention op's output, laid out as AttentionOp says."""
 
     def scale(x: Tensor) -> Tensor:
-        folded = x.ndim == 3
-        y = x.unflatten(0, (-1, op.heads)) if folded else x
-        if isinstance(value, Tensor) and len(value) != len(y):
-            raise _wrong_count(value, len(y))
-        g = torch.ones(y.shape[0], op.heads, dtype=y.dtype, device=y.device)
+        batch = len(x) // op.heads if x.ndim == 3 else len(x)
+        g = torch.ones(batch, op.heads, dtype=x.dtype, device=x.device)
+        if isinstance(value, Tensor) and len(value) != batch:
+            raise _wrong_count(value, batch)
         for head in heads:
             g[:, head - 1] = value.to(g) if isinstance(value, Tensor) else value
-        g = g[:, None, :, None] if op.via == INTERFACE else g[:, :, None, None]
-        y = torch.where(g == 0, torch.zeros((), dtype=y.dtype, device=y.device), y * g)
-        return y.flatten(0, 1) if folded else y
+        return weigh_heads(op, x, g)
 
     return scale
+
+
+def weigh_heads(op: AttentionOp, x: Tensor, g: Tensor) -> Tensor:
+    """An attention op's output with each head times its gate, g (batch, heads); zeros are exact."""
+    folded = x.ndim == 3
+    y = x.unflatten(0, (-1, op.heads)) if folded else x
+    if len(g) != len(y):
+        raise _wrong_count(g, len(y))
+    g = g.to(y.device, y.dtype)
+    g = g[:, None, :, None] if op.via == INTERFACE else g[:, :, None, None]
+    y = torch.where(g == 0, torch.zeros((), dtype=y.dtype, device=y.device), y * g)
+    return y.flatten(0, 1) if folded else y
 
 
 def _wrong_count(value: Tensor, batch: int) -> RcProbeError:

@@ -59,6 +59,23 @@ def batch_first(stream: Tensor, block: Block) -> Tensor:
     return stream.flatten(1, -2)
 
 
+def laid_out(x: Tensor, block: Block, like: Tensor) -> Tensor:
+    """(batch, tokens, dim) in the layout of the block's own stream `like`: what batch_first undoes."""
+    shape = like
+    if block.feature_axis != -1:
+        shape = shape.movedim(block.feature_axis, -1)
+    if block.batch_axis is None:
+        shape = shape.unsqueeze(0)
+    elif block.batch_axis:
+        shape = shape.movedim(block.batch_axis, 0)
+    x = x.reshape(shape.shape)
+    if block.batch_axis is None:
+        x = x.squeeze(0)
+    elif block.batch_axis:
+        x = x.movedim(0, block.batch_axis)
+    return x if block.feature_axis == -1 else x.movedim(-1, block.feature_axis)
+
+
 def run_stopped(run: Callable[[], Any]) -> None:
     """Run a forward pass that a Tap with `stop` may end early."""
     try:

@@ -18,7 +18,7 @@ from .errors import RcProbeError
 
 NO_RULE = "Nothing below the float floor is available for this model"
 # Questions about shape and kind: the wrapper itself knows the answer.
-_META = frozenset(
+META = frozenset(
     """shape dtype device ndim layout is_cuda is_cpu is_mps is_sparse is_quantized is_meta is_nested is_leaf
     is_complex is_contiguous is_floating_point is_inference requires_grad grad_fn itemsize element_size size
     dim ndimension numel nelement stride get_device len""".split()  # noqa: SIM905
@@ -29,6 +29,8 @@ _LEAKS = frozenset(("numpy", "tolist", "array"))  # values that would leave unma
 
 class Traced(Tensor):
     """A tensor that is known by its parts."""
+
+    arithmetic = "split arithmetic"
 
     @classmethod
     def _wrap(cls, like: Tensor, shape: torch.Size) -> Any:
@@ -44,25 +46,25 @@ class Traced(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = func.__name__ if func.__name__ != "__get__" else func.__self__.__name__
-        key = name.strip("_")
-        if key in _META:
+        name, key, in_place = called(func)
+        if key in META:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
-        in_place = name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
         if key in _LEAKS or (in_place and not isinstance(args[0], Traced)) or "out" in kwargs:
             raise RcProbeError(f"`{name}` takes the stream out of split arithmetic", todo=NO_RULE)
         function = _find(key, tree_leaves((args, kwargs)))
         out = NotImplemented if function is None else function(func, *args, **kwargs)
         if out is NotImplemented:
             out = _lose(func, name, args, kwargs)
-        return _become(args[0], out, name) if in_place else out
+        if in_place and not isinstance(out, Traced):
+            out = Lost(args[0].dense(), name)  # returns nothing; the numbers are of no use any more
+        return become(args[0], out) if in_place else out
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        raise RcProbeError(f"`{func}` got past the rules of split arithmetic", todo=NO_RULE)
+        raise RcProbeError(f"`{func}` got past the rules of {cls.arithmetic}", todo=NO_RULE)
 
 
 class Split(Traced):
@@ -210,10 +212,14 @@ def _lose(func: Any, name: str, args: Any, kwargs: Any) -> Any:
     return tree_map_only(Tensor, lambda t: Lost(t, op), func(*args, **kwargs))
 
 
-def _become(target: Any, out: Any, name: str) -> Any:
+def called(func: Any) -> tuple[str, str, bool]:
+    """An operation's name, the key of its rule, and whether it writes into its first operand."""
+    name = func.__name__ if func.__name__ != "__get__" else func.__self__.__name__
+    return name, name.strip("_"), name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+
+
+def become(target: Any, out: Traced) -> Any:
     """In place: the object itself turns into the result, for whoever else holds it."""
-    if not isinstance(out, Traced):
-        out = Lost(target.dense(), name)  # returns nothing; the numbers are of no use any more
     target.__class__ = type(out)
     target.__dict__.clear()
     target.__dict__.update(out.__dict__)

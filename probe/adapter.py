@@ -58,3 +58,13 @@ def add_adapter(model: Any, adapter: Source, allow_pickle: bool) -> Any:
     if any("missing adapter keys" in str(warning.message) for warning in said):
         raise adapter.error("weights of the adapter are not in its file and would be random", "Save it again")
     return model
+
+
+def brought(model: Any) -> set[str]:
+    """Names, in the base model, of the modules that the adapter replaces by its own, such as a classifier."""
+    whole = (
+        name.split(".modules_to_save")[0]
+        for name, _ in model.named_parameters()
+        if ".modules_to_save." in name
+    )
+    return {name.removeprefix("base_model.model.") for name in whole}

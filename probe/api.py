@@ -51,7 +51,7 @@ def probe(
     processor: tokenizer, image processor or feature extractor of a model that you hold
     progress: called as progress(stage, done, total)
     options: the fields of `Settings`. Of a model by name: revision, dtype, device, allow_pickle,
-        trust_remote_code. Which part of it: stack, blocks. Of the data: column, samples, length, batch_size, special_tokens. Of what is
+        trust_remote_code. Which part of it: stack, blocks. Of the data: column, label_column, samples, length, batch_size, special_tokens. Of what is
         measured: metrics, svd_samples, init, init_seeds, seed, ablate, recursion
 
     Returns a ProbeResult with the tables residuals, ablations, structure, recursion, bounds.
@@ -80,8 +80,8 @@ def measure(
         else hold_model(model, processor, stack=chosen.stack, blocks=chosen.blocks)
     )
     samples = load_samples(
-        chosen.data, modality=loaded.modality, column=chosen.column, samples=chosen.samples,
-        fits=long_enough(loaded, chosen.special_tokens),
+        chosen.data, modality=loaded.modality, column=chosen.column, label_column=chosen.label_column,
+        samples=chosen.samples, fits=long_enough(loaded, chosen.special_tokens),
     )  # fmt: skip
     made = batches(
         samples, loaded, length=chosen.length, batch_size=chosen.batch_size,
@@ -254,6 +254,7 @@ def _as_command(loaded: Loaded, chosen: Settings) -> str:
         "stack",
         "blocks",
         "column",
+        "label_column",
         "samples",
         "length",
         "batch_size",

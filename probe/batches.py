@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from rc_probe.hooks.errors import RcProbeError
 
-from .data import THINGS, Samples, open_image
+from .columns import THINGS
+from .data import Samples, open_image
 from .load import Loaded
 from .sound import features, fixed_length, shape
 from .source import first_line
@@ -28,10 +29,14 @@ Ids = dict[str, list[int]]
 
 @dataclass(frozen=True)
 class Batch:
-    """inputs: the model's keyword arguments, on its device; mask: (B, T) bool, None if all is real."""
+    """inputs: the model's keyword arguments, on its device; mask: (B, T) bool, None if all is real.
+
+    samples: the numbers of the samples in it, counted from 0 over the run
+    """
 
     inputs: dict[str, Tensor]
     mask: Tensor | None
+    samples: tuple[int, ...] = ()
 
 
 class Batches:
@@ -61,7 +66,10 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         make = {"text": _text_batch, "image": _image_batch, "audio": _sound_batch}[self.loaded.modality]
-        return (make(self.loaded, items) for items in self.slices)
+        start = 0
+        for items in self.slices:
+            yield replace(make(self.loaded, items), samples=tuple(range(start, start + len(items))))
+            start += len(items)
 
 
 def batches(

@@ -54,6 +54,10 @@ STACK_HELP = (
     "Encoder, decoder or tower, by its name or a part of it: 'encoder', 'vision'. (default: the last)"
 )
 BLOCKS_HELP = "Names of the blocks, where they are not found: 'encoder.layer.*'."
+LABEL_HELP = (
+    "Column of what is right: a class by name or number; for embeddings also a paired text, or TEXT,SCORE. Of a folder "
+    "of images or sounds: 'folder', the names of the folders in it."
+)
 ABLATE_HELP = (
     "Leave a part out and compare: attention.skip@3-5, mlp@7, mlp.skip, attention@all, head@2:5, "
     "mlp@4=0.5. Blocks and heads count from 1. Repeat for more; join parts by '+'."
@@ -95,6 +99,7 @@ def measure(
     blocks: Annotated[str | None, _model(help=BLOCKS_HELP)] = DEFAULT.blocks,
     data: Annotated[str | None, _data(help=DATA_HELP)] = None,
     column: Annotated[str | None, _data(help="Column of a table or dataset.")] = DEFAULT.column,
+    label_column: Annotated[str | None, _data(help=LABEL_HELP)] = DEFAULT.label_column,
     samples: Annotated[int, _data(help="Texts, images or sounds at most.")] = DEFAULT.samples,
     length: Annotated[int, _data(help="Tokens of a text at most.")] = DEFAULT.length,
     batch_size: Annotated[
@@ -126,8 +131,8 @@ def measure(
     with one_line_errors(), interrupts() as check:
         chosen = Settings(
             data=data, revision=revision, dtype=dtype, device=device, allow_pickle=allow_pickle,
-            trust_remote_code=trust_remote_code, stack=stack, blocks=blocks, column=column, samples=samples, length=length,
-            batch_size=batch_size, special_tokens=special_tokens, metrics=_metric_names(metrics),
+            trust_remote_code=trust_remote_code, stack=stack, blocks=blocks, column=column, label_column=label_column,
+            samples=samples, length=length, batch_size=batch_size, special_tokens=special_tokens, metrics=_metric_names(metrics),
             svd_samples=svd_samples, init=init, init_seeds=init_seeds, seed=seed, ablate=tuple(ablate or ()),
             recursion=recursion,
         )  # fmt: skip

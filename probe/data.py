@@ -6,27 +6,21 @@ source, so that a run on 32 samples of a large file reads 32 samples.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from math import isnan
 from pathlib import Path
 from typing import Any
 
 from rc_probe.hooks.errors import RcProbeError
 
-from .sound import is_sound, sound_files
+from .columns import THINGS, Wanted, checked, class_names, labelled_rows
+from .sound import sound_files
 from .source import first_line, hub_problem, quiet
 from .tables import TABLES, Row, json_lines, readable, rows_of
 
 BUNDLED = Path(__file__).parent / "samples"
-COLUMNS = {
-    "text": ("text", "sentence", "content", "document", "article", "body", "review", "prompt"),
-    "image": ("image", "img", "photo", "picture"),
-    "audio": ("audio", "sound", "speech", "recording"),
-}
 SPLITS = ("validation", "test", "train")  # the first of these that a Hub dataset has
 TEXT_FILES = {".txt", ".text", ".md"}
 ACCEPTED = {
@@ -34,12 +28,12 @@ ACCEPTED = {
     "image": "Give a folder of images, or a Hub dataset",
     "audio": "Give --data: a folder of .wav, .flac, .ogg or .mp3 files, or a Hub dataset",
 }
-THINGS = {"text": "texts", "image": "images", "audio": "sounds"}  # what samples are called
 PYTHON = {
     "text": "texts",
     "image": "PIL images",
     "audio": "arrays (N,), or pairs of one and its sampling rate",
 }
+FOLDER = "folder"  # as a label column: the folders of files name their classes
 WRAPPED = 100  # characters; prose wrapped by hand has no longer lines
 
 
@@ -49,12 +43,25 @@ class Samples:
 
     items: texts, images (PIL images) or sounds (see `rc_probe.sound.wave`); of images and sounds also the
     paths of files, which are opened when their batch is made.
+    labels: the value of the label column of each, a tuple where it names two columns; None without one
+    classes: the names of the labels 0, 1, … where the dataset has them
     """
 
     kind: str
     source: str
     items: list[Any]
     note: str = ""
+    labels: list[Any] | None = None
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A source's name, its (sample, label) in order, and the names of its labels."""
+
+    source: str
+    stream: Iterator[tuple[Any, Any]]
+    classes: tuple[str, ...] = ()
 
 
 def load_samples(
@@ -62,6 +69,7 @@ def load_samples(
     *,
     modality: str,
     column: str | None = None,
+    label_column: str | None = None,
     samples: int = 32,
     fits: Callable[[Any], bool] | None = None,
 ) -> Samples:
@@ -73,21 +81,24 @@ def load_samples(
         images, arrays (N,) or pairs (array, sampling rate); a datasets.Dataset; a DataFrame
     modality: "text", "image" or "audio", what the model takes
     column: of a table; found by itself if its name is a usual one or no other column fits
+    label_column: of a table, or two with a comma between; "folder": the name of the folder that a file lies in
     fits: `rc_probe.batches.long_enough(...)`, to look on until there are enough samples that can be measured
 
     Raises RcProbeError if there is nothing to measure, or not what was meant.
     """
-    source, stream = _open(spec, modality, column)
-    things = THINGS[modality]
+    opened = _open(spec, Wanted(modality, column, label_column))
+    source, things = opened.source, THINGS[modality]
     items: list[Any] = []
+    labels: list[Any] = []
     empty = short = 0
-    for item in stream:
+    for item, label in opened.stream:
         if modality == "text" and not item.strip():
             empty += 1
         elif fits and not fits(item):
             short += 1
         else:
             items.append(item)
+            labels.append(label)
         if len(items) == samples:
             break
     if not items and short:
@@ -98,22 +109,23 @@ def load_samples(
     notes = [f"{empty} empty texts left out"] if empty else []
     notes += [f"{short} {things} of fewer than two tokens left out"] if short else []
     notes += [f"{len(items)} samples, not {samples}: there are no more"] if len(items) < samples else []
-    return Samples(modality, source, items, "; ".join(notes))
+    found = labels if label_column else None
+    return Samples(modality, source, items, "; ".join(notes), found, opened.classes)
 
 
-def _open(spec: Any, modality: str, column: str | None) -> tuple[str, Iterator[Any]]:
-    """(name of the source, its samples in order)."""
-    if spec is None and column:
-        raise _no_columns("the bundled samples", column)
+def _open(spec: Any, wanted: Wanted) -> _Opened:
+    modality = wanted.modality
+    if spec is None:
+        wanted.no_columns("the bundled samples")
     if spec is None and modality == "audio":
         raise RcProbeError("no sounds come with rc-probe", where="data", todo=ACCEPTED["audio"])
     if spec is None and modality == "text":
         rows = json_lines(BUNDLED / "biographies.jsonl")
-        return "bundled biographies", (row["text"] for row in rows)
+        return _unlabelled("bundled biographies", (row["text"] for row in rows))
     if spec is None:
-        return "bundled photographs", _image_files(BUNDLED / "photos")
+        return _unlabelled("bundled photographs", _image_files(BUNDLED / "photos"))
     if isinstance(spec, str | os.PathLike):
-        return _open_named(os.fspath(spec), modality, column)
+        return _open_named(os.fspath(spec), wanted)
     if isinstance(spec, dict):
         todo = f"Choose one split: {', '.join(map(str, spec))}"
         raise RcProbeError("several datasets in one", where="data", todo=todo)
@@ -123,15 +135,20 @@ def _open(spec: Any, modality: str, column: str | None) -> tuple[str, Iterator[A
             f"{source} holds no samples", where="data", todo=f"Give a list of {PYTHON[modality]}"
         )
     if hasattr(spec, "to_dict") and hasattr(spec, "columns"):  # a DataFrame
-        return source, _column(spec.to_dict("records"), modality, column, source)
+        return _Opened(source, labelled_rows(spec.to_dict("records"), wanted, source))
     if hasattr(spec, "column_names"):  # a datasets.Dataset or IterableDataset
-        return source, _column(_undecoded(spec), modality, column, source)
-    if column:
-        raise _no_columns("data", column)
-    return f"{source} of {THINGS[modality]}", _checked(spec, modality, "data")
+        return _Opened(source, labelled_rows(_undecoded(spec), wanted, source), class_names(spec, wanted))
+    wanted.no_columns("data")
+    values = (checked(value, i, modality, "data") for i, value in enumerate(spec))
+    return _unlabelled(f"{source} of {THINGS[modality]}", values)
 
 
-def _open_named(spec: str, modality: str, column: str | None) -> tuple[str, Iterator[Any]]:
+def _unlabelled(source: str, items: Iterable[Any]) -> _Opened:
+    return _Opened(source, ((item, None) for item in items))
+
+
+def _open_named(spec: str, wanted: Wanted) -> _Opened:
+    modality = wanted.modality
     path = Path(spec).expanduser()
     suffix = path.suffix.lower()
     is_text = suffix in TEXT_FILES | TABLES
@@ -140,23 +157,19 @@ def _open_named(spec: str, modality: str, column: str | None) -> tuple[str, Iter
     if path.exists() and (modality == "text") != is_text:
         what = f"the model takes {THINGS[modality]}, and this is no source of {THINGS[modality]}"
         raise RcProbeError(what, where=spec, todo=ACCEPTED[modality])
-    if path.exists() and suffix not in TABLES and column:
-        raise _no_columns(spec, column)
-    if suffix in TEXT_FILES:
-        return _texts(path)
     if suffix in TABLES:
-        return spec, _column(rows_of(path), modality, column, spec)
+        return _Opened(spec, labelled_rows(rows_of(path), wanted, spec))
+    if path.is_dir() and wanted.label_column == FOLDER and not wanted.column:
+        return _Opened(spec, _by_folder(path, modality))
     if path.exists():
-        return spec, sound_files(path) if modality == "audio" else _image_files(path)
+        wanted.no_columns(spec)
+    if suffix in TEXT_FILES:
+        return _unlabelled(*_texts(path))
+    if path.exists():
+        return _unlabelled(spec, _files(path, modality))
     if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
         raise RcProbeError("no such file or folder", where=spec, todo="Check the path")
-    return _hub(spec, modality, column)
-
-
-def _no_columns(where: str, column: str) -> RcProbeError:
-    return RcProbeError(
-        f"there are no columns here, so no {column!r}", where=where, todo="Leave --column out"
-    )
+    return _hub(spec, wanted)
 
 
 def _texts(path: Path) -> tuple[str, Iterator[str]]:
@@ -170,6 +183,24 @@ def _texts(path: Path) -> tuple[str, Iterator[str]]:
     if len(paragraphs) > 1 and several and max(map(len, lines)) <= WRAPPED:
         return f"{path} (paragraphs)", (" ".join(map(str.strip, lines)) for lines in paragraphs)
     return f"{path} (lines)", (line.strip() for line in lines if line.strip())
+
+
+def _files(path: Path, modality: str) -> Iterator[Path]:
+    return sound_files(path) if modality == "audio" else _image_files(path)
+
+
+def _by_folder(path: Path, modality: str) -> Iterator[tuple[Path, str]]:
+    """The files below `path` with the names of their folders, one of each folder in turn: few samples show all."""
+
+    def files(folder: Path) -> Iterator[Path]:
+        return (file for file in _files(folder, modality) if file.parent == folder)
+
+    if any(files(path)):
+        todo = "Put the files of each class into a folder of its name"
+        raise RcProbeError("files lie in no folder that could name them", where=str(path), todo=todo)
+    folders = sorted({file.parent for file in path.rglob("*") if file.is_file()})
+    for files_in_turn in itertools.zip_longest(*map(files, folders)):
+        yield from ((file, file.parent.name) for file in files_in_turn if file)
 
 
 def _image_files(path: Path) -> Iterator[Path]:
@@ -194,14 +225,16 @@ def open_image(path: Path) -> Any:
         raise RcProbeError(what, where=str(path), todo="Remove or replace it") from error
 
 
-def _hub(spec: str, modality: str, column: str | None) -> tuple[str, Iterator[Any]]:
+def _hub(spec: str, wanted: Wanted) -> _Opened:
     """A Hub dataset, streamed. The second of two parts is a split if called like one, else a config."""
     name, config, split = ([*spec.split(":"), "", ""])[:3]
     if config in SPLITS and not split:
         config, split = "", config
     problem = hub_problem()
     if problem and "HF_HUB_OFFLINE" not in problem:  # offline by will: datasets looks at its cache, at once
-        raise RcProbeError(f"no such file or folder, and {problem}", where=spec, todo=ACCEPTED[modality])
+        raise RcProbeError(
+            f"no such file or folder, and {problem}", where=spec, todo=ACCEPTED[wanted.modality]
+        )
     import datasets
 
     try:
@@ -211,11 +244,12 @@ def _hub(spec: str, modality: str, column: str | None) -> tuple[str, Iterator[An
                 split = next((split for split in SPLITS if split in found), next(iter(found)))
                 found = found[split]
     except Exception as error:
-        todo = f"Check name:config:split. {ACCEPTED[modality]}"
+        todo = f"Check name:config:split. {ACCEPTED[wanted.modality]}"
         what = f"no such file or folder, and the dataset does not load ({first_line(error)})"
         raise RcProbeError(what, where=spec, todo=todo) from error
     source = ":".join(part for part in (name, config, split) if part)
-    return source, _column(_streamed(_undecoded(found), source), modality, column, source)
+    rows = labelled_rows(_streamed(_undecoded(found), source), wanted, source)
+    return _Opened(source, rows, class_names(found, wanted))
 
 
 def _undecoded(rows: Any) -> Any:
@@ -232,51 +266,3 @@ def _streamed(rows: Iterable[Row], source: str) -> Iterator[Row]:
     except Exception as error:
         what = f"the dataset cannot be read ({first_line(error)})"
         raise RcProbeError(what, where=source, todo="Try again, or give a local file") from error
-
-
-def _column(rows: Iterable[Row], modality: str, column: str | None, source: str) -> Iterator[Any]:
-    """The values of one column of `rows`."""
-    stream = iter(rows)
-    first = next(stream, None)
-    if first is None:
-        return iter(())
-    name = _choose(first, modality, column, source)
-    values = (row.get(name) for row in itertools.chain([first], stream))
-    return _checked(values, modality, f"{source}, column {name!r}")
-
-
-def _choose(row: Row, modality: str, column: str | None, source: str) -> str:
-    names = [str(name) for name in row]
-    if column in names:
-        return str(column)
-    there = f"The columns are {', '.join(names)}"
-    if column:
-        near = difflib.get_close_matches(column, names, 1)
-        todo = f"Did you mean {near[0]!r}? {there}" if near else there
-        raise RcProbeError(f"no column {column!r}", where=source, todo=todo)
-    usual = [name for name in COLUMNS[modality] if name in names]
-    fitting = [str(name) for name, value in row.items() if _is(value, modality)]
-    if not usual and len(fitting) != 1:
-        what = f"{'several columns' if fitting else 'no column'} of {THINGS[modality]}"
-        raise RcProbeError(what, where=source, todo=f"Choose one with --column. {there}")
-    return usual[0] if usual else fitting[0]
-
-
-def _is(value: Any, modality: str) -> bool:
-    if modality == "audio":
-        return is_sound(value)
-    return (
-        isinstance(value, str) if modality == "text" else hasattr(value, "convert") and hasattr(value, "size")
-    )
-
-
-def _checked(values: Iterable[Any], modality: str, where: str) -> Iterator[Any]:
-    """The values, each a text, an image or a sound; a missing text is an empty one."""
-    for index, value in enumerate(values):
-        if modality == "text" and (value is None or (isinstance(value, float) and isnan(value))):
-            yield ""
-        elif _is(value, modality):
-            yield value
-        else:
-            what = f"row {index} is a {type(value).__name__}, and the model takes {THINGS[modality]}"
-            raise RcProbeError(what, where=where, todo="Choose another --column or other data")

@@ -7,7 +7,7 @@ warns in these cases, and what is measured afterwards would be a half random mod
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import nn
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.unwrap import unwrapped
 
-from .adapter import add_adapter, base_of
+from .adapter import add_adapter, base_of, brought
 from .settings import DTYPES
 from .source import SAVE, Source, first_line, load_config, locate, quiet
 from .towers import Part, pick
@@ -35,6 +35,7 @@ class Loaded:
     modality: "text", "image" or "audio"; processor: the tokenizer, image processor or feature extractor
     notes: sentences for the report
     stack: of `model`, the one to measure (None: the last); others: names of those in parts left out
+    random: the weights of its head that the checkpoint lacks
     """
 
     model: Any
@@ -46,6 +47,7 @@ class Loaded:
     notes: list[str] = field(default_factory=list)
     stack: str | None = None
     others: tuple[str, ...] = ()
+    random: tuple[str, ...] = ()
 
 
 def load_model(
@@ -76,9 +78,11 @@ def load_model(
     source = base_of(adapter) or adapter
     with quiet():
         config = load_config(source)
-        model, notes = _load_weights(source, config, wanted, allow_pickle, device_map)
+        model, notes, random = _load_weights(source, config, wanted, allow_pickle, device_map)
         if source is not adapter:
             model = add_adapter(model, adapter, allow_pickle)
+            own = tuple(f"{name}." for name in brought(model))
+            random = tuple(name for name in random if not name.startswith(own))
         _check_finite(model, adapter)
         if device_map is None:
             with source.explain(f"the model does not fit on {target}", "Try --dtype bfloat16"):
@@ -87,7 +91,7 @@ def load_model(
         modality = _modality(part.model, source)
         processor = _load_processor(source, modality)
     commit = getattr(config, "_commit_hash", None) or revision
-    return _loaded(part, model_id, commit, modality, processor, notes)
+    return replace(_loaded(part, model_id, commit, modality, processor, notes), random=random)
 
 
 def _loaded(
@@ -139,8 +143,8 @@ def _model_class(config: Any, trust_remote_code: bool) -> Any:
 
 def _load_weights(
     source: Source, config: Any, dtype: Any, allow_pickle: bool, device_map: Any
-) -> tuple[Any, list[str]]:
-    """The model, and notes about weights that its checkpoint lacks or that it does not use."""
+) -> tuple[Any, list[str], tuple[str, ...]]:
+    """The model, notes about weights that its checkpoint lacks or that it does not use, and the ones it lacks."""
     pickle_only = source.error(
         "the weights are only there as a pickle, which can run code",
         "If you trust its author, allow it with --allow-pickle",
@@ -175,7 +179,7 @@ def _load_weights(
         raise source.error(
             f"the model does not load ({text})", "Check the checkpoint and config.json"
         ) from error
-    return model, _check_keys(model, info, source)
+    return model, _check_keys(model, info, source), tuple(sorted(info["missing_keys"]))
 
 
 def _check_keys(model: Any, info: dict[str, Any], source: Source) -> list[str]:

@@ -26,6 +26,7 @@ class Settings:
     stack: str | None = None  # which stack of blocks, by name; None: the last
     blocks: str | None = None  # names of the blocks, where they are not found
     column: str | None = None  # of a table or a dataset
+    label_column: str | None = None  # of what is right: classes, a paired text, "text,similarity", "folder"
     samples: int = 32
     length: int = 128  # tokens of a text at most
     batch_size: int = 8
@@ -73,9 +74,10 @@ class Settings:
             raise RcProbeError(
                 f"{self.seed} is too large", where="--seed", todo=f"Give less than {MOST_SEED}"
             )
-        for name in ("stack", "blocks"):
+        for name in ("stack", "blocks", "label_column"):
             if getattr(self, name) == "":
-                raise RcProbeError("it is empty", where=f"--{name}", todo="Give a name, or leave it out")
+                where = f"--{name.replace('_', '-')}"
+                raise RcProbeError("it is empty", where=where, todo="Give a name, or leave it out")
         if self.stack is not None and self.blocks is not None:
             todo = "--blocks names the blocks of one stack by itself"
             raise RcProbeError("both are given", where="--stack, --blocks", todo=todo)

@@ -187,6 +187,77 @@ def test_dataset() -> None:
     assert load(images, "image").items[0].size == (3, 3)
 
 
+# Labels
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
+def test_labels_travel_with_their_samples(tmp_path: Path, suffix: str) -> None:
+    columns = {"body": ["a b", "", "c d", "e", "f g"], "stars": [4, 1, 0, 2, 3], "mood": ["good", *"bcde"]}
+    path = table(tmp_path / f"data{suffix}", columns)
+    samples = load(path, label_column="stars", fits=lambda text: len(text) > 1, column="body")
+    assert (samples.items, samples.labels) == (["a b", "c d", "f g"], [4, 0, 3])
+    assert all(type(label) is int for label in samples.labels or [])
+    assert load(path, label_column="mood", samples=2).labels == ["good", "c"]  # the text is the other column
+    assert load(path, label_column="mood,stars", samples=1).labels == [("good", 4)]
+    assert load(path, column="body").labels is None
+
+
+def test_missing_labels_are_none(tmp_path: Path) -> None:
+    path = table(tmp_path / "a.csv", {"text": ["a", "b", "c"], "label": ["x", None, "y"]})
+    assert load(path, label_column="label").labels == ["x", None, "y"]
+    frame = pd.DataFrame({"text": ["a", "b"], "label": [1.0, np.nan]})
+    assert load(frame, label_column="label").labels == [1.0, None]
+
+
+def test_labels_of_datasets() -> None:
+    features = datasets.Features(
+        text=datasets.Value("string"), label=datasets.ClassLabel(names=["no", "yes"])
+    )
+    dataset = datasets.Dataset.from_dict({"text": TEXTS, "label": [0, 1, 1]}, features)
+    for rows in (dataset, dataset.to_iterable_dataset()):
+        samples = load(rows, label_column="label")
+        assert (samples.labels, samples.classes) == ([0, 1, 1], ("no", "yes"))
+    assert load(dataset).classes == ()
+    frame = dataset.to_pandas()
+    assert load(frame, label_column="label").labels == [0, 1, 1]
+    images = datasets.Dataset.from_dict({"img": [Image.new("RGB", (3, 3))], "label": ["cat"]})
+    assert load(images, "image", label_column="label").labels == ["cat"]
+
+
+def test_labels_of_a_hub_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = datasets.Dataset.from_dict({"text": TEXTS, "label": [2, 0, 1]}).to_iterable_dataset()
+    monkeypatch.setattr("rc_probe.data.hub_problem", lambda: None)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: dataset)
+    assert load("a/b:test", label_column="label", samples=2).labels == [2, 0]
+    refuses("a/b:test", "a/b", "no column 'labels'", "Did you mean 'label'?", label_column="labels")
+
+
+def test_folders_name_classes(tmp_path: Path) -> None:
+    """One of each folder in turn: the first samples are not all of the first class."""
+    for name in ("dog/1", "cat/1", "cat/2", "cat/3", "train/bird/1"):
+        picture(tmp_path / f"{name}.png")
+    samples = load(tmp_path, "image", label_column="folder")
+    assert samples.labels == ["cat", "dog", "bird", "cat", "cat"]
+    assert [path.stem for path in samples.items] == ["1", "1", "1", "2", "3"]
+    assert load(tmp_path, "image", label_column="folder", samples=2).labels == ["cat", "dog"]
+    picture(tmp_path / "0.png")
+    refuses(
+        tmp_path, "no folder that could name them", "Put the files", modality="image", label_column="folder"
+    )
+
+
+def test_label_columns_that_are_not_there(tmp_path: Path) -> None:
+    path = table(tmp_path / "data.csv", {"text": TEXTS, "label": [0, 1, 0]})
+    refuses(path, "no column 'lable'", "Did you mean 'label'?", "text, label", label_column="lable")
+    refuses(path, "no column 'score'", "The columns are text, label", label_column="text,score")
+    (tmp_path / "data.txt").write_text("some words")
+    for spec in (tmp_path / "data.txt", TEXTS, None):
+        refuses(spec, "no columns here, so no 'label'", "Leave --label-column out", label_column="label")
+    picture(tmp_path / "photos" / "a.png")
+    photos = tmp_path / "photos"
+    refuses(photos, "so no 'label'", "--label-column folder", modality="image", label_column="label")
+
+
 # The Hub
 
 

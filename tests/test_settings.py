@@ -86,6 +86,7 @@ def test_dtypes_are_those_that_load() -> None:
     [
         ({"stack": ""}, "--stack: it is empty"),
         ({"blocks": ""}, "--blocks: it is empty"),
+        ({"label_column": ""}, "--label-column: it is empty"),
         ({"stack": "encoder", "blocks": "encoder.layer.*"}, "both are given"),
     ],
 )

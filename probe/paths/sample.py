@@ -1,0 +1,182 @@
+"""Sampled paths: terms of the frozen decomposition, drawn as Dong et al. 2021 (section 3.2) draw theirs.
+
+Paths of one length are drawn uniformly: which blocks, and a head in each. One draw is a head for every
+block; all the paths through these heads, of every length and layer subset, go through the model together
+by the recurrence of the exact decomposition. So they share their beginnings and ends, the layer subsets
+are strata that are all taken (each of the C(L, k) by as many paths), and chance is left in the heads alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rc_probe.hooks.errors import RcProbeError
+from rc_probe.hooks.freeze import Frozen, Hop, Step, frozen, head_of, hop_edits
+from rc_probe.hooks.parts import Ledger, Parts
+from rc_probe.hooks.prove import find_structure
+from rc_probe.hooks.structure import INTERFACE, Structure
+
+from .decompose import _batches_first, hops
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Estimates of the parts of each length, one for each repeat.
+
+    parts: (repeats, lengths, batch, tokens, dim) of the last hidden state; the mean over repeats estimates
+        Decomposition.length(k), without bias. `stream` the same after the last block
+    paths: how many paths of each length one repeat has
+    """
+
+    parts: Tensor
+    stream: Tensor
+    paths: tuple[int, ...]
+
+
+def sample(
+    model: nn.Module | Structure,
+    batch: dict[str, Any],
+    *,
+    paths: int = 20,
+    repeats: int = 5,
+    seed: int = 0,
+    max_length: int | None = None,
+    count_mlp: bool = False,
+    stack: str | None = None,
+    blocks: str | None = None,
+) -> Sampled:
+    """Unbiased estimates of what paths of each length carry, from `paths` draws of heads in each repeat.
+
+    Every path of a length is as likely as any other. The draws of one repeat are independent, and so are the
+    repeats. Raises RcProbeError as `decompose` does, and where heads cannot be told apart.
+    """
+    structure = (
+        model if isinstance(model, Structure) else find_structure(model, batch, stack=stack, blocks=blocks)
+    )
+    choices = hops(structure, count_mlp=count_mlp)
+    drawn = draw_heads(choices, paths * repeats, seed)
+    streams, hiddens = [], []
+    for chunk in drawn.split(_at_once(structure, batch, len(choices), paths), dim=1):
+        result = _sweep(structure, batch, choices, chunk, max_length)
+        streams.append(_by_draw(structure, result.stream, chunk.shape[1], None))
+        hiddens.append(_by_draw(structure, result.hidden, chunk.shape[1], streams[-1]))
+
+    def means(found: list[Tensor]) -> Tensor:
+        each: Tensor = torch.cat(found, 1).unflatten(1, (repeats, paths))
+        return each.mean(2).transpose(0, 1)
+
+    subsets = [math.comb(len(choices), k) * paths for k in range(len(choices) + 1)]
+    return Sampled(means(hiddens), means(streams), tuple(subsets))
+
+
+def draw_heads(choices: list[Step], draws: int, seed: int) -> Tensor:
+    """A head for every step, uniform and independent: (steps, draws), numbered from 0 over the step's hops."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randint(step.heads, (draws,), generator=generator) for step in choices])
+
+
+def _sweep(
+    structure: Structure, batch: dict[str, Any], choices: list[Step], drawn: Tensor, max_length: int | None
+) -> Frozen:
+    """All the paths through the heads of each draw, by length. drawn (steps, draws)."""
+    ledger = Ledger(fixed=0, group=drawn.shape[1], longest=max_length)
+
+    def on_hop(number: int, hop: Hop, x: Parts) -> Parts:
+        step = choices[number]
+        mine = (
+            head_of(step, hop, drawn[number]).any(1) * step.heads
+        )  # each stands for all the heads of the step
+        return x.made(lambda p: ledger.longer(_times(p, mine)))
+
+    def on_heads(number: int, hop: Hop, x: Parts) -> Parts:
+        return x.made(lambda p: _heads(p, hop, head_of(choices[number], hop, drawn[number])))
+
+    edits = hop_edits(structure, choices, on_hop, on_heads=on_heads)
+    return frozen(structure, batch, ledger, lambda x: x.expand(drawn.shape[1], *x.shape), edits)
+
+
+def terms(
+    model: nn.Module | Structure,
+    batch: dict[str, Any],
+    paths: Tensor,
+    *,
+    count_mlp: bool = False,
+    stack: str | None = None,
+    blocks: str | None = None,
+) -> Tensor:
+    """What each of given paths carries from the input to the last hidden state: (paths, batch, tokens, dim).
+
+    paths: (paths, steps) of whole numbers, 0 for the skip and h for head h (from 1). The terms of all
+    (H+1)^L paths, with the bias of `decompose`, add up to the output.
+    """
+    structure = (
+        model if isinstance(model, Structure) else find_structure(model, batch, stack=stack, blocks=blocks)
+    )
+    choices = hops(structure, count_mlp=count_mlp)
+    check_paths(structure, choices, paths)
+    ledger = Ledger(fixed=len(paths))
+    heads = paths.T - 1  # (steps, paths), -1 for the skip
+
+    def on_hop(number: int, hop: Hop, x: Parts) -> Parts:
+        return x.made(lambda p: _times(p, head_of(choices[number], hop, heads[number]).any(1)))
+
+    def on_heads(number: int, hop: Hop, x: Parts) -> Parts:
+        return x.made(lambda p: _heads(p, hop, head_of(choices[number], hop, heads[number])))
+
+    def on_others(number: int, x: Parts) -> Parts:
+        return x.made(lambda p: _times(p, heads[number] < 0))
+
+    edits = hop_edits(structure, choices, on_hop, on_others=on_others, on_heads=on_heads)
+    result = frozen(structure, batch, ledger, lambda x: x.expand(len(paths), *x.shape), edits)
+    last = structure.blocks[-1]
+    return _batches_first(result.hidden, last, _batches_first(result.stream, last, None))[:-1]
+
+
+def check_paths(structure: Structure, choices: list[Step], paths: Tensor) -> None:
+    """RcProbeError for what are no paths of this model."""
+    limits = torch.tensor([step.heads for step in choices])
+    if paths.ndim != 2 or paths.shape[1] != len(choices) or bool(((paths < 0) | (paths > limits)).any()):
+        raise RcProbeError(
+            f"these are no paths: {len(choices)} numbers each, 0 for the skip or a head, are needed",
+            where=type(structure.model).__name__,
+            todo=f"Heads are numbered 1 to {', '.join(map(str, dict.fromkeys(limits.tolist())))}",
+        )
+
+
+def _times(parts: Tensor, factor: Tensor) -> Tensor:
+    """Each draw's channels times its factor (draws,): they lie side by side at every length."""
+    factor = factor.to(parts.device, parts.dtype).repeat(len(parts) // len(factor))
+    return parts * factor.reshape(-1, *[1] * (parts.ndim - 1))
+
+
+def _heads(parts: Tensor, hop: Hop, chosen: Tensor) -> Tensor:
+    """Keep the heads chosen (draws, heads) of what an attention op returns."""
+    chosen = chosen.to(parts.device, parts.dtype).repeat(len(parts) // len(chosen), 1)
+    if hop.ops[0].via == INTERFACE:  # (channels, batch, tokens, heads, dim)
+        return parts * chosen[:, None, None, :, None]
+    folded = parts.ndim == 4  # (channels, batch · heads, tokens, dim)
+    y = parts.unflatten(1, (-1, hop.heads)) if folded else parts
+    y = y * chosen[:, None, :, None, None]
+    return y.flatten(1, 2) if folded else y
+
+
+def _by_draw(structure: Structure, x: Parts, draws: int, stream: Tensor | None) -> Tensor:
+    """(lengths, draws, batch, tokens, dim)."""
+    like = None if stream is None else stream[0]
+    parts = _batches_first(x, structure.blocks[-1], like)[:-1]
+    each: Tensor = parts.unflatten(0, (-1, draws))
+    return each
+
+
+def _at_once(structure: Structure, batch: dict[str, Any], steps: int, paths: int) -> int:
+    """How many draws go through the model together, so that they take about a gigabyte."""
+    rows = max(
+        (t.shape[0] * t.shape[1] for t in batch.values() if isinstance(t, Tensor) and t.ndim > 1), default=1
+    )
+    wide = 4 * structure.dim * 8 * 3  # an MLP's width in bytes, and what a step keeps of it
+    return max(1, min(paths, int(2**30 / (rows * wide * (steps + 1)))))

@@ -1,0 +1,140 @@
+"""The interface that all tasks share: what goes in, what is read of what comes out, and what that scores.
+
+Somebody else runs the model, as often as there are versions of it to compare (partial sums of paths,
+ablations), and hands the outputs over:
+
+    task, notes = choose_task(loaded, samples)
+    tally = task.tally()
+    for batch in batches(task.samples, loaded):
+        prepared = task.prepare(batch)
+        tally.start(prepared, task.model(**prepared.inputs))   # the full model: what the others are compared with
+        tally.add("length ≤ 2", output_of_that_sum)            # any number of them
+    tally.scores()["length ≤ 2"]["agreement"]                  # (samples,)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rc_probe.batches import Batch
+from rc_probe.data import Samples
+
+FULL = "full model"  # the key of the versions that a tally was started with
+
+Readout = dict[str, Tensor]  # small tensors on the CPU, as the task names them
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch as its task runs it.
+
+    inputs: keyword arguments of the forward pass, on the model's device
+    rows: samples in the batch; samples: their numbers, counted from 0 over the run
+    mask: (rows, tokens) bool, False for padding; None if all is real
+    row, column: (P,) the scored positions: which sample of the batch, which token of its output; column is None
+        where a sample has one prediction
+    targets: (P,) the right classes; None where nothing says what is right
+    """
+
+    inputs: dict[str, Any]
+    rows: int
+    samples: tuple[int, ...]
+    mask: Tensor | None
+    row: Tensor
+    column: Tensor | None = None
+    targets: Tensor | None = None
+
+
+class Task(ABC):
+    """What is predicted.
+
+    name: for the reader
+    metrics: the names of the scores, in display order
+    model: whose forward pass gives the outputs to read: the loaded model, or its base model where the head is not
+        used. The base model runs within the loaded one, so edits of the one act in the other
+    samples: what to make batches of, in this order; not the samples given where the task needs others
+    """
+
+    name: str
+    metrics: tuple[str, ...]
+    model: Any
+    samples: Samples
+
+    @abstractmethod
+    def prepare(self, batch: Batch) -> Prepared:
+        """The batch as the task runs it, and the positions that count."""
+
+    @abstractmethod
+    def read(self, output: Any, prepared: Prepared) -> Readout:
+        """What the output of `model(**prepared.inputs)`, or of another version of the model, says.
+
+        output: a ModelOutput, or the tensor in it that `head` takes out. Raises RcProbeError for NaN or infinity.
+        """
+
+    @abstractmethod
+    def head(self, output: Any) -> Tensor:
+        """The tensor of an output that `read` reads, its first axis the samples: logits or hidden states."""
+
+    @abstractmethod
+    def tally(self) -> Tally:
+        """A new one."""
+
+
+class Tally(ABC):
+    """The scores of several versions of a model, collected over the batches of a run."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self._kept: dict[Hashable, dict[str, list[Tensor]]] = {}
+
+    def start(self, prepared: Prepared, output: Any) -> None:
+        """The next batch, with the output of the full model on it."""
+        self._prepared, self._reference = prepared, self.task.read(output, prepared)
+        self._begin()
+        self._keep(FULL, self._reference)
+
+    def add(self, key: Hashable, output: Any) -> None:
+        """The output of the version `key` on the batch that was started."""
+        self._keep(key, self.task.read(output, self._prepared))
+
+    def merge(self, other: Tally) -> None:
+        """Add the batches of `other`, a tally of the same task on other samples."""
+        for key, lists in other._kept.items():
+            mine = self._kept.setdefault(key, {})
+            for name, parts in lists.items():
+                mine.setdefault(name, []).extend(parts)
+
+    @abstractmethod
+    def scores(self) -> dict[Hashable, dict[str, Tensor]]:
+        """For each version, FULL among them, and metric: float64 (samples,), or (1,) for a number of the whole run.
+
+        In the same order for all versions, without the samples that have no position to score. Never NaN.
+        """
+
+    @abstractmethod
+    def baselines(self) -> dict[str, float]:
+        """For each metric, what the best constant answer scores on the same samples, or chance."""
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """A batch was started: what concerns all versions."""
+
+    @abstractmethod
+    def _keep(self, key: Hashable, readout: Readout) -> None: ...
+
+    def _put(self, key: Hashable, values: dict[str, Tensor]) -> None:
+        lists = self._kept.setdefault(key, {})
+        for name, value in values.items():
+            lists.setdefault(name, []).append(value)
+
+    def _joined(self) -> dict[Hashable, dict[str, Tensor]]:
+        return {
+            key: {name: torch.cat(parts) for name, parts in lists.items()}
+            for key, lists in self._kept.items()
+        }
