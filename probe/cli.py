@@ -44,11 +44,13 @@ Examples:
 
   rc-probe gpt2 --no-init --json --quiet | jq .verdict
 
+  rc-probe lm-eval gpt2 --tasks arc_easy --ablate mlp@7   accuracy without a part
+
   rc-probe architectures llama                   what is proved about which model type
 """
 DATA_HELP = (
-    "A txt, jsonl, json, csv, tsv or parquet file, a folder of images or of sounds (wav, flac, ogg, mp3), or a "
-    "Hub dataset name[:config][:split]. (default: bundled biographies or photographs)"
+    "A txt, jsonl, json, csv, tsv or parquet file, a folder of images or of sounds (wav, flac, ogg, mp3), a Hub "
+    "dataset name[:config][:split], or lm-eval:TASK. (default: bundled biographies or photographs)"
 )
 STACK_HELP = (
     "Encoder, decoder or tower, by its name or a part of it: 'encoder', 'vision'. (default: the last)"
@@ -67,7 +69,10 @@ LOG_HELP = (
     "Also log to a tracker of accelerate: tensorboard, wandb, mlflow, trackio … Curves by layer, a step a layer. "
     "Repeat for more."
 )
-COMMANDS = {"architectures": "rc_probe.census.command"}  # besides the main job
+COMMANDS = {  # besides the main job
+    "architectures": "rc_probe.census.command",
+    "lm-eval": "rc_probe.harness_command",
+}
 app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
 
 
