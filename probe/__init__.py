@@ -17,19 +17,14 @@ _HOMES = {
     "ProbeResult": "rc_probe.results",
     "METRICS": "rc_probe.registry",
     "Gate": "rc_probe.hooks.gates",
+    "Monitor": "rc_probe.monitor",
+    "watch": "rc_probe.training",
 }
 
 __all__ = [
-    "METRICS",
-    "Gate",
-    "ProbeResult",
-    "RcProbeError",
-    "__version__",
-    "ablate",
-    "attach",
-    "compare",
-    "probe",
-]
+    "METRICS", "Gate", "Monitor", "ProbeResult", "RcProbeError", "__version__", "ablate", "attach", "compare", "probe",
+    "watch",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

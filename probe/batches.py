@@ -168,7 +168,7 @@ def _shapes(loaded: Loaded, items: list[Any]) -> list[Any]:
             )
             raise RcProbeError(what, where=loaded.id, todo="Leave it out, or give longer sounds")
         return shapes
-    if loaded.modality == "text" and not _accepts(loaded.model, "attention_mask"):
+    if loaded.modality == "text" and not accepts(loaded.model, "attention_mask"):
         return [_length(text) for text in items]
     return [None] * len(items)
 
@@ -186,7 +186,7 @@ def _check_ids(encoded: list[Ids], loaded: Loaded, source: str) -> None:
         raise RcProbeError(what, where=loaded.id, todo="Use the tokenizer that belongs to the model")
 
 
-def _accepts(model: Any, name: str) -> bool:
+def accepts(model: Any, name: str) -> bool:
     """Whether the forward pass takes an input of that name; a wrapper's `*args, **kwargs` takes all."""
     names = inspect.signature(model.forward).parameters
     return name in names or model.main_input_name not in names
@@ -213,7 +213,7 @@ def _text_batch(loaded: Loaded, texts: list[Ids]) -> Batch:
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = _shifted(model, inputs["input_ids"])
         inputs["decoder_attention_mask"] = mask.long()  # one token more in front, the last one less
-    inputs = {key: value.to(device) for key, value in inputs.items() if _accepts(model, key)}
+    inputs = {key: value.to(device) for key, value in inputs.items() if accepts(model, key)}
     return Batch(inputs, None if bool(mask.all()) else mask.to(device))
 
 
@@ -258,7 +258,7 @@ def _sound_batch(loaded: Loaded, items: list[Any]) -> Batch:
 def _taken(model: Any, made: Any) -> dict[str, Tensor]:
     """What the model takes of `made`, on its device and in its dtype."""
     device = input_device(model)
-    inputs = {key: value.to(device) for key, value in made.items() if _accepts(model, key)}
+    inputs = {key: value.to(device) for key, value in made.items() if accepts(model, key)}
     return {
         key: value.to(model.dtype) if value.is_floating_point() else value for key, value in inputs.items()
     }

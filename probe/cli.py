@@ -26,6 +26,7 @@ from .follow import Checkpoint, checkpoints
 from .job import Job, check_target, folder_name
 from .launch import first_to_speak, launched, start_or_join
 from .settings import Settings
+from .track import check_trackers, log_result
 
 if TYPE_CHECKING:
     from .checks import Outcome
@@ -62,6 +63,8 @@ Examples:
 
   rc-probe compare RUN RUN …                     results of several models or versions in one report
 
+  rc-probe lm-eval gpt2 --tasks arc_easy --ablate mlp@7   accuracy without a part
+
   rc-probe architectures llama                   what is proved about which model type
 """
 REVISIONS_HELP = (
@@ -69,8 +72,8 @@ REVISIONS_HELP = (
     "is measured, then compared over training. A folder of checkpoints alone needs no option."
 )
 DATA_HELP = (
-    "A txt, jsonl, json, csv, tsv or parquet file, a folder of images or of sounds (wav, flac, ogg, mp3), or a "
-    "Hub dataset name[:config][:split]. (default: bundled biographies or photographs)"
+    "A txt, jsonl, json, csv, tsv or parquet file, a folder of images or of sounds (wav, flac, ogg, mp3), a Hub "
+    "dataset name[:config][:split], or lm-eval:TASK. (default: bundled biographies or photographs)"
 )
 STACK_HELP = (
     "Encoder, decoder or tower, by its name or a part of it: 'encoder', 'vision'. (default: the last)"
@@ -101,9 +104,14 @@ MAX_DROP_HELP = (
     "By how much it may: 0.05 of the residual (the default), or METRIC[:VARIANT]=NUMBER. Repeat for more."
 )
 OUT_HELP = "Folder for report.html, results.json and the tables. (default: rc-probe-out/MODEL)"
+LOG_HELP = (
+    "Also log to a tracker of accelerate: tensorboard, wandb, mlflow, trackio … Curves by layer, a step a layer. "
+    "Repeat for more."
+)
 COMMANDS = {  # besides the main job
     "architectures": "rc_probe.census.command",
     "compare": "rc_probe.compare_command",
+    "lm-eval": "rc_probe.harness_command",
     "sweep": "rc_probe.sweep",
 }
 app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
@@ -174,6 +182,7 @@ def measure(
     baseline: Annotated[str | None, _checks(help=BASELINE_HELP)] = None,
     max_drop: Annotated[list[str] | None, _checks(help=MAX_DROP_HELP)] = None,
     out: Annotated[Path | None, _output(help=OUT_HELP)] = None,
+    log_with: Annotated[list[str] | None, _output(help=LOG_HELP)] = None,
     quiet: Annotated[bool, _output("--quiet", "-q", help="No progress, no summary.")] = False,
     as_json: Annotated[bool, _output("--json", help="Print results.json on standard output.")] = False,
     resume: Annotated[
@@ -187,6 +196,7 @@ def measure(
     with one_line_errors(), interrupts() as check:
         job = Job.of(ctx.params, shlex.join(["rc-probe", *sys.argv[1:]]))  # before torch is imported
         found = checkpoints(model, revisions, revision)
+        check_trackers(log_with or (), alone=not found and max(num_processes or 1, launched() or 1) == 1)
         if num_processes is not None:
             start_or_join(num_processes, job.settings)
         if found:
@@ -195,6 +205,8 @@ def measure(
         if done is None:
             return
         result, outcomes = done
+        if log_with:
+            log_result(result, log_with, job.target)
         if as_json:
             typer.echo((job.target / "results.json").read_text(encoding="utf-8").rstrip("\n"))
         elif not quiet:

@@ -142,6 +142,13 @@ def _unlabelled(source: str, items: Iterable[Any]) -> Opened:
 
 def _open_named(spec: str, wanted: Wanted) -> Opened:
     modality = wanted.modality
+    if spec.startswith("lm-eval:"):
+        from .harness import task_texts
+
+        wanted.no_columns(spec)
+        return _unlabelled(
+            spec, (checked(text, i, modality, spec) for i, text in enumerate(task_texts(spec)))
+        )
     path = Path(spec).expanduser()
     suffix = path.suffix.lower()
     is_text = suffix in TEXT_FILES | TABLES

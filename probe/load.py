@@ -17,6 +17,7 @@ import transformers
 from torch import nn
 
 from rc_probe.hooks.errors import RcProbeError
+from rc_probe.hooks.unwrap import unwrapped
 
 from .adapter import add_adapter, base_of, brought
 from .settings import DTYPES
@@ -277,7 +278,9 @@ def hold_model(
     Without `processor`, the tokenizer, image processor or feature extractor is looked for where the model came from.
     Raises RcProbeError for what is not a transformers model, NaN weights, and a missing processor.
     """
-    core = getattr(model, "_orig_mod", model)  # torch.compile
+    core: Any = unwrapped(model)
+    if processor is None and core is not model:  # sentence-transformers' models bring theirs
+        processor = getattr(model, "tokenizer", None)
     name = type(core).__name__
     if not hasattr(core, "config") or not hasattr(core, "main_input_name"):
         todo = "Give a Hub id, a folder, or a transformers model; rc_probe.attach takes other modules"

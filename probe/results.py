@@ -169,7 +169,7 @@ class ProbeResult:
         html = render(self)
         if path is not None:
             target = Path(path)
-            _write(target.parent, {target.name: html})
+            write_files(target.parent, {target.name: html})
         return html
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
@@ -229,7 +229,7 @@ def save_files(
     home = Path(folder)
     everything = {f"{name}.csv": to_csv(frame) for name, frame in tables.items()} | dict(files)
     stale = _csv_names(home) - set(everything)
-    _write(home, everything)
+    write_files(home, everything)
     for name in stale:
         (home / name).unlink(missing_ok=True)
     return home
@@ -291,7 +291,7 @@ def _csv_names(home: Path) -> set[str]:
     return {f"{name}.csv" for name in names if _TABLE_NAME.fullmatch(str(name))}
 
 
-def _write(home: Path, files: Mapping[str, str]) -> None:
+def write_files(home: Path, files: Mapping[str, str]) -> None:
     """Write `files` into `home`: all beside their places first, then moved over them."""
     fresh: dict[Path, Path] = {}
     try:
