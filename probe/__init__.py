@@ -28,6 +28,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "paths":
+        return import_module("rc_probe.paths")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'rc_probe' has no attribute {name!r}")

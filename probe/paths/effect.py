@@ -108,6 +108,7 @@ class _Run:
         self.found.error = max(self.found.error, whole.error)
         for k, part in enumerate(self._lengths(whole)):
             self._shape((EXACT, 0, ALONE, k, 0), whole, part)
+        self._shape((EXACT, 0, NONE, None, 0), whole, whole.bias)
         with self._head(EXACT, prepared, inputs) as score:
             score((EXACT, 0, NONE, None, 0), _bias(whole))
             for scope, k, stream in _scopes(_bias(whole), list(_streams(whole)), whole.stream_value):

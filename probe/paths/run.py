@@ -19,6 +19,8 @@ from rc_probe.tasks import Task, choose_task
 from .decompose import hops
 from .effect import Budget, Row, effectiveness
 
+MEMORY = 2**30  # bytes
+
 
 @dataclass
 class PathTables:
@@ -64,13 +66,14 @@ def measure_paths(
     found = PathTables(notes=list(plan.notes))
     scored = plan.task.samples if plan.task else plan.samples
     try:
-        _effects(structure, plan.task, _batches(loaded, scored, chosen), chosen, name, found, advance)
+        made = _batches(loaded, scored, chosen, _rows(structure, chosen))
+        _effects(structure, plan.task, made, chosen, name, found, advance)
         found.facts["samples"] = len(plan.samples.items)
     except RcProbeError as error:
         found.notes.append(f"Paths were not measured: {error}")
     advance("chained attention")
     try:
-        made = _batches(loaded, plan.samples, chosen)
+        made = _batches(loaded, plan.samples, chosen, chosen.batch_size)
         found.tables["chains"] = chained_products(structure, made, seed=chosen.seed)
     except RcProbeError as error:
         found.notes.append(f"Chained attention was not measured: {error}")
@@ -100,10 +103,16 @@ def _effects(
     }  # fmt: skip
 
 
-def _batches(loaded: Loaded, samples: Samples, chosen: Settings) -> list[Batch]:
+def _rows(structure: Structure, chosen: Settings) -> int:
+    """Samples in a batch, so that the parts of an MLP, four times as wide as the stream, take about MEMORY bytes."""
+    parts = structure.depth * (2 if chosen.count_mlp else 1) + 2
+    return max(1, MEMORY // (parts * chosen.length * 4 * structure.dim * 8))
+
+
+def _batches(loaded: Loaded, samples: Samples, chosen: Settings, most: int) -> list[Batch]:
     return list(
         batches(
-            samples, loaded, length=chosen.length, batch_size=chosen.batch_size,
+            samples, loaded, length=chosen.length, batch_size=min(chosen.batch_size, most),
             special_tokens=chosen.special_tokens,
         )
     )  # fmt: skip
