@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from . import parts_frozen, parts_rules  # noqa: F401 - they register the rules
+from .choice import kept_heads
 from .edits import BlockWatch, Editing, Edits, fetch, replace
 from .errors import RcProbeError
 from .inputs import with_no_cache
@@ -26,6 +28,7 @@ from .state import measuring
 from .structure import AttentionOp, Block, Site, Structure
 from .tape import walk
 from .taps import StreamDone
+from .traced import become
 
 HOPS = {"attention", "mixer"}
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 2e-6}  # a float64 model may cast its norms to float32
@@ -88,10 +91,14 @@ def head_of(step: Step, hop: Hop, heads: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Frozen:
-    """What one frozen pass gives. stream: after the last block; hidden: the last hidden state, after the final norm."""
+    """What one frozen pass gives. stream: after the last block; hidden: the last hidden state, after the final norm.
+
+    named: the model returns it as `last_hidden_state`, (batch, tokens, dim) whatever the layout in the blocks
+    """
 
     stream: Parts
     hidden: Parts
+    named: bool
 
 
 class _Pass(BlockWatch):
@@ -102,6 +109,10 @@ class _Pass(BlockWatch):
         self.start = start
         self.stream: Any = None
         self.hidden: Any = None
+        self.named = False
+        self.given: set[int] = {
+            id(buffer) for buffer in structure.model.buffers()
+        }  # tensors that are not ours
 
     def __enter__(self) -> _Pass:
         super().__enter__()
@@ -115,7 +126,10 @@ class _Pass(BlockWatch):
         if block.index:
             return None
         stream = fetch((args, kwargs), block.entry)
-        return replace((args, kwargs), block.entry, self.start(stream))
+        parts = self.start(stream)
+        if type(stream) is Tensor and id(stream) not in self.given:
+            parts = become(stream, parts)  # also for code around the blocks that goes on with it
+        return replace((args, kwargs), block.entry, parts)
 
     def leave(self, block: Block, output: Any) -> None:
         if output is None:
@@ -131,10 +145,12 @@ class _Pass(BlockWatch):
 
     def _hold(self, *, last: bool) -> Callable[..., None]:
         def hook(module: Any, args: Any, output: Any) -> None:
-            found = _hidden(output)
+            named = getattr(output, "last_hidden_state", None)
+            found = _first(output) if named is None else named
             like = self.stream
-            if isinstance(found, Parts) and like is not None and _alike(found, like):
-                self.hidden = found
+            if isinstance(found, Parts) and like is not None and _alike(found, like, named is not None):
+                _ = found.parts
+                self.hidden, self.named = found, named is not None
             if last and like is not None:
                 raise StreamDone
 
@@ -153,16 +169,13 @@ def _holders(structure: Structure) -> list[str]:
     return alone or names[:1]
 
 
-def _hidden(output: Any) -> Any:
-    """The hidden state in what a module returned."""
-    named = getattr(output, "last_hidden_state", None)
-    if named is not None:
-        return named
+def _first(output: Any) -> Any:
     return next((t for _, t in walk(output) if t.is_floating_point()), None)
 
 
-def _alike(a: Tensor, b: Tensor) -> bool:
-    return sorted(a.shape) == sorted(b.shape) or (a.ndim == b.ndim and a.shape[-1:] == b.shape[-1:])
+def _alike(a: Tensor, b: Tensor, named: bool) -> bool:
+    """Whether `a` can be the hidden state of the tokens of `b`; one that is named so may have another width."""
+    return sorted(a.shape) == sorted(b.shape) or (named and sorted(a.shape[:-1]) == sorted(b.shape[:-1]))
 
 
 def frozen(
@@ -182,7 +195,8 @@ def frozen(
     Raises RcProbeError, naming the operation, where the parts cannot be followed.
     """
     _check_dtype(structure, inputs)
-    run = _Pass(structure, lambda x: Parts(x.value if isinstance(x, Parts) else x, start(x), ledger))
+    run = _Pass(structure, lambda x: Parts(x.value if isinstance(x, Parts) else x.detach(), start(x), ledger))
+    run.given |= {id(a) for a in tree_leaves(inputs)}
     with measuring(structure.model), ExitStack() as stack:
         stack.enter_context(run)
         stack.enter_context(Editing(structure, edits))
@@ -202,7 +216,7 @@ def frozen(
             ) from error
     if run.stream is None:
         raise RcProbeError("its blocks did not run", where=type(structure.model).__name__, todo=NO_PARTS)
-    return Frozen(run.stream, run.hidden)
+    return Frozen(run.stream, run.hidden, run.named)
 
 
 def _check_dtype(structure: Structure, inputs: dict[str, Any]) -> None:
@@ -216,6 +230,7 @@ def _check_dtype(structure: Structure, inputs: dict[str, Any]) -> None:
 
 
 OnHop = Callable[[int, Hop, Parts], Parts]
+Chosen = Callable[[int, Hop], Tensor]
 OnOthers = Callable[[int, Parts], Parts]
 
 
@@ -225,20 +240,20 @@ def hop_edits(
     on_hop: OnHop,
     *,
     on_others: OnOthers | None = None,
-    on_heads: OnHop | None = None,
+    chosen: Chosen | None = None,
 ) -> Edits:
     """Edits of parts at every step: on_hop(step number, hop, what the branch adds) and so on.
 
-    on_others: what goes by (skip, branches that are no hops); on_heads: what an attention op returns,
-    (batch, tokens, heads, dim) or (batch, heads, tokens, dim) as AttentionOp says.
+    on_others: what goes by (skip, branches that are no hops)
+    chosen: the heads of a hop that each draw keeps, (draws, heads) bool, applied where an attention op shows them
     """
     edits = Edits()
     for number, step in enumerate(choices):
         for hop in step.hops:
             edits.at(hop.site, _on_parts(structure, step, hop, partial(on_hop, number, hop)))
-            for op in hop.ops if on_heads else ():
-                assert on_heads is not None
-                edits.at_op(step.block, op, _if_parts(partial(on_heads, number, hop)))
+            for op in hop.ops if chosen else ():
+                assert chosen is not None
+                edits.at_op(step.block, op, kept_heads(op, chosen(number, hop)))
         for site in step.others if on_others else ():
             assert on_others is not None
             edits.at(site, _if_parts(partial(on_others, number)))
@@ -273,9 +288,3 @@ def _on_parts(
         return function(x)
 
     return edit
-
-
-def euler_error(parts: Parts) -> float:
-    """max |sum of the parts - value| / max |value|: how far the decomposition is from the real output."""
-    size = float(parts.value.abs().max())
-    return float((parts.parts.sum(0) - parts.value).abs().max()) / size if size else 0.0

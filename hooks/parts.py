@@ -56,13 +56,19 @@ class Ledger:
 
 
 class _Kept:
-    """Parts that are computed once, when they are asked for."""
+    """Parts that are computed once, when they are asked for. operands: plain tensors, and their versions at that time."""
 
     def __init__(self, parts: Tensor | Callable[[], Tensor]) -> None:
         self.parts = parts
+        self.operands: list[tuple[Tensor, int]] = []
 
     def get(self) -> Tensor:
         if not isinstance(self.parts, Tensor):
+            if any(tensor._version != version for tensor, version in self.operands):
+                raise RcProbeError(
+                    "the model has written into a tensor that the stream was computed with", todo=NO_PARTS
+                )
+            self.operands.clear()
             with torch.no_grad(), torch._C.DisableTorchFunction():  # no mode counts what is computed here
                 self.parts = self.parts()
         return self.parts
@@ -72,6 +78,7 @@ class Parts(Traced):
     """A tensor (…) and its parts (channels, …), which add up to it unless the ledger drops constants.
 
     gate: it came out of an activation, so that in a product with another it is the coefficient.
+    root: what it is a function of, entry by entry: a product of two with one root is an activation.
     bilinear: it holds a product of two linear images of the stream, of which neither is a coefficient.
     """
 
@@ -80,6 +87,7 @@ class Parts(Traced):
     ledger: Ledger
     gate: bool
     bilinear: bool
+    root: object
     _kept: _Kept
 
     @staticmethod
@@ -91,10 +99,12 @@ class Parts(Traced):
         *,
         gate: bool = False,
         bilinear: bool = False,
+        root: object = None,
     ) -> Parts:
         self: Parts = cls._wrap(value, value.shape)
         self.value, self.ledger, self.gate, self.bilinear = value, ledger, gate, bilinear
         self._kept = parts if isinstance(parts, _Kept) else _Kept(parts)
+        self.root = self._kept if root is None else root
         return self
 
     @property
@@ -103,7 +113,9 @@ class Parts(Traced):
 
     def same(self) -> Parts:
         """The same numbers as another object, which stays as it is when this one is written into."""
-        return Parts(self.value, self._kept, self.ledger, gate=self.gate, bilinear=self.bilinear)
+        return Parts(
+            self.value, self._kept, self.ledger, gate=self.gate, bilinear=self.bilinear, root=self.root
+        )
 
     def made(self, parts: Callable[[Tensor], Tensor]) -> Parts:
         """The same value with other parts, made from these when they are asked for."""
@@ -139,9 +151,17 @@ class Unknown(Traced):
         return follow(func, args, kwargs or {})
 
 
-HELD = "rc_probe_held"  # marks what came out of a sigmoid: the stream times that is an activation
+HELD = "rc_probe_held"  # on what came out of a sigmoid: the root of the stream there; that times this is an activation
 RULES: dict[str, Rule] = {}
 FREEZING: set[str] = set()  # operations whose results are held: patterns, scales, gates, choices
+
+
+ASIDE: list[type[Traced]] = []  # what has rules of its own in a meeting with Parts
+
+
+def aside(kind: type[Traced]) -> None:
+    """Register a kind of tensor that handles by itself the operations in which it meets Parts."""
+    ASIDE.append(kind)
 
 
 def rule(names: str) -> Callable[[Rule], Rule]:
@@ -160,21 +180,31 @@ def follow(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if key in META:
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
+    other: Any = next((a for a in tree_leaves((args, kwargs)) if isinstance(a, tuple(ASIDE))), None)
+    if other is not None:
+        return other.__torch_function__(func, (), args, kwargs)
     if kwargs.get("out") is not None:
         raise RcProbeError(f"`{name}` writes the stream into a given tensor", todo=NO_PARTS)
-    target = args[0] if in_place else None
+    target = args[0] if in_place or kwargs.get("inplace") else None
+    kwargs = {k: False if k == "inplace" else v for k, v in kwargs.items()}
     args, kwargs = tree_map(_as_is, (args, kwargs))  # rules may look at it when it has been written into
+    operands = [
+        (a, a._version) for a in tree_leaves((args, kwargs)) if type(a) is Tensor and not a.is_inference()
+    ]
     unknown = next((a.op for a in tree_leaves((args, kwargs)) if isinstance(a, Unknown)), None)
     out: Any = NotImplemented
     if in_place:
-        func = _out_of_place(func, name, key)
+        func = out_of_place(func, name, key)
     if unknown is None and key in RULES:
         out = RULES[key](func, *args, **kwargs)
+        for made in tree_leaves(out):
+            if isinstance(made, Parts):
+                made._kept.operands += operands
     if out is NotImplemented:
         out = func(*plain(args), **plain(kwargs))
         if key not in FREEZING:
             out = tree_map(lambda t: _unknown(t, unknown or name), out)
-    if not in_place:
+    if target is None:
         return out
     if isinstance(out, Tensor) and not isinstance(out, Traced):
         out = Unknown(out, unknown or name)
@@ -190,19 +220,25 @@ def _as_is(a: Any) -> Any:
     if not isinstance(a, Tensor):
         return a
     alias = a.detach()
-    if getattr(a, HELD, False):
-        setattr(alias, HELD, True)
+    if hasattr(a, HELD):
+        setattr(alias, HELD, getattr(a, HELD))
     return alias
+
+
+def numeric(t: Any) -> bool:
+    """Whether it is a tensor of numbers, not of choices."""
+    return isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())
 
 
 def _unknown(t: Any, op: str) -> Any:
     """Choices and counts are held; numbers that follow the stream are not known by parts."""
-    return Unknown(t, op) if isinstance(t, Tensor) and t.is_floating_point() else t
+    return Unknown(t, op) if numeric(t) else t
 
 
-def _out_of_place(func: Any, name: str, key: str) -> Any:
-    if name == "__setitem__":
-        return _set_item
+def out_of_place(func: Any, name: str, key: str) -> Any:
+    """The operation that gives what this one writes into its first operand."""
+    if name in WRITES:
+        return WRITES[name]
     plain_name = f"__{key.removeprefix('i')}__" if name.startswith("__") else key
     function = getattr(Tensor, plain_name, None)
     if function is None:
@@ -210,10 +246,17 @@ def _out_of_place(func: Any, name: str, key: str) -> Any:
     return function
 
 
-def _set_item(x: Tensor, index: Any, item: Any) -> Tensor:
+def set_item(x: Tensor, index: Any, item: Any) -> Tensor:
     x = x.clone()
     x[index] = item
     return x
+
+
+def copy(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    return source.to(x.dtype).expand(x.shape).clone()
+
+
+WRITES = {"__setitem__": set_item, "copy_": copy, "fill_": torch.full_like}
 
 
 def plain(tree: Any) -> Any:

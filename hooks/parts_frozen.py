@@ -18,7 +18,7 @@ FREEZING.update(
     rsqrt reciprocal rdiv rtruediv var std var_mean std_mean norm linalg_norm vector_norm
     linalg_vector_norm cos sin softplus argsort argmax argmin amin amax logsumexp logaddexp cdist sign
     floor ceil round trunc frac isnan isinf isfinite any all eq ne lt le gt ge equal allclose isclose
-    bool int long item tolist numpy bincount one_hot nonzero unique multinomial count_nonzero
+    bool int long item bincount one_hot nonzero unique multinomial count_nonzero
     searchsorted bucketize format new_zeros new_ones new_full new_empty new_tensor empty_like ones_like
     full_like rand_like randn_like randint_like aminmax float_power atan2 cosine_similarity logical_not
     is_same_size storage_offset""".split()  # noqa: SIM905
@@ -28,7 +28,8 @@ FREEZING.update(
 @rule("sigmoid hardsigmoid")
 def _held(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     out = func(plain(x), *args, **kwargs)
-    setattr(out, HELD, True)
+    if isinstance(x, Parts):
+        setattr(out, HELD, x.root)
     return out
 
 
@@ -45,7 +46,6 @@ def _activation(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
     args, kwargs = plain(args), plain(kwargs)
     if not isinstance(input, Parts):
         return NotImplemented
-    kwargs.pop("inplace", None)
     value = func(input.value, *args, **kwargs)
     if bool((func(torch.zeros_like(input.value), *args, **kwargs) != 0).any()):
         return value
@@ -56,7 +56,9 @@ def _activation(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
         ratio: Tensor = func(x, *args, **kwargs) / x
         return p * ratio
 
-    return Parts(value, lambda: parts(input.parts), input.ledger, gate=True, bilinear=input.bilinear)
+    return Parts(
+        value, lambda: parts(input.parts), input.ledger, gate=True, bilinear=input.bilinear, root=input.root
+    )
 
 
 @rule("pow ipow")
@@ -209,7 +211,8 @@ def _choice(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
     out = func(plain(input), *plain(args), **plain(kwargs))
     if not isinstance(input, Parts) or not isinstance(out, tuple):
         return out
-    dim = kwargs.get("dim", args[-1] if func.__name__ in {"max", "min"} and args else -1)
+    given = args if func.__name__ in {"sort", "max", "min"} else args[1:]  # the others: how many, or which
+    dim = kwargs.get("dim", given[0] if given else -1)
     places = out[1]
     if not isinstance(dim, int) or places.ndim != input.ndim:
         return NotImplemented

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from .parts import HELD, Parts, aligned, common, plain, rule
+from .errors import RcProbeError
+from .parts import HELD, NO_PARTS, Parts, aligned, common, numeric, plain, rule
 
 # ---- operations that are linear in all their operands together
 
@@ -23,13 +24,12 @@ from .parts import HELD, Parts, aligned, common, plain, rule
     "gather take_along_dim cat concat concatenate stack index_add index_copy index_put index_fill scatter "
     "scatter_add where masked_fill masked_scatter setitem pad cumsum diff tril triu diagonal rot90 "
     "contiguous clone detach cpu cuda data positive view_as_real view_as_complex avg_pool1d avg_pool2d "
+    "fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn real imag conj "
     "adaptive_avg_pool1d adaptive_avg_pool2d interpolate upsample pixel_shuffle pixel_unshuffle hstack vstack "
-    "zero zeros_like fill upsample_nearest1d upsample_nearest2d movedim channel_shuffle nan_to_num copy"
+    "zero zeros_like full_like fill upsample_nearest1d upsample_nearest2d movedim channel_shuffle nan_to_num copy"
 )
 def _linear_in_all(func: Any, *args: Any, **kwargs: Any) -> Any:
     """What these add by themselves (plain operands, fill values) is a constant."""
-    if func is Tensor.copy_ or getattr(func, "__name__", "") == "copy_":
-        func = _copied
     value = func(*plain(args), **plain(kwargs))
     sources = [a for a in tree_leaves((args, kwargs)) if isinstance(a, Parts)]
     call = _Linear(func, args, kwargs, sources)
@@ -37,15 +37,13 @@ def _linear_in_all(func: Any, *args: Any, **kwargs: Any) -> Any:
     ledger, gate = sources[0].ledger, all(s.gate for s in sources)
     bilinear = any(s.bilinear for s in sources)
     out = [
-        Parts(v, partial(call, i), ledger, gate=gate, bilinear=bilinear)
-        if isinstance(v, Tensor) and v.is_floating_point()
-        else v
+        Parts(v, partial(call, i), ledger, gate=gate, bilinear=bilinear) if numeric(v) else v
         for i, v in enumerate(flat)
     ]
     return tree_unflatten(out, spec)
 
 
-FILLS = {"masked_fill", "scatter", "index_fill", "where", "pad", "fill"}
+FILLS = {"masked_fill", "scatter", "index_fill", "where", "pad", "full_like"}
 
 
 class _Linear:
@@ -55,9 +53,7 @@ class _Linear:
         self.func = Tensor.reshape if func is Tensor.view else func  # parts have other strides than the value
         self.flat, self.spec = tree_flatten((args, kwargs))
         self.sources = sources
-        self.plain = any(
-            isinstance(a, Tensor) and a.is_floating_point() and not isinstance(a, Parts) for a in self.flat
-        )
+        self.plain = any(numeric(a) and not isinstance(a, Parts) for a in self.flat)
         self.fills = getattr(self.func, "__name__", "") in FILLS
 
     def __call__(self, index: int) -> Tensor:
@@ -72,20 +68,17 @@ class _Linear:
         return ledger.with_constant(out.clone(), self._run(none, index, constants=True))
 
     def _run(self, parts: Any, index: int, *, constants: bool) -> Any:
-        parts = iter(parts)
+        left = iter(parts)
 
         def operand(a: Any) -> Any:
             if isinstance(a, Parts):
-                return next(parts)
-            number = isinstance(a, Tensor) and a.is_floating_point()
-            return torch.zeros_like(a) if number and not constants else a
+                return next(left)
+            if numeric(a) and not constants:  # in each channel, since the operation may write into it
+                return parts[0].new_zeros(a.shape, dtype=a.dtype)
+            return a
 
         args, kwargs = tree_unflatten([operand(a) for a in self.flat], self.spec)
         return tree_leaves(self.func(*args, **kwargs))[index]
-
-
-def _copied(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
-    return source.to(x.dtype).expand(x.shape).clone()
 
 
 @rule("getitem")
@@ -119,11 +112,11 @@ def _cast(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         return func(x, *plain(args), **plain(kwargs))
     args, kwargs = plain(args), plain(kwargs)
     value = func(x.value, *args, **kwargs)
-    if not isinstance(value, Tensor) or not value.is_floating_point():
+    if not numeric(value):
         return value
     return Parts(
-        value, lambda: x.parts.to(value.device, value.dtype), x.ledger, gate=x.gate, bilinear=x.bilinear
-    )
+        value, lambda: x.parts.to(value.device, value.dtype), x.ledger, gate=x.gate, bilinear=x.bilinear, root=x.root
+    )  # fmt: skip
 
 
 @rule("dropout feature_dropout alpha_dropout dropout1d dropout2d")
@@ -148,7 +141,7 @@ def _sub(func: Any, x: Any, y: Any, *, alpha: Any = 1) -> Any:
 
 @rule("rsub")
 def _rsub(func: Any, x: Any, y: Any, *, alpha: Any = 1) -> Any:
-    return _sum(func(plain(x), plain(y)), y, x, -alpha)
+    return _sum(func(plain(x), plain(y), **({} if alpha == 1 else {"alpha": alpha})), y, x, -alpha)
 
 
 def _sum(value: Tensor, x: Any, y: Any, factor: Any) -> Parts:
@@ -172,7 +165,8 @@ def _sum(value: Tensor, x: Any, y: Any, factor: Any) -> Parts:
         return out
 
     gate = both[0].gate if len(both) == 1 else x.gate and y.gate
-    return Parts(value, parts, ledger, gate=gate, bilinear=any(b.bilinear for b in both))
+    root = both[0].root if both[-1].root is both[0].root else None
+    return Parts(value, parts, ledger, gate=gate, bilinear=any(b.bilinear for b in both), root=root)
 
 
 # ---- maps with weights
@@ -195,6 +189,8 @@ def mapped(value: Tensor, x: Parts, function: Callable[[Tensor], Tensor], bias: 
 def _matmul(func: Any, x: Any, y: Any) -> Any:
     value = func(plain(x), plain(y))
     x, y = (y, x) if func.__name__ == "__rmatmul__" else (x, y)
+    if any(isinstance(a, Parts) and a.ndim < 2 for a in (x, y)):
+        return NotImplemented
     if isinstance(x, Parts) and isinstance(y, Parts):
         return product(value, x, y, lambda p, w: torch.matmul(aligned(p, w.ndim), w), weigh)
     if isinstance(x, Parts):
@@ -288,12 +284,22 @@ def _einsum(func: Any, equation: Any, *operands: Any, **kwargs: Any) -> Any:
 def _mul(func: Any, x: Any, y: Any) -> Any:
     value = func(plain(x), plain(y))
     if isinstance(x, Parts) and isinstance(y, Parts):
+        if x.root is y.root and value.shape == x.shape == y.shape:
+            return _self_gated(value, x, y)
         return product(value, x, y, _times, _times)
     stream, factor = (x, y) if isinstance(x, Parts) else (y, x)
-    held = getattr(factor, HELD, False)  # x * sigmoid(x) is an activation
+    held = getattr(factor, HELD, None) is stream.root  # x * sigmoid(x) is an activation
     return Parts(
         value, lambda: _times(stream.parts, factor), stream.ledger, gate=stream.gate or held,
-        bilinear=stream.bilinear,
+        bilinear=stream.bilinear, root=stream.root if value.shape == stream.shape else None,
+    )  # fmt: skip
+
+
+def _self_gated(value: Tensor, x: Parts, y: Parts) -> Parts:
+    """An activation written as a product, such as x (1 + tanh x): what came out of one already is its gate."""
+    stream, factor = (y, x.value) if x.gate and not y.gate else (x, y.value)
+    return Parts(
+        value, lambda: _times(stream.parts, factor), x.ledger, gate=True, bilinear=x.bilinear or y.bilinear, root=x.root
     )  # fmt: skip
 
 
@@ -318,8 +324,6 @@ def product(
         return Parts(value, lambda: left(x.parts, y.value), ledger, bilinear=x.bilinear)
     if x.gate and not y.gate:
         return Parts(value, lambda: right(y.parts, x.value), ledger, bilinear=y.bilinear)
-    if x._kept is y._kept:
-        return Parts(value, lambda: left(x.parts, y.value), ledger, gate=True, bilinear=x.bilinear)
 
     def parts() -> Tensor:
         p, q = common([left(x.parts, y.value), right(y.parts, x.value)])
@@ -336,10 +340,16 @@ def _div(func: Any, x: Any, y: Any, *, rounding_mode: str | None = None) -> Any:
         return value
     by = plain(y)
     scaled = lambda: (aligned(x.parts, by.ndim) if isinstance(by, Tensor) else x.parts) / by  # noqa: E731
-    return Parts(value, scaled, x.ledger, gate=x.gate, bilinear=x.bilinear)
+    root = x.root if value.shape == x.shape else None
+    return Parts(value, scaled, x.ledger, gate=x.gate, bilinear=x.bilinear, root=root)
 
 
 @rule("glu")
 def _glu(func: Any, input: Any, dim: int = -1) -> Any:
     first, second = input.chunk(2, dim)
     return first * torch.sigmoid(second)
+
+
+@rule("numpy tolist array")
+def _leak(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+    raise RcProbeError(f"`{func.__name__}` takes values of the stream out of torch", todo=NO_PARTS)

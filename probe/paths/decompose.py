@@ -18,10 +18,12 @@ from torch.overrides import TorchFunctionMode
 from rc_probe.counting import path_counts
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.freeze import TOLERANCE, Frozen, Step, frozen, hop_edits, steps
+from rc_probe.hooks.inputs import with_no_cache
 from rc_probe.hooks.parts import NO_PARTS, Ledger, Parts
 from rc_probe.hooks.prove import find_structure
+from rc_probe.hooks.state import measuring
 from rc_probe.hooks.structure import Block, Structure
-from rc_probe.hooks.taps import batch_first
+from rc_probe.hooks.taps import Tap, batch_first, run_stopped
 
 INPUT, TOKENS, POSITIONS, BIAS = "input", "tokens", "positions", "bias"
 
@@ -216,6 +218,7 @@ def _collect(
 ) -> Decomposition:
     last = structure.blocks[-1]
     check_sum(structure, result)
+    _check_value(structure, batch, result)
     channels = len(result.hidden.parts)
     groups = (channels - ledger.fixed) // ledger.group
     sources = (BIAS,) * ledger.fixed + tuple(names) * groups
@@ -225,8 +228,7 @@ def _collect(
     if groups - 1 > longest:
         counts = [*counts[: longest + 1], sum(counts[longest + 1 :])]
 
-    stream = _batches_first(result.stream, last, None)
-    hidden = _batches_first(result.hidden, last, stream)
+    stream, hidden = first_axes(result, last)
     mask = batch.get("decoder_attention_mask" if "decoder_input_ids" in batch else "attention_mask")
     real = mask.bool() if isinstance(mask, Tensor) and mask.shape == hidden.shape[1:3] else None
     real = real if real is None else real.to(hidden.device)
@@ -237,11 +239,13 @@ def _collect(
     )  # fmt: skip
 
 
-def _batches_first(x: Parts, block: Block, stream: Tensor | None) -> Tensor:
-    """Parts and, last, their sum, each (batch, tokens, dim)."""
-    if stream is not None and x.shape == stream.shape[1:] and stream.shape[1] != stream.shape[2]:
-        return torch.cat([x.parts, x.value[None]])  # the model has changed its layout behind the blocks
-    return torch.stack([batch_first(part, block) for part in (*x.parts, x.value)])
+def first_axes(result: Frozen, block: Block) -> tuple[Tensor, Tensor]:
+    """Of the stream and of the hidden state the parts and, last, their sum, each (batch, tokens, dim)."""
+    hidden = result.hidden
+    stream = torch.stack([batch_first(part, block) for part in (*result.stream.parts, result.stream.value)])
+    if result.named and hidden.ndim == 3 and (block.feature_axis == -1 or hidden.shape[-1] == block.dim):
+        return stream, torch.cat([hidden.parts, hidden.value[None]])
+    return stream, torch.stack([batch_first(part, block) for part in (*hidden.parts, hidden.value)])
 
 
 def check_sum(structure: Structure, result: Frozen) -> None:
@@ -268,3 +272,26 @@ def _error(parts: Tensor, value: Tensor, mask: Tensor | None) -> float:
     if mask is not None:
         off, size = off[mask], size[mask]
     return float(off.max()) / (float(size.max()) or 1.0)
+
+
+def _check_value(structure: Structure, batch: dict[str, Any], result: Frozen) -> None:
+    """RcProbeError where the stream of the frozen pass is not that of a plain one within rounding.
+
+    Every operation of the model ran on the whole stream, so that they differ only where its code writes into views.
+    """
+    found: list[Tensor] = []
+
+    def keep(layer: int, x: Tensor) -> None:
+        if layer == structure.depth:
+            found.append(x)
+
+    with measuring(structure.model), Tap(structure, keep, stop=True):
+        run_stopped(lambda: structure.model(**with_no_cache(structure.model, batch)))
+    real, value = found[0], batch_first(result.stream.value, structure.blocks[-1])
+    error = float((value - real).abs().max() / real.abs().max().clamp_min(1e-300))
+    if not error <= TOLERANCE[real.dtype]:
+        raise RcProbeError(
+            f"with its stream in parts it gives another output, by {error:.1e}",
+            where=type(structure.model).__name__,
+            todo=NO_PARTS,
+        )

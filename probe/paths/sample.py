@@ -19,9 +19,9 @@ from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.freeze import Frozen, Hop, Step, frozen, head_of, hop_edits
 from rc_probe.hooks.parts import Ledger, Parts
 from rc_probe.hooks.prove import find_structure
-from rc_probe.hooks.structure import INTERFACE, Structure
+from rc_probe.hooks.structure import Structure
 
-from .decompose import _batches_first, hops
+from .decompose import first_axes, hops
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,11 @@ def sample(
     streams, hiddens = [], []
     for chunk in drawn.split(_at_once(structure, batch, len(choices), paths), dim=1):
         result = _sweep(structure, batch, choices, chunk, max_length)
-        streams.append(_by_draw(structure, result.stream, chunk.shape[1], None))
-        hiddens.append(_by_draw(structure, result.hidden, chunk.shape[1], streams[-1]))
+        stream, hidden = (
+            x[:-1].unflatten(0, (-1, chunk.shape[1])) for x in first_axes(result, structure.blocks[-1])
+        )
+        streams.append(stream)  # (lengths, draws, batch, tokens, dim)
+        hiddens.append(hidden)
 
     def means(found: list[Tensor]) -> Tensor:
         each: Tensor = torch.cat(found, 1).unflatten(1, (repeats, paths))
@@ -93,10 +96,10 @@ def _sweep(
         )  # each stands for all the heads of the step
         return x.made(lambda p: ledger.longer(_times(p, mine)))
 
-    def on_heads(number: int, hop: Hop, x: Parts) -> Parts:
-        return x.made(lambda p: _heads(p, hop, head_of(choices[number], hop, drawn[number])))
+    def chosen(number: int, hop: Hop) -> Tensor:
+        return head_of(choices[number], hop, drawn[number])
 
-    edits = hop_edits(structure, choices, on_hop, on_heads=on_heads)
+    edits = hop_edits(structure, choices, on_hop, chosen=chosen)
     return frozen(structure, batch, ledger, lambda x: x.expand(drawn.shape[1], *x.shape), edits)
 
 
@@ -125,16 +128,15 @@ def terms(
     def on_hop(number: int, hop: Hop, x: Parts) -> Parts:
         return x.made(lambda p: _times(p, head_of(choices[number], hop, heads[number]).any(1)))
 
-    def on_heads(number: int, hop: Hop, x: Parts) -> Parts:
-        return x.made(lambda p: _heads(p, hop, head_of(choices[number], hop, heads[number])))
+    def chosen(number: int, hop: Hop) -> Tensor:
+        return head_of(choices[number], hop, heads[number])
 
     def on_others(number: int, x: Parts) -> Parts:
         return x.made(lambda p: _times(p, heads[number] < 0))
 
-    edits = hop_edits(structure, choices, on_hop, on_others=on_others, on_heads=on_heads)
+    edits = hop_edits(structure, choices, on_hop, on_others=on_others, chosen=chosen)
     result = frozen(structure, batch, ledger, lambda x: x.expand(len(paths), *x.shape), edits)
-    last = structure.blocks[-1]
-    return _batches_first(result.hidden, last, _batches_first(result.stream, last, None))[:-1]
+    return first_axes(result, structure.blocks[-1])[1][:-1]
 
 
 def check_paths(structure: Structure, choices: list[Step], paths: Tensor) -> None:
@@ -152,25 +154,6 @@ def _times(parts: Tensor, factor: Tensor) -> Tensor:
     """Each draw's channels times its factor (draws,): they lie side by side at every length."""
     factor = factor.to(parts.device, parts.dtype).repeat(len(parts) // len(factor))
     return parts * factor.reshape(-1, *[1] * (parts.ndim - 1))
-
-
-def _heads(parts: Tensor, hop: Hop, chosen: Tensor) -> Tensor:
-    """Keep the heads chosen (draws, heads) of what an attention op returns."""
-    chosen = chosen.to(parts.device, parts.dtype).repeat(len(parts) // len(chosen), 1)
-    if hop.ops[0].via == INTERFACE:  # (channels, batch, tokens, heads, dim)
-        return parts * chosen[:, None, None, :, None]
-    folded = parts.ndim == 4  # (channels, batch · heads, tokens, dim)
-    y = parts.unflatten(1, (-1, hop.heads)) if folded else parts
-    y = y * chosen[:, None, :, None, None]
-    return y.flatten(1, 2) if folded else y
-
-
-def _by_draw(structure: Structure, x: Parts, draws: int, stream: Tensor | None) -> Tensor:
-    """(lengths, draws, batch, tokens, dim)."""
-    like = None if stream is None else stream[0]
-    parts = _batches_first(x, structure.blocks[-1], like)[:-1]
-    each: Tensor = parts.unflatten(0, (-1, draws))
-    return each
 
 
 def _at_once(structure: Structure, batch: dict[str, Any], steps: int, paths: int) -> int:
