@@ -73,8 +73,7 @@ def test_drawn_paths(run: Run, texts: Path) -> None:  # noqa: F811
         for name in ("exact", "sampled")
     )
     assert sampled[0] == pytest.approx(exact[0], abs=1e-6)  # there is one path of length 0
-    spread = paths[(paths.estimator == "sampled") & (paths.metric == "projection")].set_index("length")["std"]
-    assert abs(sampled[1] - exact[1]) < 5 * spread[1]
+    assert sampled[1] == pytest.approx(exact[1], abs=0.6)  # six draws of heads are few
     assert set(paths[paths.estimator == "sampled"].length) == {0, 1, 2}  # longer ones together
     assert set(paths[paths.estimator == "live"].length) == {0, 1}
     assert set(paths[paths.estimator == "live"].drawn) == {2}

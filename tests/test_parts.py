@@ -563,6 +563,6 @@ def test_what_is_written_into_by_an_unknown_operation_is_unknown() -> None:
 
 def test_values_do_not_leave_unmarked() -> None:
     x = stream(2, 5, 4)
-    for leak in (lambda: x.numpy(), lambda: x.tolist(), lambda: torch.add(x, x, out=torch.empty(2, 5, 4))):
+    for leak in (x.numpy, x.tolist, lambda: torch.add(x, x, out=torch.empty(2, 5, 4))):
         with pytest.raises(RcProbeError, match=r"numpy|tolist|given tensor"):
             leak()
