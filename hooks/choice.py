@@ -68,9 +68,8 @@ def keep(parts: Tensor, labels: Tensor, chosen: Tensor) -> Tensor:
         first = labels.narrow(axis, 0, 1)
         labels = first if bool((labels == first).all()) else labels
     mask = chosen.to(parts.device, parts.dtype)[:, labels]  # (draws, …)
-    each = parts.unflatten(0, (-1, len(mask)))
-    out: Tensor = (each * mask).flatten(0, 1)
-    return out
+    each: Tensor = parts.unflatten(0, (-1, len(mask))) * mask
+    return each.flatten(0, 1)
 
 
 class Choice(Traced):

@@ -288,9 +288,3 @@ def _on_parts(
         return function(x)
 
     return edit
-
-
-def euler_error(parts: Parts) -> float:
-    """max |sum of the parts - value| / max |value|: how far the decomposition is from the real output."""
-    size = float(parts.value.abs().max())
-    return float((parts.parts.sum(0) - parts.value).abs().max()) / size if size else 0.0

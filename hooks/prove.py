@@ -26,7 +26,7 @@ from .inputs import batch_size, example_inputs, signature, small, with_no_cache
 from .interface import implementation_name
 from .proofs import prove_block
 from .replay import Replay
-from .state import eager, measuring, switches
+from .state import eager, full_precision, measuring, switches
 from .structure import REPORT, Structure
 from .tape import Tape, walk
 
@@ -53,7 +53,7 @@ def find_structure(
     key = signature(given), switches(model), implementation_name(model), stack, blocks
     known = _known.setdefault(model, {})
     if key not in known:
-        with measuring(model), eager():
+        with measuring(model), full_precision(model), eager():
             known[key] = _attach(model, given, stack, blocks)
     return known[key]
 

@@ -55,6 +55,16 @@ def eager() -> Iterator[None]:
             _Held.exit.close()
 
 
+@contextmanager
+def full_precision(model: nn.Module) -> Iterator[None]:
+    """Autocast off on the devices of `model`: what is the same in exact arithmetic then rounds the same."""
+    with ExitStack() as stack:
+        for kind in {p.device.type for p in model.parameters()} - {"meta"}:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
 def recomputing() -> bool:
     """Whether a backward pass is running: a block called now is recomputed for gradient checkpointing."""
     return torch._C._current_graph_task_id() != -1

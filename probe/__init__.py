@@ -13,15 +13,23 @@ _HOMES = {
     "attach": "rc_probe.contexts",
     "ablate": "rc_probe.contexts",
     "probe": "rc_probe.api",
+    "compare": "rc_probe.comparison",
     "ProbeResult": "rc_probe.results",
     "METRICS": "rc_probe.registry",
     "Gate": "rc_probe.hooks.gates",
+    "Monitor": "rc_probe.monitor",
+    "watch": "rc_probe.training",
 }
 
-__all__ = ["METRICS", "Gate", "ProbeResult", "RcProbeError", "__version__", "ablate", "attach", "probe"]
+__all__ = [
+    "METRICS", "Gate", "Monitor", "ProbeResult", "RcProbeError", "__version__", "ablate", "attach", "compare", "probe",
+    "watch",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
+    if name == "paths":
+        return import_module("rc_probe.paths")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'rc_probe' has no attribute {name!r}")

@@ -1,5 +1,6 @@
 """`python -m rc_probe`, and the command `rc-probe`."""
 
+import os
 import sys
 
 
@@ -10,7 +11,8 @@ def main() -> None:
 
         run()
     except KeyboardInterrupt:
-        sys.stderr.write("rc-probe: interrupted. Nothing was written\n")
+        if os.environ.get("RANK", "0") == "0":  # of several processes one says it
+            sys.stderr.write("rc-probe: interrupted. Nothing was written\n")
         sys.exit(2)
 
 

@@ -7,6 +7,8 @@ import platform
 import shlex
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -19,14 +21,18 @@ from rc_probe.hooks.structure import Structure
 
 from .batches import Batches, batches, long_enough
 from .data import Samples, load_samples
+from .digest import digest_of
 from .floor import below_the_floor
 from .fresh import fresh_model
 from .load import Loaded, hold_model, load_model
+from .paths.run import PathPlan, measure_paths, plan_paths
 from .results import ProbeResult
-from .run import Curves, Row, ablation_rows, check_finite, measure_variants, structure_rows
+from .run import Curves, Row, ablation_rows, check_finite, gather_curves, measure_variants, structure_rows
 from .settings import Settings
-from .source import DEMO
+from .shared import facts, own_device
+from .source import DEMO, on_hub
 from .variants import Variant, mixer_note, paper_variants, parse_ablation
+from .world import World
 
 Progress = Callable[[str, int, int], None]
 DEMO_NAME = "all-MiniLM-L6-v2"  # what `demo` stands for
@@ -38,6 +44,7 @@ def probe(
     *,
     processor: Any = None,
     progress: Progress | None = None,
+    world: World | None = None,
     **options: Any,
 ) -> ProbeResult:
     """Measure rank collapse of `model` on `data`.
@@ -50,14 +57,19 @@ def probe(
         bundled samples
     processor: tokenizer, image processor or feature extractor of a model that you hold
     progress: called as progress(stage, done, total)
-    options: the fields of `Settings`. Of a model by name: revision, dtype, device, allow_pickle,
-        trust_remote_code. Which part of it: stack, blocks. Of the data: column, label_column, samples, length, batch_size, special_tokens. Of what is
-        measured: metrics, svd_samples, init, init_seeds, seed, ablate, recursion
+    world: the processes that share the work, `World.join()`; each gets the whole result. Without it, this
+        process measures everything
+    options: the fields of `Settings`. Of a model by name: revision, dtype, device, device_map, offload_folder,
+        allow_pickle, trust_remote_code. Which part of it: stack, blocks. Of the data: column, label_column, samples,
+        length, batch_size, special_tokens. Of what is measured: metrics, svd_samples, init, init_seeds, seed, ablate,
+        recursion. Of the paths: paths, path_draws, repeats, path_samples, max_length, count_mlp
 
-    Returns a ProbeResult with the tables residuals, ablations, structure, recursion, bounds.
+    Returns a ProbeResult with the tables residuals, ablations, structure, recursion, bounds, paths, path_sources,
+    path_counts, chains.
     Raises RcProbeError, one clear line, for bad input and for models that cannot be proved.
     """
-    return measure(model, Settings.of(data=data, **options), processor=processor, progress=progress)
+    chosen = Settings.of(data=data, **options)
+    return measure(model, chosen, processor=processor, progress=progress, world=world)
 
 
 def measure(
@@ -67,15 +79,22 @@ def measure(
     processor: Any = None,
     progress: Progress | None = None,
     command: str | None = None,
+    world: World | None = None,
 ) -> ProbeResult:
     """What `probe` does, with all options in `chosen`. `command` is what repeats it, made up if not given."""
     started = time.monotonic()
     chosen.check()
     ablations = [parse_ablation(text) for text in dict.fromkeys(chosen.ablate)]
-    report = progress or (lambda stage, done, total: None)
+    together = world or World()
+
+    def report(stage: str, done: int, total: int) -> None:
+        together.check()
+        if progress is not None:
+            progress(stage, done, total)
+
     report("loading", 0, 1)
     loaded = (
-        _load(model, chosen)
+        _load(model, chosen, together)
         if isinstance(model, str)
         else hold_model(model, processor, stack=chosen.stack, blocks=chosen.blocks)
     )
@@ -87,22 +106,29 @@ def measure(
         samples, loaded, length=chosen.length, batch_size=chosen.batch_size,
         special_tokens=chosen.special_tokens,
     )  # fmt: skip
-    run = _Run(loaded, chosen, made, ablations, report)
+    plan = (
+        plan_paths(loaded, samples, chosen) if chosen.paths else None
+    )  # labels that cannot be meant end it here
+    run = _Run(loaded, chosen, made, ablations, report, together)
+    together.same(facts(chosen, samples, made, run.structure))
     run.measure()
+    if plan is not None:
+        run.measure_paths(plan)
     return ProbeResult(
         model=run.describe(),
-        settings=_settings(chosen, loaded, samples, made, command),
+        settings=_settings(chosen, loaded, samples, made, command, together),
         environment=_environment(time.monotonic() - started),
         tables=run.tables(),
     )
 
 
-def _load(model: str, chosen: Settings) -> Loaded:
-    return load_model(
-        model, revision=chosen.revision, dtype=chosen.dtype, device=chosen.device,
-        allow_pickle=chosen.allow_pickle, trust_remote_code=chosen.trust_remote_code, stack=chosen.stack,
-        blocks=chosen.blocks,
-    )  # fmt: skip
+def _load(model: str, chosen: Settings, world: World) -> Loaded:
+    with world.local_first() if on_hub(model) else nullcontext():
+        return load_model(
+            model, revision=chosen.revision, dtype=chosen.dtype, device=own_device(chosen, world),
+            allow_pickle=chosen.allow_pickle, trust_remote_code=chosen.trust_remote_code, stack=chosen.stack,
+            blocks=chosen.blocks, device_map=chosen.device_map, offload_folder=chosen.offload_folder,
+        )  # fmt: skip
 
 
 class _Run:
@@ -115,8 +141,9 @@ class _Run:
         made: Batches,
         ablations: list[Variant],
         report: Progress,
+        world: World,
     ) -> None:
-        self.loaded, self.chosen, self.made, self.report = loaded, chosen, made, report
+        self.loaded, self.chosen, self.made, self.report, self.world = loaded, chosen, made, report, world
         report("proving the structure", 0, 1)
         self.first = next(iter(made))
         self.example = self.first.inputs
@@ -124,11 +151,13 @@ class _Run:
         self.paper = paper_variants(self.structure)
         self.variants = [*self.paper, *ablations]
         seeds = chosen.init_seeds if chosen.init else 0
-        self.total = len(made) * (len(self.variants) + seeds * len(self.paper))
+        self.mine = world.share(range(len(made)))  # numbers of the batches that this process measures
+        self.total = len(self.mine) * (len(self.variants) + seeds * len(self.paper))
         self.done = 0
         self.curves: dict[str, dict[str, Curves]] = {}
         self.rows: dict[str, list[Row]] = {}
         self.notes: list[str] = []
+        self.path_facts: dict[str, Any] = {}
 
     def _structure(self, model: Any) -> Structure:
         return find_structure(model, self.example, stack=self.loaded.stack, blocks=self.chosen.blocks)
@@ -141,9 +170,28 @@ class _Run:
         for number in range(self.chosen.init_seeds if self.chosen.init else 0):
             self._measure_init(self.chosen.seed + number, first=number == 0)
 
+    def measure_paths(self, plan: PathPlan) -> None:
+        """After the curves: a model whose paths cannot be told apart has these all the same."""
+
+        def advance(stage: str) -> None:
+            self.report(f"paths: {stage}", self.done, self.total)
+
+        advance("exact")
+        found = self.world.once(
+            lambda: measure_paths(self.loaded, self.structure, plan, self.chosen, self._name, advance),
+            "paths",
+        )
+        self.rows |= found.tables
+        self.path_facts = found.facts
+        self.notes += found.notes
+
+    @property
+    def _name(self) -> str:
+        return DEMO_NAME if self.loaded.id == DEMO else self.loaded.id
+
     def _measure_init(self, seed: int, *, first: bool) -> None:
-        fresh = fresh_model(self.loaded, seed)
         try:
+            fresh = fresh_model(self.loaded, seed)
             structure = self._structure(fresh)
         except RcProbeError as error:  # such as output projections that start at zero
             self.notes.append(f"Fresh weights were not measured: {error}")
@@ -166,7 +214,9 @@ class _Run:
 
     def _below_the_floor(self, structure: Structure, weights: str) -> None:
         self.report(f"{weights}: below the float floor", self.done, self.total)
-        below = below_the_floor(structure, self.first, weights)
+        below = self.world.once(
+            lambda: below_the_floor(structure, self.first, weights), f"{weights}: recursion"
+        )
         self.rows.setdefault("recursion", []).extend(below.recursion)
         self.rows.setdefault("bounds", []).extend(below.bounds)
         self.notes += below.notes
@@ -176,9 +226,11 @@ class _Run:
             self.done += 1
             self.report(f"{stage}: {name}", self.done, self.total)
 
-        return measure_variants(
-            structure, self.made, variants, self.chosen.measured, few=self.chosen.svd_samples, advance=advance
-        )
+        curves = measure_variants(
+            structure, self.made.of(self.mine), variants, self.chosen.measured, few=self.chosen.svd_samples,
+            advance=advance,
+        )  # fmt: skip
+        return gather_curves(curves, partial(self.world.gather, what=stage))
 
     def tables(self) -> dict[str, pd.DataFrame]:
         residuals = [
@@ -203,7 +255,7 @@ class _Run:
         }
         norms = [bool(j.norms) for block in structure.blocks for j in block.junctions]
         return {
-            "id": DEMO_NAME if self.loaded.id == DEMO else self.loaded.id,
+            "id": self._name,
             "class": type(model).__name__,
             "model_type": getattr(model.config, "model_type", None),
             "revision": self.loaded.revision,
@@ -217,6 +269,7 @@ class _Run:
             "stack": structure.name,
             "stacks": [*self.loaded.others, *structure.others],
             "proved": structure.proved,
+            "paths": self.path_facts,
             "notes": self.loaded.notes + self._stack_notes() + self.notes,
         }
 
@@ -229,17 +282,22 @@ class _Run:
 
 
 def _settings(
-    chosen: Settings, loaded: Loaded, samples: Samples, made: Batches, command: str | None
+    chosen: Settings, loaded: Loaded, samples: Samples, made: Batches, command: str | None, world: World
 ) -> dict[str, Any]:
-    count = len(samples.items)
+    count, idle = len(samples.items), max(world.size - len(made), 0)
+    waits = (
+        f"{idle} of {world.size} processes had no batch: a smaller --batch-size gives more" if idle else ""
+    )
+    places = getattr(loaded.model, "hf_device_map", None) or {"": loaded.model.device}
     return {
-        "data": samples.source, "modality": loaded.modality, "samples": count, "length": made.length,
+        "data": samples.source, "digest": digest_of(samples.items), "modality": loaded.modality, "samples": count, "length": made.length,
         "batch_size": chosen.batch_size, "tokens": made.tokens, "truncated": made.truncated,
-        "dtype": str(loaded.model.dtype).removeprefix("torch."), "device": str(loaded.model.device),
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "device": ", ".join(sorted({str(place) for place in places.values()})), "processes": world.size,
         "seed": chosen.seed, "init_seeds": chosen.init_seeds if chosen.init else 0,
         "special_tokens": chosen.special_tokens, "metrics": chosen.measured, "ablate": list(chosen.ablate),
         "svd_samples": min(chosen.svd_samples, count),
-        "notes": [note for note in (samples.note, made.note) if note],
+        "notes": [note for note in (samples.note, made.note, waits) if note],
         "command": command or _as_command(loaded, chosen),
     }  # fmt: skip
 
@@ -261,6 +319,9 @@ def _as_command(loaded: Loaded, chosen: Settings) -> str:
         "svd_samples",
         "init_seeds",
         "seed",
+        "repeats",
+        "path_samples",
+        "max_length",
     ):
         value = getattr(chosen, name)
         if value != getattr(defaults, name):
@@ -268,11 +329,13 @@ def _as_command(loaded: Loaded, chosen: Settings) -> str:
     dtype = str(loaded.model.dtype).removeprefix("torch.")
     words += ["--dtype", dtype] if dtype != "float32" else []
     words += ["--revision", loaded.revision] if loaded.revision else []
-    for flag in ("special_tokens", "init", "recursion"):
+    for flag in ("special_tokens", "init", "recursion", "paths"):
         if not getattr(chosen, flag):
             words.append(f"--no-{flag.replace('_', '-')}")
     for text in chosen.ablate:
         words += ["--ablate", text]
+    words += ["--count-mlp"] if chosen.count_mlp else []
+    words += ["--paths", *map(str, chosen.path_draws)] if chosen.path_draws else []
     if chosen.metrics:
         words += ["--metrics", ",".join(chosen.metrics)]
     return shlex.join(words)

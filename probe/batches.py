@@ -8,7 +8,8 @@ of position ids, and causal attention never meets the padding at all. Sounds are
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,12 +32,12 @@ Ids = dict[str, list[int]]
 class Batch:
     """inputs: the model's keyword arguments, on its device; mask: (B, T) bool, None if all is real.
 
-    samples: the numbers of the samples in it, counted from 0 over the run
+    start: the number of its first sample in the data, from 0
     """
 
     inputs: dict[str, Tensor]
     mask: Tensor | None
-    samples: tuple[int, ...] = ()
+    start: int = 0
 
 
 class Batches:
@@ -65,11 +66,13 @@ class Batches:
         return len(self.slices)
 
     def __iter__(self) -> Iterator[Batch]:
+        return self.of(range(len(self)))
+
+    def of(self, numbers: Sequence[int]) -> Iterator[Batch]:
+        """The batches with these numbers, from 0; only these are made."""
         make = {"text": _text_batch, "image": _image_batch, "audio": _sound_batch}[self.loaded.modality]
-        start = 0
-        for items in self.slices:
-            yield replace(make(self.loaded, items), samples=tuple(range(start, start + len(items))))
-            start += len(items)
+        starts = [0, *itertools.accumulate(map(len, self.slices))]
+        return (replace(make(self.loaded, self.slices[n]), start=starts[n]) for n in numbers)
 
 
 def batches(
@@ -165,7 +168,7 @@ def _shapes(loaded: Loaded, items: list[Any]) -> list[Any]:
             )
             raise RcProbeError(what, where=loaded.id, todo="Leave it out, or give longer sounds")
         return shapes
-    if loaded.modality == "text" and not _accepts(loaded.model, "attention_mask"):
+    if loaded.modality == "text" and not accepts(loaded.model, "attention_mask"):
         return [_length(text) for text in items]
     return [None] * len(items)
 
@@ -183,7 +186,7 @@ def _check_ids(encoded: list[Ids], loaded: Loaded, source: str) -> None:
         raise RcProbeError(what, where=loaded.id, todo="Use the tokenizer that belongs to the model")
 
 
-def _accepts(model: Any, name: str) -> bool:
+def accepts(model: Any, name: str) -> bool:
     """Whether the forward pass takes an input of that name; a wrapper's `*args, **kwargs` takes all."""
     names = inspect.signature(model.forward).parameters
     return name in names or model.main_input_name not in names
@@ -210,7 +213,7 @@ def _text_batch(loaded: Loaded, texts: list[Ids]) -> Batch:
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = _shifted(model, inputs["input_ids"])
         inputs["decoder_attention_mask"] = mask.long()  # one token more in front, the last one less
-    inputs = {key: value.to(device) for key, value in inputs.items() if _accepts(model, key)}
+    inputs = {key: value.to(device) for key, value in inputs.items() if accepts(model, key)}
     return Batch(inputs, None if bool(mask.all()) else mask.to(device))
 
 
@@ -255,7 +258,7 @@ def _sound_batch(loaded: Loaded, items: list[Any]) -> Batch:
 def _taken(model: Any, made: Any) -> dict[str, Tensor]:
     """What the model takes of `made`, on its device and in its dtype."""
     device = input_device(model)
-    inputs = {key: value.to(device) for key, value in made.items() if _accepts(model, key)}
+    inputs = {key: value.to(device) for key, value in made.items() if accepts(model, key)}
     return {
         key: value.to(model.dtype) if value.is_floating_point() else value for key, value in inputs.items()
     }

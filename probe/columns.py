@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from math import isnan
 from typing import Any
 
-import numpy as np
-
 from rc_probe.hooks.errors import RcProbeError
 
 from .sound import is_sound
@@ -44,7 +42,7 @@ class Wanted:
 
     def label(self, row: Row) -> Any:
         names = self.label_names(row)
-        values = tuple(_scalar(row.get(name)) for name in names)
+        values = tuple(_cell(row.get(name)) for name in names)
         return None if not names else values[0] if len(names) == 1 else values
 
     def label_names(self, row: Row) -> list[str]:
@@ -78,9 +76,8 @@ def labelled_rows(rows: Iterable[Row], wanted: Wanted, source: str) -> Iterator[
     )
 
 
-def _scalar(value: Any) -> Any:
-    """A number of numpy as one of Python, a missing one as None."""
-    value = value.item() if isinstance(value, np.generic) else value
+def _cell(value: Any) -> Any:
+    """The value of a cell; None where it is empty."""
     return None if value == "" or (isinstance(value, float) and isnan(value)) else value
 
 

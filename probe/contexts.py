@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from rc_probe.hooks.calls import Listening
 from rc_probe.hooks.edits import Editing
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.gates import Gate, gate_edits
@@ -17,9 +18,11 @@ from rc_probe.hooks.prove import find_structure
 from rc_probe.hooks.structure import Structure
 from rc_probe.hooks.tape import walk
 from rc_probe.hooks.taps import Tap
+from rc_probe.hooks.unwrap import unwrapped
 
-from .run import Curves, Measured, structure_rows
+from .run import Curves, Measured, gather_curves, structure_rows
 from .variants import parse_ablation
+from .world import World
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,6 +39,7 @@ def ablate(
 ) -> Editing:
     """A context in which `model` runs without the named parts; afterwards it is as it was.
 
+    `model`: any torch module, compiled ones and sentence-transformers' included.
     `what`: texts such as "mlp@7", "attention.skip@3-5", "head@2:5", "mlp@4=0.5", or `Gate`s, whose
     value may be a tensor (batch,) of one gate per sample. Blocks and heads are numbered from 1.
     `inputs`: keyword arguments of a forward pass of two or more samples, to attach with; made from
@@ -68,8 +72,9 @@ def attach(
 ) -> Attached:
     """A context that measures every layer's stream while the user runs the model; `.frame()` has the numbers.
 
-    `mask` says which tokens are real: "auto" takes the attention mask that the model is called with,
-    None says that nothing is padded, a tensor (batch, tokens) holds for every call. Statistics
+    `model` is as in `ablate`. `mask` says which tokens are real: "auto" takes the attention mask
+    (batch, tokens) that the model, or its `forward`, is called with; None says that nothing is padded, a
+    tensor (batch, tokens) holds for every call. Statistics
     accumulate over whole passes, in float64; passes over one token (generation with a cache), passes that
     fail and what gradient checkpointing recomputes are left out. `inputs`, `stack` and `blocks` are as
     in `ablate`.
@@ -93,25 +98,28 @@ def _prove(
             where="DataParallel",
             todo="Give the model inside, model.module, and run that",
         )
-    return find_structure(model, inputs, stack=stack, blocks=blocks)
+    return find_structure(unwrapped(model), inputs, stack=stack, blocks=blocks)
 
 
 class Attached(AbstractContextManager["Attached"]):
-    """A model being measured; see `attach`. `structure` is what was proved about it."""
+    """A model being measured; see `attach`. `structure` is what was proved about it.
 
-    def __init__(self, structure: Structure, metrics: Sequence[str], mask: Tensor | str | None) -> None:
-        self.structure, self.given = structure, mask
+    With `stop`, passes end after the last layer by StreamDone (see Tap).
+    """
+
+    def __init__(
+        self, structure: Structure, metrics: Sequence[str], mask: Tensor | str | None, *, stop: bool = False
+    ) -> None:
+        self.structure, self.given, self.stop = structure, mask, stop
         self.curves = Curves(list(metrics))
         self._seen: Tensor | None = None
         self._pass: dict[int, Measured] = {}  # layers of the pass that is running, in order
         self._exit = ExitStack()
 
     def __enter__(self) -> Attached:
-        self._exit.enter_context(Tap(self.structure, self._on_stream))
-        for name in self.structure.ancestors:
-            module = self.structure.model.get_submodule(name)
-            self._exit.callback(module.register_forward_pre_hook(self._see_mask, with_kwargs=True).remove)
-            self._exit.callback(module.register_forward_hook(self._end_pass, always_call=True).remove)
+        self._exit.enter_context(Tap(self.structure, self._on_stream, stop=self.stop))
+        holders = [self.structure.model.get_submodule(name) for name in self.structure.ancestors]
+        self._exit.enter_context(Listening(holders, self._see_mask, self._end_pass))
         return self
 
     def __exit__(self, *exc: Any) -> None:
@@ -131,13 +139,20 @@ class Attached(AbstractContextManager["Attached"]):
         elif isinstance(given.get("input_ids"), Tensor) or module is self.structure.model:
             self._seen = None
 
-    def _end_pass(self, *args: Any) -> None:
+    def _end_pass(self, module: nn.Module) -> None:
         """A module that holds all blocks returned or raised: what is not whole by now is dropped."""
-        self._pass = {}
+        self._pass, self._seen = {}, None
 
     def _refuse_packed(self, module: nn.Module, given: dict[str, Any]) -> None:
         """A stream without a batch axis is one sample to every metric, so it must be one."""
         block = self.structure.blocks[0]
+        lengths = given.get("cu_seq_lens_q")  # what flash attention needs for several texts in one row
+        if isinstance(lengths, Tensor) and len(lengths) > 2:
+            raise self.structure.error(
+                block,
+                f"its stream packs {len(lengths) - 1} texts into one sequence",
+                "Pad and mask them instead (sentence-transformers: unpad_inputs=False)",
+            )
         main = given.get(getattr(module, "main_input_name", "input_ids"))
         if main is None and module is self.structure.model:
             main = next((t for _, t in walk(given)), None)
@@ -184,18 +199,26 @@ class Attached(AbstractContextManager["Attached"]):
             raise RcProbeError(
                 f"a batch of {x.shape[0]} texts came without an attention mask, so padding cannot be told from text",
                 where=type(self.structure.model).__name__,
-                todo="Pass attention_mask= to the model, or attach(model, mask=None) if nothing is padded",
+                todo="Pass attention_mask= (batch, tokens) to the model, run texts one by one, or say attach(model, mask=…): "
+                "the mask of every batch, or None if nothing is padded",
             )
         return None
 
-    def frame(self) -> pd.DataFrame:
+    def frame(self, *, gather: bool = False) -> pd.DataFrame:
         """Columns layer, metric, mean, std (ddof 1, over samples; NaN for one), count, floor.
 
-        Raises RcProbeError when the model has not run inside the context.
+        With `gather`, of the samples of all processes of the torch.distributed group: every process must call
+        it, also one that had no sample, and gets the same frame. Samples that a padding sampler handed out
+        twice count twice.
+
+        Raises RcProbeError when the model has not run inside the context, with `gather` in any process.
         """
         import pandas as pd
 
-        rows = self.curves.rows("", "")
+        curves = self.curves
+        if gather:
+            curves = gather_curves({"": curves}, World.given().gather)[""]
+        rows = curves.rows("", "")
         if not rows:
             raise RcProbeError(
                 "no forward pass was seen", where=type(self.structure.model).__name__,

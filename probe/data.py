@@ -15,7 +15,9 @@ from typing import Any
 
 from rc_probe.hooks.errors import RcProbeError
 
+from . import kept
 from .columns import THINGS, Wanted, checked, class_names, labelled_rows
+from .kept import Opened
 from .sound import sound_files
 from .source import first_line, hub_problem, quiet
 from .tables import TABLES, Row, json_lines, readable, rows_of
@@ -55,15 +57,6 @@ class Samples:
     classes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """A source's name, its (sample, label) in order, and the names of its labels."""
-
-    source: str
-    stream: Iterator[tuple[Any, Any]]
-    classes: tuple[str, ...] = ()
-
-
 def load_samples(
     spec: Any = None,
     *,
@@ -86,7 +79,7 @@ def load_samples(
 
     Raises RcProbeError if there is nothing to measure, or not what was meant.
     """
-    opened = _open(spec, Wanted(modality, column, label_column))
+    opened = kept.read(_open, spec, Wanted(modality, column, label_column))
     source, things = opened.source, THINGS[modality]
     items: list[Any] = []
     labels: list[Any] = []
@@ -113,7 +106,7 @@ def load_samples(
     return Samples(modality, source, items, "; ".join(notes), found, opened.classes)
 
 
-def _open(spec: Any, wanted: Wanted) -> _Opened:
+def _open(spec: Any, wanted: Wanted) -> Opened:
     modality = wanted.modality
     if spec is None:
         wanted.no_columns("the bundled samples")
@@ -135,20 +128,27 @@ def _open(spec: Any, wanted: Wanted) -> _Opened:
             f"{source} holds no samples", where="data", todo=f"Give a list of {PYTHON[modality]}"
         )
     if hasattr(spec, "to_dict") and hasattr(spec, "columns"):  # a DataFrame
-        return _Opened(source, labelled_rows(spec.to_dict("records"), wanted, source))
+        return Opened(source, labelled_rows(spec.to_dict("records"), wanted, source))
     if hasattr(spec, "column_names"):  # a datasets.Dataset or IterableDataset
-        return _Opened(source, labelled_rows(_undecoded(spec), wanted, source), class_names(spec, wanted))
+        return Opened(source, labelled_rows(_undecoded(spec), wanted, source), class_names(spec, wanted))
     wanted.no_columns("data")
     values = (checked(value, i, modality, "data") for i, value in enumerate(spec))
     return _unlabelled(f"{source} of {THINGS[modality]}", values)
 
 
-def _unlabelled(source: str, items: Iterable[Any]) -> _Opened:
-    return _Opened(source, ((item, None) for item in items))
+def _unlabelled(source: str, items: Iterable[Any]) -> Opened:
+    return Opened(source, ((item, None) for item in items))
 
 
-def _open_named(spec: str, wanted: Wanted) -> _Opened:
+def _open_named(spec: str, wanted: Wanted) -> Opened:
     modality = wanted.modality
+    if spec.startswith("lm-eval:"):
+        from .harness import task_texts
+
+        wanted.no_columns(spec)
+        return _unlabelled(
+            spec, (checked(text, i, modality, spec) for i, text in enumerate(task_texts(spec)))
+        )
     path = Path(spec).expanduser()
     suffix = path.suffix.lower()
     is_text = suffix in TEXT_FILES | TABLES
@@ -158,9 +158,9 @@ def _open_named(spec: str, wanted: Wanted) -> _Opened:
         what = f"the model takes {THINGS[modality]}, and this is no source of {THINGS[modality]}"
         raise RcProbeError(what, where=spec, todo=ACCEPTED[modality])
     if suffix in TABLES:
-        return _Opened(spec, labelled_rows(rows_of(path), wanted, spec))
+        return Opened(spec, labelled_rows(rows_of(path), wanted, spec))
     if path.is_dir() and wanted.label_column == FOLDER and not wanted.column:
-        return _Opened(spec, _by_folder(path, modality))
+        return Opened(spec, _by_folder(path, modality))
     if path.exists():
         wanted.no_columns(spec)
     if suffix in TEXT_FILES:
@@ -225,7 +225,7 @@ def open_image(path: Path) -> Any:
         raise RcProbeError(what, where=str(path), todo="Remove or replace it") from error
 
 
-def _hub(spec: str, wanted: Wanted) -> _Opened:
+def _hub(spec: str, wanted: Wanted) -> Opened:
     """A Hub dataset, streamed. The second of two parts is a split if called like one, else a config."""
     name, config, split = ([*spec.split(":"), "", ""])[:3]
     if config in SPLITS and not split:
@@ -249,7 +249,7 @@ def _hub(spec: str, wanted: Wanted) -> _Opened:
         raise RcProbeError(what, where=spec, todo=todo) from error
     source = ":".join(part for part in (name, config, split) if part)
     rows = labelled_rows(_streamed(_undecoded(found), source), wanted, source)
-    return _Opened(source, rows, class_names(found, wanted))
+    return Opened(source, rows, class_names(found, wanted))
 
 
 def _undecoded(rows: Any) -> Any:

@@ -7,7 +7,9 @@ warns in these cases, and what is measured afterwards would be a half random mod
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ import transformers
 from torch import nn
 
 from rc_probe.hooks.errors import RcProbeError
+from rc_probe.hooks.unwrap import unwrapped
 
 from .adapter import add_adapter, base_of, brought
 from .settings import DTYPES
@@ -22,6 +25,7 @@ from .source import SAVE, Source, first_line, load_config, locate, quiet
 from .towers import Part, pick
 from .towers import modality as modality_of
 
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 # What no stream depends on inside a base model: heads behind it, and wav2vec 2.0's mask for training.
 HEADS = {"pooler", "lm_head", "classifier", "score", "masked_spec_embed"}
 
@@ -58,6 +62,7 @@ def load_model(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     device_map: Any = None,
+    offload_folder: str | None = None,
     stack: str | None = None,
     blocks: str | None = None,
 ) -> Loaded:
@@ -68,22 +73,25 @@ def load_model(
     The class is the one that the config names (its head included), else AutoModel. `dtype` is float32
     unless told, whatever the checkpoint stores, because residuals fall below the rounding of half precision
     within a few layers; "auto" takes the checkpoint's. `device` is CUDA where there is one, else the CPU.
+    `device_map` spreads the model over several devices instead: one of accelerate's names, a dict {module: device}
+    or a JSON file of one; what it puts on "disk" goes to `offload_folder`.
     Only safetensors are read unless `allow_pickle`; its own code runs only with `trust_remote_code`.
 
     Raises RcProbeError, one line, for whatever keeps the model from being what its checkpoint says.
     """
-    wanted, target = check_dtype(dtype), check_device(device)
+    wanted, target, places = check_dtype(dtype), check_device(device), check_device_map(device_map)
     adapter = locate(model_id, revision, trust_remote_code)
     source = base_of(adapter) or adapter
     with quiet():
         config = load_config(source)
-        model, notes, random = _load_weights(source, config, wanted, allow_pickle, device_map)
+        spread = {"device_map": places, "offload_folder": offload_folder} if places is not None else {}
+        model, notes, random = _load_weights(source, config, wanted, allow_pickle, spread)
         if source is not adapter:
             model = add_adapter(model, adapter, allow_pickle)
             own = tuple(f"{name}." for name in brought(model))
             random = tuple(name for name in random if not name.startswith(own))
         _check_finite(model, adapter)
-        if device_map is None:
+        if places is None:
             with source.explain(f"the model does not fit on {target}", "Try --dtype bfloat16"):
                 model.to(target)
         part = pick(model.eval(), stack, blocks)
@@ -127,6 +135,25 @@ def check_device(device: str | None) -> torch.device:
     return target
 
 
+def check_device_map(device_map: Any) -> Any:
+    """The device map as accelerate takes it: one of its names, or a dict {module: device}."""
+    if device_map is None or isinstance(device_map, dict) or device_map in DEVICE_MAPS:
+        return device_map
+    path, todo = (
+        Path(str(device_map)),
+        f"Give one of {', '.join(DEVICE_MAPS)}, or a JSON file of {{module: device}}",
+    )
+    if path.suffix != ".json" or not path.is_file():
+        raise RcProbeError(f"no such device map {str(device_map)!r}", where="--device-map", todo=todo)
+    try:
+        places = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RcProbeError(f"not JSON ({first_line(error)})", where=str(path), todo=todo) from error
+    if not isinstance(places, dict) or not all(type(place) in (str, int) for place in places.values()):
+        raise RcProbeError("not an object of {module: device}", where=str(path), todo=todo)
+    return places
+
+
 def _model_class(config: Any, trust_remote_code: bool) -> Any:
     """The class that `config.architectures` names, when it is one for this config; else AutoModel."""
     for name in config.architectures or []:
@@ -141,7 +168,7 @@ def _model_class(config: Any, trust_remote_code: bool) -> Any:
 
 
 def _load_weights(
-    source: Source, config: Any, dtype: Any, allow_pickle: bool, device_map: Any
+    source: Source, config: Any, dtype: Any, allow_pickle: bool, spread: dict[str, Any]
 ) -> tuple[Any, list[str], tuple[str, ...]]:
     """The model, notes about weights that its checkpoint lacks or that it does not use, and the ones it lacks."""
     pickle_only = source.error(
@@ -159,10 +186,10 @@ def _load_weights(
             source.place,
             config=config,
             dtype=dtype,
-            device_map=device_map,
             use_safetensors=None if allow_pickle else True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they come back in `info`, where the error can name them
+            **spread,
             **source.options,
         )
     except Exception as error:
@@ -175,9 +202,10 @@ def _load_weights(
             raise source.error(what, "Ask for the model as safetensors") from error
         if isinstance(error, OSError) and "with `safetensors`" in str(error):
             raise pickle_only from error
-        raise source.error(
-            f"the model does not load ({text})", "Check the checkpoint and config.json"
-        ) from error
+        todo = "Check the checkpoint and config.json" + (
+            ", --device-map and --offload-folder" if spread else ""
+        )
+        raise source.error(f"the model does not load ({text})", todo) from error
     return model, _check_keys(model, info, source), tuple(sorted(info["missing_keys"]))
 
 
@@ -250,7 +278,9 @@ def hold_model(
     Without `processor`, the tokenizer, image processor or feature extractor is looked for where the model came from.
     Raises RcProbeError for what is not a transformers model, NaN weights, and a missing processor.
     """
-    core = getattr(model, "_orig_mod", model)  # torch.compile
+    core: Any = unwrapped(model)
+    if processor is None and core is not model:  # sentence-transformers' models bring theirs
+        processor = getattr(model, "tokenizer", None)
     name = type(core).__name__
     if not hasattr(core, "config") or not hasattr(core, "main_input_name"):
         todo = "Give a Hub id, a folder, or a transformers model; rc_probe.attach takes other modules"

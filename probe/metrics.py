@@ -16,7 +16,8 @@ Conventions, the same for all metrics
 
 Rounding floors (in the metric's unit; below them a number is noise)
 The stream itself carries the rounding of the network that made it. Per token it is taken as `NOISE` eps of
-the token's size, eps of the stream's own dtype before any upcast: a collapsed float32 network shows
+the token's size, eps of the stream's own dtype before any upcast (or, under autocast, of the coarser one
+that products are computed in): a collapsed float32 network shows
 relative residuals of 1.0e-7 to 3.0e-7, that is .8 to 2.5 eps (the upper end where trained MLPs amplify the
 noise of a collapsed stream). Every floor is what noise of that size does
 to the metric.
@@ -105,7 +106,7 @@ class Tokens:
         if mask is not None and mask.shape != x.shape[:2]:
             what = f"a mask of shape {tuple(mask.shape)} does not fit a stream of shape {tuple(x.shape)}"
             raise RcProbeError(what, where="metrics")
-        self.noise = NOISE * torch.finfo(x.dtype).eps
+        self.noise = NOISE * _eps(x)
         self._padding = None if mask is None else ~mask.bool()[..., None]  # (B, T, 1)
         x = x.detach()
         x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -193,6 +194,14 @@ class Tokens:
 
     def _mean(self, y: Tensor) -> Tensor:
         return y.sum(1, keepdim=True) / self.count.to(y.dtype)[:, None, None]  # (B, 1, D)
+
+
+def _eps(x: Tensor) -> float:
+    """Of the coarsest dtype that a stream was computed in, as far as is known here."""
+    eps = torch.finfo(x.dtype).eps
+    if torch.is_autocast_enabled(x.device.type):
+        eps = max(eps, torch.finfo(torch.get_autocast_dtype(x.device.type)).eps)
+    return eps
 
 
 def _metric(recipe: Callable[[Tokens], Reading]) -> MetricFunction:

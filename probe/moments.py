@@ -1,7 +1,11 @@
 """Count, mean and variance of a stream of numbers, kept on its device and merged without loss."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
+
+Packed = tuple[list[tuple[int, str]], Tensor]  # (layer, metric) and (n, 3): count, mean, m2; on the host
 
 
 class Moments:
@@ -24,7 +28,8 @@ class Moments:
             return
         values = values.detach().to(self.mean)
         mean = values.mean(0)
-        self._join(self.count.new_tensor(len(values)), mean, (values - mean).square().sum(0))
+        count = torch.full_like(self.count, len(values))  # new_tensor would wait for the device
+        self._join(count, mean, (values - mean).square().sum(0))
 
     def merge(self, other: "Moments") -> None:
         """Take in all that `other` has seen; `other` may be empty, or on another device."""
@@ -42,3 +47,25 @@ class Moments:
     def std(self) -> Tensor:
         """Sample standard deviation (ddof 1); NaN when fewer than two samples were seen."""
         return (self.m2 / (self.count - 1)).sqrt().where(self.count > 1, torch.nan)
+
+
+def pack(moments: dict[tuple[int, str], Moments]) -> Packed:
+    """What `moments` have seen, to be sent to another process: one copy from each device."""
+    rows: dict[tuple[int, str], Tensor] = {}
+    for device in {m.count.device for m in moments.values()}:
+        here = {
+            key: torch.stack([m.count, m.mean, m.m2])
+            for key, m in moments.items()
+            if m.count.device == device
+        }
+        rows |= dict(zip(here, torch.stack(list(here.values())).cpu(), strict=True))
+    return list(rows), torch.stack(list(rows.values())) if rows else torch.zeros(0, 3, dtype=torch.float64)
+
+
+def unpack(packs: Iterable[Packed]) -> dict[tuple[int, str], Moments]:
+    """The Moments of all that was packed, merged in the order of `packs`, on the host."""
+    found: dict[tuple[int, str], Moments] = {}
+    for keys, rows in packs:
+        for key, row in zip(keys, rows, strict=True):
+            found.setdefault(key, Moments())._join(*row)
+    return found

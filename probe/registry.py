@@ -28,7 +28,7 @@ class Metric:
     name: str
     title: str
     formula: str
-    unit: Literal["ratio", "cosine", "count", "norm"]
+    unit: Literal["ratio", "cosine", "count", "norm", "nats"]
     low: float | None
     high: float | None
     better: Literal["higher", "lower"] | None
@@ -65,6 +65,41 @@ _ALL = (
 )  # fmt: skip
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
+
+# Of products P of attention patterns along a path, in the table `chains`; no stream has them.
+CHAIN_METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("rank_one", "Distance to rank one", "‖P − σ₁ u₁ v₁ᵀ‖₁,∞ / ‖P‖₁,∞",
+               "ratio", 0, None, "higher", f"{DONG}, figure of chained attention", cost="svd"),
+        Metric("mean_row", "Distance to equal rows", "‖P − 1 mean(P)ᵀ‖₁,∞ / ‖P‖₁,∞",
+               "ratio", 0, 2, "higher", f"{DONG}, section 2, the relative residual of P"),
+        Metric("dobrushin", "Dobrushin coefficient", "½ max over i, j of Σ_k |P_ik − P_jk|",
+               "ratio", 0, 1, "higher", "Dobrushin 1956 (Theory Probab. Appl. 1), section 1.4"),
+    )
+}  # fmt: skip
+
+
+# Of the paths of one length, in the table `paths`.
+PATH_METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("norm_share", "Share of the norm", "‖S_k‖_F / (Σ_j ‖S_j‖_F + ‖B‖_F), S_k the part of length k, B of biases",
+               "ratio", 0, 1, None, f"{DONG}, theorem 2.1, its terms grouped by length"),
+        Metric("projection", "Share of the output", "⟨S_k, Y⟩ / ⟨Y, Y⟩, Y the last hidden state; with biases they sum to 1",
+               "ratio", None, None, None, "linear in S_k, so that sampled paths estimate it without bias"),
+        Metric("cosine_to_output", "Cosine to the output", "mean over i of cos((S_k)_i, Y_i)",
+               "cosine", -1, 1, None, "direction of a part, token by token"),
+        Metric("agreement", "Agreement with the full model", "share of predictions that stay the same",
+               "ratio", 0, 1, "higher", f"{DONG}, section 4.2, against the model instead of labels"),
+        Metric("accuracy", "Accuracy", "share of predictions that are right",
+               "ratio", 0, 1, "higher", f"{DONG}, section 4.2"),
+        Metric("loss", "Loss", "mean of −ln p(right answer), in nats",
+               "nats", 0, None, "lower", "cross-entropy of the model's own head"),
+        Metric("spearman", "Rank correlation", "Spearman's correlation of cosine and given similarity",
+               "ratio", -1, 1, "higher", "Reimers, Gurevych 2019 (arXiv 1908.10084), section 4"),
+    )
+}  # fmt: skip
 
 
 def select(names: Iterable[str] | None = None) -> list[str]:

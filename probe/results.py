@@ -9,23 +9,26 @@ import os
 import re
 import uuid
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
 
 from rc_probe.hooks.errors import RcProbeError
 
+if TYPE_CHECKING:
+    from .checks import Outcome
+
 SCHEMA = 1
 JSON_NAME, HTML_NAME = "results.json", "report.html"
 _TABLE_NAME = re.compile(r"[a-z][a-z0-9_]*")  # a table's name is a file's name
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """`value` as JSON can hold it: Python scalars, lists, dicts. A number that is not finite becomes None."""
     if isinstance(value, np.generic):
         value = value.item()
@@ -34,16 +37,16 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         items = sorted(value) if isinstance(value, set | frozenset) else value
-        return [_plain(item) for item in items]
+        return [plain(item) for item in items]
     if value is pd.NA or value is pd.NaT:
         return None
     return str(value)
 
 
-def _tidy(name: str, frame: pd.DataFrame) -> pd.DataFrame:
+def tidy(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     """`frame` with a plain index and no infinity: a number that overflowed is a missing number."""
     if not _TABLE_NAME.fullmatch(name):
         raise RcProbeError(f"{name!r} cannot name a table", todo="Use lower-case letters, digits and _")
@@ -53,7 +56,7 @@ def _tidy(name: str, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _cells(column: pd.Series) -> list[Any]:
-    return [_plain(cell) for cell in column.astype(object).where(column.notna(), None)]
+    return [plain(cell) for cell in column.astype(object).where(column.notna(), None)]
 
 
 @dataclass(eq=False, repr=False)
@@ -77,9 +80,9 @@ class ProbeResult:
 
     def __post_init__(self) -> None:
         self.model, self.settings, self.environment = map(
-            _plain, (self.model, self.settings, self.environment)
+            plain, (self.model, self.settings, self.environment)
         )
-        self.tables = {name: _tidy(name, frame) for name, frame in self.tables.items()}
+        self.tables = {name: tidy(name, frame) for name, frame in self.tables.items()}
 
     def __repr__(self) -> str:
         tables = ", ".join(f"{name} ({len(frame)} rows)" for name, frame in self.tables.items())
@@ -90,7 +93,7 @@ class ProbeResult:
         """The finding in words and numbers, computed from the tables (see `rc_probe.reports.verdict`)."""
         from rc_probe.reports.verdict import judge
 
-        found: dict[str, Any] = _plain(judge(self))
+        found: dict[str, Any] = plain(judge(self))
         return found
 
     def table(self, name: str) -> pd.DataFrame:
@@ -124,6 +127,26 @@ class ProbeResult:
         """The model's blocks, junctions and branches as they were found."""
         return self.table("structure")
 
+    def fail_if(
+        self,
+        *conditions: str,
+        baseline: "str | os.PathLike[str] | ProbeResult | None" = None,
+        max_drop: str | float | Sequence[str | float] | None = None,
+    ) -> "list[Outcome]":
+        """AssertionError where a condition such as `residual@last<0.1` holds; for tests of your own.
+
+        Parameters
+        ----------
+        conditions: METRIC@WHERE[:VARIANT] OP NUMBER; WHERE is a layer, first, last, min, max or mean
+        baseline: an earlier result on the same samples (or its folder), that no layer may fall below by
+            more than max_drop: `0.05` (of the residual, the default), `"cosine=0.02"`, or several
+
+        Returns what was found where every check passed. RcProbeError where one cannot be evaluated.
+        """
+        from .checks import fail_if
+
+        return fail_if(self, conditions, baseline, max_drop)
+
     def to_json(self) -> str:
         """All of it as JSON: floats at full precision, NaN never. `columns` holds the tables' dtypes."""
         return json.dumps(
@@ -133,11 +156,7 @@ class ProbeResult:
                 "settings": self.settings,
                 "environment": self.environment,
                 "verdict": self.verdict,
-                "columns": {
-                    name: {str(column): str(frame[column].dtype) for column in frame}
-                    for name, frame in self.tables.items()
-                },
-                "tables": {name: _rows(frame) for name, frame in self.tables.items()},
+                **tables_as_json(self.tables),
             },
             indent=1,
             allow_nan=False,
@@ -150,7 +169,7 @@ class ProbeResult:
         html = render(self)
         if path is not None:
             target = Path(path)
-            _write(target.parent, {target.name: html})
+            write_files(target.parent, {target.name: html})
         return html
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
@@ -159,14 +178,7 @@ class ProbeResult:
         Tables of an earlier result in the same folder that this one lacks are removed.
         `RcProbeError` where the folder cannot be written or the disk is full.
         """
-        home = Path(folder)
-        files = {f"{name}.csv": to_csv(frame) for name, frame in self.tables.items()}
-        files |= {HTML_NAME: self.to_html(), JSON_NAME: self.to_json()}
-        stale = _csv_names(home) - set(files)
-        _write(home, files)
-        for name in stale:
-            (home / name).unlink(missing_ok=True)
-        return home
+        return save_files(folder, self.tables, {HTML_NAME: self.to_html(), JSON_NAME: self.to_json()})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -177,6 +189,9 @@ class ProbeResult:
         source = Path(path)
         source = source / JSON_NAME if source.is_dir() else source
         saved = _read(source)
+        if saved.get("kind") == "comparison":
+            todo = "Give one of the runs that it compares"
+            raise RcProbeError("a comparison, not a run", where=str(source), todo=todo)
         try:
             tables = {
                 name: _frame(rows, saved.get("columns", {}).get(name))
@@ -194,6 +209,30 @@ class ProbeResult:
 def to_csv(frame: pd.DataFrame) -> str:
     """The table as CSV: a header, then a line a row, floats at full precision, missing values empty."""
     return frame.to_csv(index=False, lineterminator="\n")
+
+
+def tables_as_json(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    """`columns`, the tables' dtypes, and `tables`, their rows, as JSON can hold them."""
+    return {
+        "columns": {
+            name: {str(column): str(frame[column].dtype) for column in frame}
+            for name, frame in tables.items()
+        },
+        "tables": {name: _rows(frame) for name, frame in tables.items()},
+    }
+
+
+def save_files(
+    folder: str | os.PathLike[str], tables: Mapping[str, pd.DataFrame], files: Mapping[str, str]
+) -> Path:
+    """Write `files` and one CSV per table into `folder`, none half-written; CSVs of an earlier result go."""
+    home = Path(folder)
+    everything = {f"{name}.csv": to_csv(frame) for name, frame in tables.items()} | dict(files)
+    stale = _csv_names(home) - set(everything)
+    write_files(home, everything)
+    for name in stale:
+        (home / name).unlink(missing_ok=True)
+    return home
 
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -252,7 +291,7 @@ def _csv_names(home: Path) -> set[str]:
     return {f"{name}.csv" for name in names if _TABLE_NAME.fullmatch(str(name))}
 
 
-def _write(home: Path, files: Mapping[str, str]) -> None:
+def write_files(home: Path, files: Mapping[str, str]) -> None:
     """Write `files` into `home`: all beside their places first, then moved over them."""
     fresh: dict[Path, Path] = {}
     try:

@@ -19,7 +19,7 @@ from rc_probe.hooks.taps import Tap, run_stopped
 
 from .batches import Batch
 from .metrics import measure
-from .moments import Moments
+from .moments import Moments, pack, unpack
 from .registry import METRICS
 from .variants import Variant, span
 
@@ -31,14 +31,14 @@ Measured = dict[str, tuple[Tensor, Tensor]]  # metric: its values and floors, (b
 class Curves:
     """Streaming statistics of each metric at each layer. Memory does not grow with the samples.
 
-    `few` is how many samples the slow metrics (singular values, solvers) are measured on.
+    `few` is how many samples, the first of the data, the slow metrics (singular values, solvers) are measured on.
     """
 
     metrics: Sequence[str]
     few: int = 4
     values: dict[tuple[int, str], Moments] = field(default_factory=dict)
     floors: dict[tuple[int, str], Moments] = field(default_factory=dict)
-    samples: int = 0
+    samples: int = 0  # before the batch that is running
     mask: Tensor | None = None  # of the batch that is running, (batch, tokens)
 
     def __post_init__(self) -> None:
@@ -59,6 +59,7 @@ class Curves:
                 todo="Measure texts one by one: --batch-size 1",
             )
         left = max(self.few - self.samples, 0)
+        mask = mask if mask is None else mask.to(x.device)  # layers may lie on several devices
         found = measure(x, mask, self.cheap)
         if self.slow and left:
             found |= measure(x[:left], None if mask is None else mask[:left], self.slow)
@@ -105,11 +106,10 @@ def measure_variants(
     curves = {variant.name: Curves(metrics, few) for variant in variants}
     with measuring(model):
         for batch in batches:
-            size = _samples(structure, batch)
+            _refuse_packed(structure, batch)
             for name, edit in edits.items():
-                curves[name].mask = batch.mask
+                curves[name].mask, curves[name].samples = batch.mask, batch.start
                 stream_pass(structure, batch.inputs, edit, curves[name].on_stream)
-                curves[name].samples += size
                 advance(name)
     return curves
 
@@ -122,12 +122,22 @@ def stream_pass(
         run_stopped(lambda: structure.model(**with_no_cache(structure.model, inputs)))
 
 
-def _samples(structure: Structure, batch: Batch) -> int:
+def _refuse_packed(structure: Structure, batch: Batch) -> None:
     size = next(int(t.shape[0]) for t in batch.inputs.values() if isinstance(t, Tensor))
     first = structure.blocks[0]
     if first.batch_axis is None and size > 1:
         raise structure.error(first, "its stream packs all samples into one sequence", "Use --batch-size 1")
-    return size
+
+
+def gather_curves(curves: dict[str, Curves], gather: Callable[[Any], list[Any]]) -> dict[str, Curves]:
+    """The statistics of all processes together, on the host; `gather` is that of a World."""
+    packs = gather({name: (pack(mine.values), pack(mine.floors)) for name, mine in curves.items()})
+    return {
+        name: Curves(
+            mine.metrics, mine.few, unpack(p[name][0] for p in packs), unpack(p[name][1] for p in packs)
+        )
+        for name, mine in curves.items()
+    }
 
 
 def check_finite(structure: Structure, curves: dict[str, Curves]) -> None:

@@ -9,7 +9,10 @@ from rc_probe.hooks.errors import RcProbeError
 from .registry import METRICS, select
 
 DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
-LEAST = {"samples": 1, "length": 2, "batch_size": 1, "svd_samples": 0, "init_seeds": 1, "seed": 0}
+LEAST = {
+    "samples": 1, "length": 2, "batch_size": 1, "svd_samples": 0, "init_seeds": 1, "seed": 0,
+    "repeats": 2, "path_samples": 1,
+}  # fmt: skip
 MOST_SEED = 2**63  # what random generators take
 
 
@@ -21,6 +24,8 @@ class Settings:
     revision: str | None = None  # of a Hub model
     dtype: str = "float32"
     device: str | None = None  # None: CUDA where there is one
+    device_map: Any = None  # over several devices: a name of accelerate's, a JSON file, a dict
+    offload_folder: str | None = None  # for what the device map puts on disk
     allow_pickle: bool = False
     trust_remote_code: bool = False
     stack: str | None = None  # which stack of blocks, by name; None: the last
@@ -38,12 +43,22 @@ class Settings:
     seed: int = 0  # of the first
     ablate: tuple[str, ...] = ()
     recursion: bool = True  # the pure attention variant below the float floor
+    paths: bool = True  # what paths of each length do, and chained attention
+    path_draws: tuple[
+        int, ...
+    ] = ()  # paths drawn at each length for an estimate; none: the exact numbers alone
+    repeats: int = 5  # estimates of each kind
+    path_samples: int = 8  # the first of the samples, that paths are measured on
+    max_length: int | None = None  # longer paths are one part
+    count_mlp: bool = False  # an MLP is a hop of a path
 
     def __post_init__(self) -> None:
         for name in ("metrics", "ablate"):  # one text may stand for a tuple of one
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        if isinstance(self.path_draws, int):
+            object.__setattr__(self, "path_draws", (self.path_draws,))
 
     @classmethod
     def of(cls, **options: Any) -> Self:
@@ -70,6 +85,7 @@ class Settings:
                 )
             if value < least:
                 raise RcProbeError(f"{value} is too small", where=where, todo=f"Give at least {least}")
+        self._check_paths()
         if self.seed + self.init_seeds > MOST_SEED:
             raise RcProbeError(
                 f"{self.seed} is too large", where="--seed", todo=f"Give less than {MOST_SEED}"
@@ -81,9 +97,26 @@ class Settings:
         if self.stack is not None and self.blocks is not None:
             todo = "--blocks names the blocks of one stack by itself"
             raise RcProbeError("both are given", where="--stack, --blocks", todo=todo)
+        if self.device_map is not None and self.device is not None:
+            todo = "The device map says where each part goes"
+            raise RcProbeError("both are given", where="--device, --device-map", todo=todo)
+        if self.offload_folder is not None and self.device_map is None:
+            todo = "Add --device-map auto"
+            raise RcProbeError(
+                "nothing is offloaded without a device map", where="--offload-folder", todo=todo
+            )
         if self.dtype not in DTYPES:
             todo = f"Choose one of {', '.join(DTYPES)}"
             raise RcProbeError(f"no such dtype {self.dtype!r}", where="--dtype", todo=todo)
         if not self.measured:
             todo = "Name one, or raise --svd-samples"
             raise RcProbeError("no metric is left to measure", where="--metrics", todo=todo)
+
+    def _check_paths(self) -> None:
+        numbers = (*self.path_draws, *(() if self.max_length is None else (self.max_length + 1,)))
+        for number in numbers:
+            if not isinstance(number, Integral) or isinstance(number, bool) or number < 1:
+                where = "--paths" if number in self.path_draws else "--max-length"
+                raise RcProbeError(
+                    f"{number!r} is no number of paths or length", where=where, todo="Give 1 or more"
+                )

@@ -50,7 +50,9 @@ def progress_bar(*, hidden: bool) -> Iterator[Callable[[str, int, int], None]]:
         def report(stage: str, done: int, total: int) -> None:
             if hidden:
                 return
-            if stage == "loading":  # downloads draw bars of their own, and two would fight for the line
+            if stage.endswith(
+                "loading"
+            ):  # downloads draw bars of their own, and two would fight for the line
                 console.print(f"{stage} …", end="\r")
                 return
             # Before the first pass there is nothing to count.

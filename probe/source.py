@@ -55,6 +55,11 @@ class Source:
             raise self.error(f"{what} ({first_line(error)})", todo) from error
 
 
+def on_hub(model_id: str) -> bool:
+    """Whether the model would be looked for on the Hub, and may have to be downloaded."""
+    return model_id != DEMO and not Path(model_id).expanduser().exists()
+
+
 def locate(model_id: str, revision: str | None, trust_remote_code: bool) -> Source:
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     if model_id == DEMO:

@@ -2,26 +2,23 @@
 
 import base64
 import gzip
-import hashlib
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from rc_probe.registry import METRICS, Metric
 
 from .figures import WEIGHTS, ablation_figure, metrics_figure, recursion_figure, residual_figure
 from .panels import Figure
+from .template import fill
 from .verdict import LEVELS, METRIC, PAPER, Curve, curves, name_of, number
 
 if TYPE_CHECKING:
+    from rc_probe.comparison import Comparison
     from rc_probe.results import ProbeResult
 
 MOST_EMBEDDED = 168 * 1024  # bytes of table data inside the page; larger ones stay in the files beside it
@@ -48,6 +45,7 @@ LABELS = {
     "length": "tokens of a text at most", "tokens": "tokens measured", "truncated": "truncated samples",
     "svd_samples": "samples for SVD metrics", "init_seeds": "initialisations", "rc_probe": "rc-probe",
     "stacks": "other stacks", "modality": "kind of data", "seconds": "time (s)", "ablate": "ablations",
+    "digest": "digest of the samples",
 }  # fmt: skip
 
 
@@ -83,7 +81,7 @@ def cell(value: Any) -> Cell:
     return Cell(str(value))
 
 
-def _plain_table(name: str, caption: str, frame: pd.DataFrame | None) -> Table | None:
+def plain_table(name: str, caption: str, frame: pd.DataFrame | None) -> Table | None:
     if frame is None or frame.empty:
         return None
     headings = [HEADINGS.get(str(column), str(column)) for column in frame]
@@ -132,7 +130,7 @@ def _ablation_table(frame: pd.DataFrame | None) -> Table | None:
     """The ablations, with the paper's variants to compare; None where there are only these, shown elsewhere."""
     if frame is None or frame.empty or frame["component"].isin(PAPER).all():
         return None
-    return _plain_table("ablations", "Every ablation and metric at the last layer", frame)
+    return plain_table("ablations", "Every ablation and metric at the last layer", frame)
 
 
 def _bound_summary(frame: pd.DataFrame | None) -> list[str]:
@@ -143,7 +141,7 @@ def _bound_summary(frame: pd.DataFrame | None) -> list[str]:
         said = f"not vacuous at {useful} of the" if 0 < useful < len(rows) else "vacuous at none of the"
         said = said if useful else "vacuous at all"
         name = WEIGHTS.get(str(weights), str(weights))
-        sentences.append(f"{name}: the bound of theorem 2.2 is {said} {_many(len(rows), 'layer')} measured.")
+        sentences.append(f"{name}: the bound of theorem 2.2 is {said} {many(len(rows), 'layer')} measured.")
     return sentences
 
 
@@ -171,10 +169,10 @@ def _strip(result: "ProbeResult") -> list[str]:
     model, settings = result.model, result.settings
     thing = {"image": "image", "audio": "sound"}.get(str(settings.get("modality")), "text")
     parts = [
-        _many(model["blocks"], "layer") if model.get("blocks") else "",
+        many(model["blocks"], "layer") if model.get("blocks") else "",
         f"width {model['dim']}" if model.get("dim") else "",
         f"{_count(model['parameters'])} parameters" if model.get("parameters") else "",
-        _many(settings["samples"], thing) if settings.get("samples") else "",
+        many(settings["samples"], thing) if settings.get("samples") else "",
         f"{settings['tokens']:,} tokens" if settings.get("tokens") else "",
         f"{settings['dtype']} on {settings.get('device', '?')}" if settings.get("dtype") else "",
         str(result.environment.get("date") or "")[:10],
@@ -182,7 +180,7 @@ def _strip(result: "ProbeResult") -> list[str]:
     return [part for part in parts if part]
 
 
-def _many(count: int, thing: str) -> str:
+def many(count: int, thing: str) -> str:
     return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
@@ -201,7 +199,8 @@ class Download:
     href: str | None
 
 
-def _downloads(result: "ProbeResult") -> list[Download]:
+def downloads(result: "ProbeResult | Comparison") -> list[Download]:
+    """The CSV files and the JSON, inside the page as far as there is room."""
     from rc_probe.results import JSON_NAME, to_csv
 
     room, links = MOST_EMBEDDED, []
@@ -221,13 +220,6 @@ def _range(metric: Metric) -> str:
     return f"{low} to {high}"
 
 
-def _hash(source: str, tag: str) -> str:
-    """The content security policy's name for the one `<tag>` of the template."""
-    found = re.search(f"<{tag}>(.*?)</{tag}>", source, re.DOTALL)
-    assert found, f"the template has no <{tag}>"
-    return "sha256-" + base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode()
-
-
 def _sections(result: "ProbeResult") -> dict[str, Any]:
     tables = result.tables
     figures: dict[str, Figure | None] = {
@@ -242,48 +234,48 @@ def _sections(result: "ProbeResult") -> dict[str, Any]:
         "residual_table": _by_layer(
             "residual-by-layer", f"{METRICS[METRIC].title} by layer, mean ± std", paper
         ),
-        "recursion_table": _plain_table("recursion", "The recursion by layer", tables.get("recursion")),
-        "bounds_table": _plain_table("bounds", "The bound of theorem 2.2 by layer", tables.get("bounds")),
+        "recursion_table": plain_table("recursion", "The recursion by layer", tables.get("recursion")),
+        "bounds_table": plain_table("bounds", "The bound of theorem 2.2 by layer", tables.get("bounds")),
         "bound_summary": _bound_summary(tables.get("bounds")),
         "ablation_table": _ablation_table(tables.get("ablations")),
-        "structure_table": _plain_table(
+        "structure_table": plain_table(
             "structure", "Blocks, junctions and branches", tables.get("structure")
         ),
-        "seeds_table": _plain_table("seeds", "Further initialisations", tables.get("init_seeds")),
+        "seeds_table": plain_table("seeds", "Further initialisations", tables.get("init_seeds")),
         "metric_tables": _metric_tables(result),
     }
 
 
+def _checks(frame: pd.DataFrame | None) -> list[tuple[str, str, str]]:
+    """What was checked, as (level of the colour, verdict in a word, the rest of the line)."""
+    words = {"True": ("healthy", "pass"), "False": ("collapsed", "fail")}
+    rows = [] if frame is None else frame[["passed", "check", "said"]].astype(str).to_numpy().tolist()
+    return [
+        (*words.get(passed, ("watch", "not evaluated")), f"{check}: {said}") for passed, check, said in rows
+    ]
+
+
 def render(result: "ProbeResult") -> str:
     """The page as text: the same result gives the same bytes."""
-    source = resources.files(__package__).joinpath("report.html").read_text("utf-8")
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["svg"] = Markup  # what `svg.clean` wrote, its texts escaped
     verdict = result.verdict
     shown = number(verdict["value"]) if verdict["value"] is not None else ""
     measured = {row for row in METRICS if curves(result, row)}
-    return environment.from_string(source).render(
+    return fill(
+        "report.html",
         **_sections(result),
-        policy=f"default-src 'none'; style-src '{_hash(source, 'style')}'; "
-        f"script-src '{_hash(source, 'script')}'; img-src data:; base-uri 'none'; form-action 'none'",
         name=name_of(result),
         model=result.model,
         settings=result.settings,
         verdict=verdict,
         shown=shown,
+        checks=_checks(result.tables.get("checks")),
         rest=verdict["sentence"].removeprefix(shown).strip(),
         levels=LEVELS,
         strip=_strip(result),
-        downloads=_downloads(result),
+        downloads=downloads(result),
         metrics=[(metric, _range(metric)) for name, metric in METRICS.items() if name in measured],
         notes=[*result.model.get("notes", []), *result.settings.get("notes", [])],
         model_facts=_facts(result.model, without=["proved", "notes"]),
-        setting_facts=_facts(result.settings, without=["command", "metrics", "notes"]),
+        setting_facts=_facts(result.settings, without=["command", "metrics", "notes", "asked"]),
         environment_facts=_facts(result.environment),
     )

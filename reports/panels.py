@@ -76,6 +76,7 @@ class Figure:
     panels: list[str] = field(default_factory=list)
     small: bool = False
     tall: bool = False  # the first panel is beside several others
+    wide: bool = False  # one panel over the whole width
 
 
 @dataclass

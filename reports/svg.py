@@ -21,8 +21,12 @@ THEME = {
     "#100002": "var(--san-mlp,#a3439a)",
     "#100003": "var(--san-skip,#00845f)",
     "#100004": "var(--transformer,#0a6cb4)",
+    "#100005": "var(--run-5,#8a5a00)",
+    "#100006": "var(--run-6,#b3261e)",
+    "#100007": "var(--run-7,#4b5bb5)",
+    "#100008": "var(--run-8,#5d6670)",
 }
-FG, GRID, PANEL, MUTED, ACCENT, SAN, SAN_MLP, SAN_SKIP, TRANSFORMER = THEME
+FG, GRID, PANEL, MUTED, ACCENT, SAN, SAN_MLP, SAN_SKIP, TRANSFORMER, *MORE = THEME
 
 _NUMBER = re.compile(r"-?\d+\.\d+")
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
@@ -107,6 +111,7 @@ def _add_titles(root: ET.Element, titles: Mapping[str, Sequence[str]]) -> None:
         marks = list(group.iter(f"{SVG}use"))
         if len(texts) == 1 and len(marks) != 1:
             marks = [group]
+        marks = marks or list(group.iter(f"{SVG}path"))  # of a mesh: a path a cell
         for mark, text in zip(marks, texts, strict=True):
             title = ET.Element(f"{SVG}title")
             title.text = text

@@ -5,6 +5,7 @@ import colorsys
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 from make_result import ABLATIONS, make_result
 from PIL import Image
+
+from rc_probe.comparison import Comparison, Run, compare
 
 pytestmark = pytest.mark.browser
 
@@ -246,3 +249,51 @@ def test_a_mark_tells_its_number(browser: Browser, page: Path) -> None:
     titles = browser.run(f"[...{marks}].map(t => t.textContent)")
     assert len(titles) == 2 * 2 * 4 * 13
     assert "SAN+skip, layer 3:" in " ".join(titles)
+
+
+# ---- the report of a comparison
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("comparison")
+    runs = [make_result(blocks=4, deep=False, init=False, id=f"model-{i}") for i in range(8)]
+    runs[1].settings["length"] = 64
+    compare(*runs).save(path)
+    return path / "report.html"
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("training")
+    runs = [Run(f"step{s}", make_result(blocks=4, deep=False, init=False), s) for s in (0, 10, 1000)]
+    Comparison(runs, title="over training").save(path)
+    return path / "report.html"
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_run_has_its_colour(browser: Browser, compared: Path, view: str) -> None:
+    options, _ = VIEWS[view]
+    browser.open(compared, **options)
+    assert browser.complaints() == []
+    colours = browser.run(
+        "[...document.querySelectorAll('#figure-runs .legend line')].map(line => getComputedStyle(line).stroke)"
+    )
+    assert len(colours) == len(set(colours)) == 8
+    picture = browser.picture("#figure-runs .panel svg")
+    assert (background(picture) < 0.3) == (view == "dark")
+    last = [f"#{int(r):02x}{int(g):02x}{int(b):02x}" for r, g, b in (re.findall(r"\d+", c) for c in colours)][
+        -1
+    ]
+    assert pixels(picture, last) > 60, "curves of the same height: the last is on top"
+    assert browser.run("document.documentElement.scrollWidth") == options["width"]
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_training_is_drawn(browser: Browser, followed: Path, view: str) -> None:
+    browser.open(followed, **VIEWS[view][0])
+    assert browser.complaints() == []
+    assert browser.run("document.querySelectorAll('#figure-map path title').length") == 3 * 5
+    for figure in ("training", "map"):
+        assert (background(browser.picture(f"#figure-{figure}")) < 0.3) == (view == "dark")
+    assert browser.run("document.documentElement.scrollWidth") == VIEWS[view][0]["width"]

@@ -20,11 +20,11 @@ import torch
 import zoo
 
 import rc_probe
-from rc_probe import cli
 from rc_probe.cli import main
+from rc_probe.job import folder_name
 from rc_probe.load import Loaded
 
-FAST = ["--no-init", "--no-recursion", "--metrics", "residual"]
+FAST = ["--no-init", "--no-recursion", "--no-paths", "--metrics", "residual"]
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -194,6 +194,8 @@ def test_misspelt_ablation_is_found_before_loading(run: Run) -> None:
         (["--device", "cuda:7"], "not available|no such device"),
         (["--data", "nothing.txt"], "nothing.txt"),
         (["--column", "body"], "column"),
+        (["--label-column", "stars"], "no columns here, so no 'stars'. Leave --label-column out"),
+        (["--label-column", ""], "--label-column: it is empty"),
     ],
 )
 def test_bad_options(run: Run, texts: Path, arguments: list[str], says: str) -> None:
@@ -206,6 +208,7 @@ def test_bad_data(run: Run, tmp_path: Path) -> None:
     fails(run, "no texts", "demo", "--data", str(tmp_path / "empty.txt"))
     (tmp_path / "t.csv").write_text("review,stars\ngood,5\nbad,1\n")
     fails(run, "review, stars", "demo", "--data", str(tmp_path / "t.csv"), "--column", "text")
+    fails(run, "Did you mean 'stars'", "demo", "--data", str(tmp_path / "t.csv"), "--label-column", "star")
     (tmp_path / "one.txt").write_text("word\nother\n")
     fails(run, "fewer than two tokens", "demo", "--data", str(tmp_path / "one.txt"), "--no-special-tokens")
 
@@ -371,7 +374,7 @@ def test_ctrl_c_for_real(tmp_path: Path) -> None:
     [("gpt2", "gpt2"), ("org/model", "model"), ("./a b/", "a_b"), ("..", None), ("<x>", "x")],
 )
 def test_folder_names(model: str, folder: str | None) -> None:
-    found = cli.folder_name(model)
+    found = folder_name(model)
     assert re.fullmatch(r"[\w.-]+", found)
     assert folder is None or found.strip("_") == folder
 

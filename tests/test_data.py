@@ -200,6 +200,8 @@ def test_labels_travel_with_their_samples(tmp_path: Path, suffix: str) -> None:
     assert load(path, label_column="mood", samples=2).labels == ["good", "c"]  # the text is the other column
     assert load(path, label_column="mood,stars", samples=1).labels == [("good", 4)]
     assert load(path, column="body").labels is None
+    path = table(tmp_path / f"two{suffix}", {"mood": ["good", "bad"], "comment": ["a b", "c d"]})
+    assert load(path, label_column="mood").items == ["a b", "c d"]  # the one that is left
 
 
 def test_missing_labels_are_none(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import transformers
 from PIL import Image
 from scipy.stats import spearmanr
 
-from rc_probe.batches import Batch, batches
+from rc_probe.batches import batches
 from rc_probe.data import Samples, load_samples
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.load import Loaded, load_model
@@ -125,6 +125,8 @@ def test_texts_too_short_to_halve(bert: Loaded) -> None:
     task, notes = choose_task(bert, samples(["w1 w2", TEXTS[0], TEXTS[1]]), **options)  # type: ignore[arg-type]
     assert task is not None and len(task.samples.items) == 4
     assert "1 pairs with a text of fewer than two tokens left out." in notes
+    task, _ = choose_task(bert, samples(TEXTS[:3], labels=["w1 w2", "w1", "w2 w3"]), **options)  # type: ignore[arg-type]
+    assert task is not None and task.samples.items == [TEXTS[0], "w1 w2", TEXTS[2], "w2 w3"]
     task, notes = choose_task(bert, samples(TEXTS[:1]))
     assert task is None and notes == ["Nothing was scored: retrieval needs at least 2 texts."]
 
@@ -292,4 +294,4 @@ def test_numbers_that_are_none(bert: Loaded) -> None:
     states = bert.model(**batch.inputs).last_hidden_state.detach()
     states[0, 0] = torch.inf
     with pytest.raises(RcProbeError, match="BertModel: its last hidden state holds NaN or infinity"):
-        task.read(states, task.prepare(Batch(batch.inputs, batch.mask, batch.samples)))
+        task.read(states, task.prepare(batch))

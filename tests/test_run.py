@@ -137,7 +137,7 @@ def test_ablations_are_variants_and_rows(demo: Loaded) -> None:
 def test_other_families_measure_what_they_stream(name: str) -> None:
     model, inputs = zoo.build(name)
     structure = find_structure(model, inputs)
-    batch = type("Batch", (), {"inputs": inputs, "mask": None})()
+    batch = type("Batch", (), {"inputs": inputs, "mask": None, "start": 0})()
     found = measure_variants(structure, [batch, batch], paper_variants(structure), ["residual"])
     rows = found["transformer"].rows("pretrained", "transformer")
     assert [row["layer"] for row in rows] == list(range(structure.depth + 1))

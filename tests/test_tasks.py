@@ -12,8 +12,9 @@ import torch
 import trained
 import transformers
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from rc_probe.batches import batches
+from rc_probe.batches import Batch, batches
 from rc_probe.data import Samples, load_samples
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.load import Loaded, load_model
@@ -114,7 +115,7 @@ def hidden_places(task: Task, loaded: Loaded, batch_size: int = 4) -> dict[str, 
     places = {}
     for batch in batches(task.samples, loaded, batch_size=batch_size):
         prepared = task.prepare(batch)
-        for i, number in enumerate(batch.samples):
+        for i, number in enumerate(prepared.samples):
             changed = prepared.inputs["input_ids"][i] != batch.inputs["input_ids"][i]
             assert (prepared.inputs["input_ids"][i][changed] == trained.MASK).all()
             places[task.samples.items[number]] = changed.nonzero()[:, 0].tolist()
@@ -175,6 +176,19 @@ def test_texts_without_a_place_to_score_are_left_out(trained_causal: Loaded, tra
         nothing = tally(loaded, chosen(loaded, samples(["unknown words"])))
         assert nothing.scores()[FULL]["loss"].shape == (0,)
         assert nothing.baselines()["agreement"] == 0
+
+
+@pytest.mark.parametrize("cls", [predict.NextToken, predict.MaskedToken, predict.TokenClasses])
+def test_padding_is_no_text_whatever_it_is_filled_with(cls: Any) -> None:
+    """Some tokenizers have no token of their own for it."""
+    ids = torch.tensor([[9, 9, 9, 9, 9, 9], [7, 1, 9, 9, 9, 9]])
+    mask = torch.arange(6) < torch.tensor([[6], [3]])
+    prepared = cls(None, samples(), special=frozenset({1})).prepare(Batch({"input_ids": ids}, mask))
+    places = prepared.column[prepared.row == 1].tolist()
+    assert (
+        places
+        in {"next token": ([1],), "token classification": ([0, 2],), "masked token": ([0], [2])}[cls.name]
+    )
 
 
 def test_classification(trained_classifier: Loaded) -> None:
@@ -302,6 +316,14 @@ def test_no_mask_token_for_a_model_that_sees_all() -> None:
     assert "each token sees those after it, and the tokenizer has no mask token" in notes[0]
 
 
+def test_tokens_that_see_no_others_are_no_proof_of_a_decoder() -> None:
+    model = make("BertForMaskedLM", tiny.SIZES)
+    for layer in model.bert.encoder.layer:
+        layer.attention.output.dense.weight.data.zero_()
+    assert chosen(hold(model)).name == "masked token"
+    assert chosen(hold(model, tiny.tokenizer())).name == "next token"
+
+
 def test_decoder_of_a_pair_is_asked_for_the_text() -> None:
     loaded = hold(make("T5ForConditionalGeneration", tiny.T5_SIZES | {"decoder_start_token_id": 0}))
     prepared = chosen(loaded).prepare(next(iter(batches(samples(["w3 w5 w9"]), loaded))))
@@ -332,6 +354,40 @@ def test_a_random_head_is_not_asked(tmp_path: Path, name: str, task_name: str) -
     assert type(task.model).__name__ == "BertModel"
 
 
+def test_a_random_pooler_is_part_of_a_classifier_only(tmp_path: Path) -> None:
+    for name, task_name in (
+        ("BertForSequenceClassification", "retrieval"),
+        ("BertForPreTraining", "masked token"),
+    ):
+        folder = tiny.saved(tmp_path / name, make(name, tiny.SIZES), trained.tokenizer())
+        file = tmp_path / name / "model.safetensors"
+        kept = {key: value for key, value in load_file(file).items() if "pooler" not in key}
+        save_file(kept, file, metadata={"format": "pt"})
+        loaded = load_model(folder, device="cpu")
+        assert loaded.random == ("bert.pooler.dense.bias", "bert.pooler.dense.weight")
+        assert chosen(loaded).name == task_name
+
+
+def test_the_head_of_an_adapter_is_asked(tmp_path: Path) -> None:
+    """The base model's checkpoint has none; the adapter brings it."""
+    peft = pytest.importorskip("peft")
+    base = tiny.saved(tmp_path / "base", make("BertModel", tiny.SIZES), trained.tokenizer())
+    config = tmp_path / "base" / "config.json"
+    config.write_text(config.read_text().replace('"BertModel"', '"BertForSequenceClassification"'))
+    model = transformers.BertForSequenceClassification.from_pretrained(base)
+    for saves, task_name in ((["classifier", "pooler"], "classification"), (["pooler"], "retrieval")):
+        options = {"target_modules": ["query"], "modules_to_save": saves}
+        adapted = peft.get_peft_model(model, peft.LoraConfig(**options))
+        adapted.save_pretrained(tmp_path / task_name)
+        trained.tokenizer().save_pretrained(tmp_path / task_name)
+        loaded = load_model(str(tmp_path / task_name), device="cpu")
+        task = chosen(loaded)
+        assert task.name == task_name
+        prepared = task.prepare(next(iter(batches(task.samples, loaded))))
+        assert task.read(task.model(**prepared.inputs), prepared)
+        model = adapted.unload()
+
+
 def test_a_head_of_the_checkpoint_is_asked(tmp_path: Path) -> None:
     model = make("BertForSequenceClassification", tiny.SIZES | {"num_labels": 3})
     loaded = load_model(tiny.saved(tmp_path, model, trained.tokenizer()), device="cpu")
@@ -347,6 +403,9 @@ def test_heads_that_depend_on_padding() -> None:
     other = make("GPT2ForSequenceClassification", tiny.GPT2_SIZES | {"pad_token_id": 9})
     task, notes = choose_task(hold(other), samples())
     assert task is not None and task.name == "retrieval" and "depends on the padding" in notes[0]
+    task, notes = choose_task(hold(other), samples(["w1 w2 w3", "w5 w6 w7", "w1 w2"]))  # the last is padded
+    assert task is not None and task.name == "retrieval" and "depends on the padding" in notes[0]
+    assert chosen(hold(other), samples(["w1 w2 w3", "w5 w6 w7", "w1 w4 w2"])).name == "classification"
 
 
 def test_one_number_is_no_class() -> None:

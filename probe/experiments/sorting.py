@@ -147,10 +147,6 @@ def entire(trained: Trained) -> list[Accuracy]:
         return [Accuracy("entire model", accuracy(trained.model(trained.inputs).logits, trained.labels))]
 
 
-# What the command prints of a trained model, line after line; further measurements are added here.
-MEASURES: list[Callable[[Trained], list[Accuracy]]] = [entire]
-
-
 app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
 
 
@@ -161,13 +157,15 @@ def sorting(
     epochs: Annotated[int, typer.Option(min=0, help="Passes over the 1000 training sequences.")] = 65,
 ) -> None:
     """Train a small self-attention network to sort letters, and measure it on sequences that it never saw."""
+    from .lengths import by_length
+
     trained = train_sorting(seed, lr=lr, epochs=epochs)
     tests = Sorting(trained.inputs, trained.labels)
     many = draw(
         100_000, torch.Generator().manual_seed(seed + 1)
     )  # so that the baselines are as good as can be
     typer.echo("accuracy on test tokens")
-    for line in [*(line for measure in MEASURES for line in measure(trained)), *baselines(many, tests)]:
+    for line in [*entire(trained), *by_length(trained), *baselines(many, tests)]:
         spread = "" if line.std is None else f" ± {line.std:.3f}"
         typer.echo(f"{line.name:<32}{line.value:.3f}{spread}")
 

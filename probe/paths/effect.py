@@ -7,6 +7,7 @@ the full model, and quality against what is right. Source: Dong et al. 2021, sec
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -107,6 +108,7 @@ class _Run:
         self.found.error = max(self.found.error, whole.error)
         for k, part in enumerate(self._lengths(whole)):
             self._shape((EXACT, 0, ALONE, k, 0), whole, part)
+        self._shape((EXACT, 0, NONE, None, 0), whole, whole.bias)
         with self._head(EXACT, prepared, inputs) as score:
             score((EXACT, 0, NONE, None, 0), _bias(whole))
             for scope, k, stream in _scopes(_bias(whole), list(_streams(whole)), whole.stream_value):
@@ -115,21 +117,21 @@ class _Run:
     def sampled(self, batch: Batch) -> None:
         prepared, inputs = self._prepared(batch)
         whole = self._decompose(inputs)
-        draws = {
+        drawn = {
             n: sample(
                 self.structure, inputs, paths=n, repeats=self.budget.repeats, seed=self.budget.seed,
                 max_length=self.budget.max_length, count_mlp=self.budget.count_mlp,
             )
             for n in self.budget.paths
         }  # fmt: skip
-        with self._head(SAMPLED, prepared, inputs) as score:  # from here on the blocks do not run
-            for n, drawn in draws.items():
-                for repeat, (hidden, streams) in enumerate(zip(drawn.parts, drawn.stream, strict=True)):
-                    for k, part in enumerate(hidden):
-                        key = (SAMPLED, n, ALONE, k, repeat)
-                        self.meter.add(key, "projection", _projection(part, whole.value, whole.mask))
-                    for scope, k, stream in _scopes(_bias(whole), list(streams), whole.stream_value):
-                        score((SAMPLED, n, scope, k, repeat), stream)
+        with self._head(SAMPLED, prepared, inputs) as score:
+            for n, repeat in itertools.product(drawn, range(self.budget.repeats)):
+                for k, part in enumerate(drawn[n].parts[repeat]):
+                    key = (SAMPLED, n, ALONE, k, repeat)
+                    self.meter.add(key, "projection", _projection(part, whole.value, whole.mask))
+                estimates = list(drawn[n].stream[repeat])
+                for scope, k, stream in _scopes(_bias(whole), estimates, whole.stream_value):
+                    score((SAMPLED, n, scope, k, repeat), stream)
 
     def live(self, batch: Batch) -> None:
         prepared, inputs = self._prepared(batch)

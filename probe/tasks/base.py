@@ -24,6 +24,7 @@ from torch import Tensor
 
 from rc_probe.batches import Batch
 from rc_probe.data import Samples
+from rc_probe.hooks.inputs import batch_size
 
 FULL = "full model"  # the key of the versions that a tally was started with
 
@@ -44,11 +45,19 @@ class Prepared:
 
     inputs: dict[str, Any]
     rows: int
-    samples: tuple[int, ...]
+    samples: range
     mask: Tensor | None
     row: Tensor
     column: Tensor | None = None
     targets: Tensor | None = None
+
+
+def whole(batch: Batch) -> Prepared:
+    """The batch as it is, with one prediction for each sample."""
+    device = next(t.device for t in batch.inputs.values())
+    rows = batch_size(batch.inputs)
+    samples = range(batch.start, batch.start + rows)
+    return Prepared(batch.inputs, rows, samples, batch.mask, torch.arange(rows, device=device))
 
 
 class Task(ABC):

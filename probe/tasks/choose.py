@@ -8,6 +8,7 @@ from typing import Any
 from rc_probe.batches import Batch, batches, long_enough
 from rc_probe.columns import THINGS
 from rc_probe.data import Samples
+from rc_probe.hooks.inputs import batch_size as rows_of
 from rc_probe.hooks.state import measuring
 from rc_probe.load import Loaded
 from rc_probe.source import first_line
@@ -17,7 +18,7 @@ from .embed import Embedding
 from .labels import class_numbers, kind_of
 from .pooling import pooling_of
 from .predict import MaskedToken, NextToken, Prediction, TokenClasses
-from .trials import depends_on_padding, is_causal, logits_of, trunk_of
+from .trials import depends_on_padding, influences, logits_of, trunk_of
 
 BESIDE = {
     "masked_spec_embed",
@@ -49,7 +50,7 @@ def choose_task(
 
     No task where nothing can be scored; a note says why. Raises RcProbeError for labels that cannot be meant.
     """
-    few = replace(samples, items=samples.items[: min(2, batch_size)])
+    few = replace(samples, items=_two(samples)[:batch_size])
     made = batches(few, loaded, length=length, batch_size=batch_size, special_tokens=special_tokens)
     batch = next(iter(made))
     notes: list[str] = []
@@ -68,6 +69,13 @@ def choose_task(
     return task, notes
 
 
+def _two(samples: Samples) -> list[Any]:
+    """Of texts the longest and the shortest: if any is padded, it is."""
+    if samples.kind != "text":
+        return samples.items[:2]
+    return [max(samples.items, key=len), min(samples.items, key=len)]
+
+
 def _by_head(loaded: Loaded, samples: Samples, batch: Batch, seed: int, notes: list[str]) -> Task | None:
     """The task of the model's head; None if it has none."""
     try:
@@ -77,7 +85,7 @@ def _by_head(loaded: Loaded, samples: Samples, batch: Batch, seed: int, notes: l
     if logits is None:
         return None
     labels = int(getattr(loaded.model.config, "num_labels", 0) or 0)
-    classifies = tuple(logits.shape) == (len(batch.samples), labels) and labels > 1
+    classifies = tuple(logits.shape) == (rows_of(batch.inputs), labels) and labels > 1
     if any(classifies or not BESIDE & set(name.split(".")) for name in loaded.random):
         raise _UnfitError("the checkpoint lacks it, so that it is random")
     if classifies:
@@ -105,9 +113,10 @@ def _of_tokens(loaded: Loaded, samples: Samples, batch: Batch, seed: int, notes:
     if model.config.is_encoder_decoder:
         notes.append("The decoder's next token is that of the text which the encoder reads: it copies.")
         return NextToken(model, samples, special=special, shifted=True)
-    if is_causal(model, batch):
-        return NextToken(model, samples, special=special)
     mask = getattr(loaded.processor, "mask_token_id", None)
+    forwards, backwards = influences(model, batch)
+    if not backwards and (forwards or mask is None):
+        return NextToken(model, samples, special=special)
     if mask is None:
         raise _UnfitError("each token sees those after it, and the tokenizer has no mask token")
     return MaskedToken(model, samples, special=special, mask_id=mask, seed=seed)

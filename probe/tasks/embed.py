@@ -19,7 +19,7 @@ from rc_probe.batches import Batch
 from rc_probe.data import Samples
 from rc_probe.hooks.errors import RcProbeError
 
-from .base import FULL, Prepared, Readout, Tally, Task
+from .base import FULL, Prepared, Readout, Tally, Task, whole
 
 POOLING = ("cls", "max", "mean", "weightedmean", "lasttoken")
 CHUNK = 1024  # embeddings compared with all others at a time
@@ -55,9 +55,7 @@ class Embedding(Task):
             self.metrics = ("agreement",)
 
     def prepare(self, batch: Batch) -> Prepared:
-        device = next(t.device for t in batch.inputs.values())
-        row = torch.arange(len(batch.samples), device=device)
-        return Prepared(batch.inputs, len(batch.samples), batch.samples, batch.mask, row)
+        return whole(batch)
 
     def head(self, output: Any) -> Tensor:
         found = output if isinstance(output, Tensor) else output.get("last_hidden_state")
@@ -86,7 +84,7 @@ class EmbeddingTally(Tally):
     _ORDER = "samples"  # key of their numbers, in the order in which they came
 
     def _begin(self) -> None:
-        self._put(self._ORDER, {"number": torch.tensor(self._prepared.samples)})
+        self._put(self._ORDER, {"number": torch.tensor([*self._prepared.samples])})
 
     def _keep(self, key: Hashable, readout: Readout) -> None:
         self._put(key, readout)

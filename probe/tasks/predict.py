@@ -19,7 +19,7 @@ from rc_probe.batches import Batch
 from rc_probe.data import Samples
 from rc_probe.hooks.errors import RcProbeError
 
-from .base import Prepared, Readout, Tally, Task
+from .base import Prepared, Readout, Tally, Task, whole
 from .trials import logits_in
 
 MASKED = 0.15  # of the real tokens that are not special; Devlin et al. 2019 (arXiv 1810.04805), section 3.1
@@ -44,10 +44,10 @@ class Prediction(Task):
         self.metrics = QUALITY if self.labels is not None else ("agreement",)
 
     def prepare(self, batch: Batch) -> Prepared:
-        prepared = _whole(batch)
+        prepared = whole(batch)
         if self.labels is None:
             return prepared
-        targets = torch.tensor([self.labels[i] for i in batch.samples], device=prepared.row.device)
+        targets = torch.tensor([self.labels[i] for i in prepared.samples], device=prepared.row.device)
         return replace(prepared, targets=targets)
 
     def head(self, output: Any) -> Tensor:
@@ -98,7 +98,7 @@ class TokenClasses(Prediction):
         row, column = torch.nonzero(
             _plain(batch.inputs["input_ids"], batch.mask, self.special), as_tuple=True
         )
-        return replace(_whole(batch), row=row, column=column)
+        return replace(whole(batch), row=row, column=column)
 
 
 @dataclass
@@ -120,7 +120,7 @@ class NextToken(Prediction):
         wanted = _plain(ids, batch.mask, self.special)
         behind = 0 if self.shifted else 1
         row, column = torch.nonzero(wanted[:, behind:], as_tuple=True)
-        return replace(_whole(batch), row=row, column=column, targets=ids[row, column + behind])
+        return replace(whole(batch), row=row, column=column, targets=ids[row, column + behind])
 
 
 @dataclass
@@ -153,7 +153,7 @@ class MaskedToken(Prediction):
         where = torch.from_numpy(hidden).to(ids.device)
         row, column = torch.nonzero(where, as_tuple=True)
         inputs = {**batch.inputs, "input_ids": ids.masked_fill(where, self.mask_id)}
-        return replace(_whole(batch), inputs=inputs, row=row, column=column, targets=ids[row, column])
+        return replace(whole(batch), inputs=inputs, row=row, column=column, targets=ids[row, column])
 
 
 class PredictionTally(Tally):
@@ -203,13 +203,6 @@ class PredictionTally(Tally):
             shares = _shares(self._right)
             found |= {"accuracy": max(shares), "loss": -sum(p * log(p) for p in shares)}
         return found
-
-
-def _whole(batch: Batch) -> Prepared:
-    """One prediction for each sample."""
-    device = next(t.device for t in batch.inputs.values())
-    rows = len(batch.samples)
-    return Prepared(batch.inputs, rows, batch.samples, batch.mask, torch.arange(rows, device=device))
 
 
 def _plain(ids: Tensor, mask: Tensor | None, special: frozenset[int]) -> Tensor:

@@ -24,20 +24,26 @@ def logits_of(model: Any, inputs: dict[str, Any]) -> Tensor | None:
     return logits_in(model(**with_no_cache(model, inputs)))
 
 
-def is_causal(model: Any, batch: Batch) -> bool:
-    """Whether other tokens in the second half of a text leave the logits of the first half as they are."""
+def influences(model: Any, batch: Batch) -> tuple[bool, bool]:
+    """Whether the first half of a text changes the logits of the second, and the second those of the first.
+
+    Asked by putting other tokens there, in the first text of the batch.
+    """
     inputs = {key: value[:1] for key, value in batch.inputs.items()}
     ids = inputs["input_ids"]
     real = ids.shape[1] if batch.mask is None else int(batch.mask[0].sum())
-    half = real // 2
-    other = ids.clone()
-    other[:, half:real] = ids[:, :1]  # the first token stands for any
-    if torch.equal(other, ids):
-        other[:, half:real] = (ids[:, half:real] + 1) % model.get_input_embeddings().num_embeddings
-    one, two = (logits_of(model, inputs | {"input_ids": which}) for which in (ids, other))
-    assert one is not None and two is not None
-    difference = (one - two)[:, :half].abs().max()
-    return bool(difference <= 8 * torch.finfo(one.dtype).eps * one[:, :half].abs().max())
+    half, words = real // 2, model.get_input_embeddings().num_embeddings
+    plain = logits_of(model, inputs)
+    assert plain is not None
+    found = []
+    for asked, changed in ((slice(half, real), slice(0, half)), (slice(0, half), slice(half, real))):
+        other = ids.clone()
+        other[:, changed] = (ids[:, changed] + 1) % words
+        logits = logits_of(model, inputs | {"input_ids": other})
+        assert logits is not None
+        difference = (logits - plain)[:, asked].abs().max()
+        found.append(bool(difference > 8 * torch.finfo(plain.dtype).eps * plain[:, asked].abs().max()))
+    return found[0], found[1]
 
 
 def depends_on_padding(model: Any, batch: Batch) -> bool:

@@ -1,0 +1,213 @@
+"""Several runs side by side: models, revisions, seeds, quantised or pruned versions, or checkpoints of a training."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import rc_probe
+from rc_probe.hooks.errors import RcProbeError
+from rc_probe.reports.verdict import METRIC, curves, name_of
+
+from .alike import unlike
+from .results import HTML_NAME, JSON_NAME, SCHEMA, ProbeResult, save_files, tables_as_json, tidy
+
+MOST_NAMES = 4  # in a title
+ABLATION = ["component", "layer", "head"]  # what says which ablation a row is about
+
+
+@dataclass(frozen=True)
+class Run:
+    """One result in a comparison. step: of the training, where it is a checkpoint."""
+
+    name: str
+    result: ProbeResult
+    step: int | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that could not be made, and why."""
+
+    name: str
+    error: str
+
+
+@dataclass(eq=False)
+class Comparison:
+    """Runs by their names, in the order in which they are shown.
+
+    Tables (`tables`): `runs` (a row a run: its key numbers), `residuals` and `ablations` (as in a run, with the
+    columns run, and step or depth), `differences` (settings that keep curves from being compared), `failures`.
+    """
+
+    runs: list[Run]
+    failures: list[Failure] = field(default_factory=list)
+    title: str = "comparison"
+    command: str | None = None
+    date: str = field(
+        default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    )
+
+    @cached_property
+    def differences(self) -> dict[str, dict[str, str]]:
+        """What was not measured alike: by setting and run. Empty where all curves can be compared."""
+        found = unlike([run.result.settings for run in self.runs])
+        names = [run.name for run in self.runs]
+        return {what: dict(zip(names, values, strict=True)) for what, values in found.items()}
+
+    @property
+    def training(self) -> bool:
+        """Whether the runs are checkpoints of one model, with their steps."""
+        depths = {run.result.model.get("blocks") for run in self.runs}
+        return len(self.runs) > 1 and len(depths) == 1 and all(run.step is not None for run in self.runs)
+
+    @cached_property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        tables = {
+            "runs": pd.DataFrame([_key_numbers(run) for run in self.runs]),
+            "residuals": self._stacked("residuals"),
+            "ablations": self._stacked("ablations"),
+            "differences": pd.DataFrame(
+                [
+                    {"setting": what, "run": name, "value": value}
+                    for what, values in self.differences.items()
+                    for name, value in values.items()
+                ]
+            ),
+            "failures": pd.DataFrame([vars(failure) for failure in self.failures]),
+        }
+        if not self.training:
+            tables["runs"] = tables["runs"].drop(columns="step")
+        return {name: tidy(name, frame) for name, frame in tables.items() if len(frame)}
+
+    def _stacked(self, name: str) -> pd.DataFrame:
+        """The runs' tables of that name below each other, with the columns run, and step or depth (0 to 1)."""
+        frames = []
+        for run in self.runs:
+            frame = run.result.tables.get(name)
+            if frame is None or frame.empty:
+                continue
+            frame = frame.assign(run=run.name)
+            front = ["run"]
+            if self.training:
+                frame, front = frame.assign(step=run.step), ["run", "step"]
+            if name == "residuals":
+                blocks = run.result.model.get("blocks") or max(int(frame["layer"].max()), 1)
+                frame = frame.assign(depth=frame["layer"] / blocks)
+            frames.append(frame[front + [column for column in frame if column not in front]])
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+    def common_ablations(self) -> pd.DataFrame:
+        """The residual at the last layer under each ablation that all runs have: a row a run, a column each."""
+        stacked = self.tables.get("ablations")
+        if stacked is None:
+            return pd.DataFrame()
+        rows = stacked[stacked["metric"] == METRIC].copy()
+        rows["ablation"] = [_ablation(row) for row in rows[ABLATION].to_dict("records")]
+        wide = rows.pivot_table(index="run", columns="ablation", values="value", sort=False, dropna=False)
+        order = [run.name for run in self.runs if run.name in wide.index]
+        return wide.loc[order].dropna(axis="columns") if len(order) == len(self.runs) else pd.DataFrame()
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {
+                "schema": SCHEMA,
+                "kind": "comparison",
+                "title": self.title,
+                "settings": {"command": self.command, "like_for_like": not self.differences},
+                "environment": {"rc_probe": rc_probe.__version__, "date": self.date},
+                **tables_as_json(self.tables),
+            },
+            indent=1,
+            allow_nan=False,
+        )
+
+    def to_html(self) -> str:
+        """The report as one self-contained page."""
+        from rc_probe.reports.comparison import render
+
+        return render(self)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `results.json`, one CSV per table and `report.html` into `folder`, none half-written."""
+        return save_files(folder, self.tables, {HTML_NAME: self.to_html(), JSON_NAME: self.to_json()})
+
+
+def compare(*runs: str | os.PathLike[str] | ProbeResult, command: str | None = None) -> Comparison:
+    """Compare results: folders that rc-probe wrote, their `results.json`, or ProbeResults.
+
+    Runs of the same model get names that tell them apart. Raises RcProbeError for fewer than two, and for what
+    cannot be read.
+    """
+    if len(runs) < 2:
+        todo = "Give two or more folders that rc-probe wrote, or their results.json"
+        raise RcProbeError(f"{len(runs)} runs cannot be compared", where="compare", todo=todo)
+    results = [run if isinstance(run, ProbeResult) else ProbeResult.load(run) for run in runs]
+    places = ["" if isinstance(run, ProbeResult) else _folder(Path(run)) for run in runs]
+    names = distinct([name_of(result) for result in results], results, places)
+    made = [Run(name, result) for name, result in zip(names, results, strict=True)]
+    title = ", ".join(names) if len(names) <= MOST_NAMES else f"{len(names)} runs"
+    return Comparison(made, title=title, command=command)
+
+
+def _folder(path: Path) -> str:
+    return (path if path.is_dir() else path.parent).resolve().name
+
+
+def distinct(names: Sequence[str], results: Sequence[ProbeResult], places: Sequence[str]) -> list[str]:
+    """Names of which no two are the same: those that are get their revision, data type and folder, as needed."""
+    asides = (
+        [str(result.model.get("revision") or "")[:12] for result in results],
+        [str(result.settings.get("dtype") or "") for result in results],
+        list(places),
+    )
+    names = list(names)
+    for aside in asides:
+        count = Counter(names)
+        same = {name for name in names if count[name] > 1}
+        for name in same:
+            here = [i for i, other in enumerate(names) if other == name]
+            if len({aside[i] for i in here}) > 1:
+                for i in here:
+                    names[i] = f"{name} ({aside[i]})" if aside[i] else name
+    seen: Counter[str] = Counter()
+    for i, name in enumerate(names):
+        seen[name] += 1
+        names[i] = f"{name} #{seen[name]}" if seen[name] > 1 else name
+    return names
+
+
+def _key_numbers(run: Run) -> dict[str, Any]:
+    """A row of the table `runs`."""
+    result, verdict = run.result, run.result.verdict
+    curve = curves(result).get(("pretrained", "transformer"))
+    ends: dict[str, Any] = {"first": None, "last": None, "lowest": None, "lowest_layer": None, "level": None}
+    if curve is not None and verdict.get("variant") == "transformer":
+        ends = {
+            "first": curve.means[0], "last": curve.means[-1], "lowest": verdict["lowest"],
+            "lowest_layer": verdict["lowest_layer"], "level": verdict["level"],
+        }  # fmt: skip
+    model, settings = result.model, result.settings
+    return {
+        "run": run.name, "step": run.step, **ends, "model": model.get("id"), "revision": model.get("revision"),
+        "class": model.get("class"), "blocks": model.get("blocks"), "parameters": model.get("parameters"),
+        "dtype": settings.get("dtype"), "seed": settings.get("seed"), "samples": settings.get("samples"),
+        "tokens": settings.get("tokens"),
+    }  # fmt: skip
+
+
+def _ablation(row: Mapping[Hashable, Any]) -> str:
+    """An ablation's name as it is written: `mlp@7`, `head@2:5`; the paper's variants by theirs."""
+    component, layer, head = (row[key] for key in ABLATION)
+    head = f":{head}" if isinstance(head, str) and head else ""
+    return component if component.startswith("SAN") else f"{component}@{layer}{head}"

@@ -1,0 +1,69 @@
+"""One measurement as the command asks for it: model, settings, checks, and the folder that it goes to."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from rc_probe.hooks.errors import RcProbeError
+
+from .checks import Checks
+from .launch import launched
+from .registry import METRICS
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to measure. command: what repeats it alone."""
+
+    model: str
+    settings: Settings
+    checks: Checks
+    target: Path
+    command: str
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], command: str) -> Self:
+        """From the values of the command's options by name; all that can be wrong without torch is refused."""
+        known = {field.name: options[field.name] for field in fields(Settings) if field.name in options}
+        known["metrics"] = metric_names(options["metrics"])
+        known["ablate"] = tuple(options["ablate"] or ())
+        known["path_draws"] = tuple(int(number) for number in (options.get("path_draws") or "").split())
+        settings = Settings(**known)
+        settings.check()
+        checks = Checks.of(options["fail_if"] or (), options["baseline"], options["max_drop"] or ())
+        checks.plan(settings)
+        target = Path(options["out"] or Path("rc-probe-out") / folder_name(options["model"]))
+        if launched() is None:  # else by the first of the processes alone, once they know each other
+            check_target(target)
+        return cls(options["model"], settings, checks, target, command)
+
+
+def metric_names(text: str | None) -> tuple[str, ...] | None:
+    """Names separated by commas, or `all`."""
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    return tuple(METRICS) if names == ["all"] else tuple(names)
+
+
+def folder_name(model: str) -> str:
+    """The last part of a model id or path, as a folder's name."""
+    name = Path(model).name or Path(model).resolve().name
+    return re.sub(r"[^\w.-]+", "_", name).strip("._") or "model"
+
+
+def check_target(target: Path) -> None:
+    """Find out before the measurement, not after it, that nothing can be written there."""
+    there = target
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise RcProbeError(f"{there} is a file", where=f"--out {target}", todo="Give a folder")
+    if not os.access(there, os.W_OK):
+        raise RcProbeError(f"{there} cannot be written", where=f"--out {target}", todo="Give another folder")

@@ -1,0 +1,60 @@
+"""Whether a run is there already: finished, by this version, with the same settings, of the same files."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rc_probe
+from rc_probe.hooks.errors import RcProbeError
+
+if TYPE_CHECKING:
+    from .job import Job
+    from .results import ProbeResult
+
+
+def asked(job: Job) -> dict[str, Any]:
+    """What decides the numbers of a run: its settings, and the state of the files that it reads.
+
+    A Hub model or dataset is told by its name and revision: that a branch moved is not seen.
+    """
+    from .results import plain
+
+    data = job.settings.data
+    found: dict[str, Any] = plain(
+        {
+            "model": job.model,
+            "model_files": _state(Path(job.model).expanduser(), below=False),
+            "data_files": _state(Path(data).expanduser(), below=True) if isinstance(data, str) else None,
+            **asdict(job.settings),
+        }
+    )
+    return found
+
+
+def finished(job: Job) -> ProbeResult | None:
+    """The result in the job's folder, if the job would make the same again; its files are written last."""
+    from .results import HTML_NAME, ProbeResult
+
+    try:
+        result = ProbeResult.load(job.target)
+    except RcProbeError:
+        return None
+    same = result.settings.get("asked") == asked(job)
+    version = result.environment.get("rc_probe") == rc_probe.__version__
+    return result if same and version and (job.target / HTML_NAME).is_file() else None
+
+
+def _state(path: Path, *, below: bool) -> str | None:
+    """Names, sizes and times of the files in a folder (and `below` it), or of a file; None where there is none."""
+    if not path.exists():
+        return None
+    files = [path] if path.is_file() else sorted(path.rglob("*") if below else path.glob("*"))
+    total = hashlib.sha256()
+    for file in files:
+        if file.is_file():
+            state = file.stat()
+            total.update(f"{file.relative_to(path)} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return total.hexdigest()[:16]
