@@ -25,7 +25,7 @@ from .errors import RcProbeError
 from .inputs import with_no_cache
 from .parts import NO_PARTS, Ledger, Parts, Unknown
 from .state import measuring
-from .structure import AttentionOp, Block, Site, Structure
+from .structure import AttentionOp, Block, Branch, Site, Structure
 from .tape import walk
 from .taps import StreamDone
 from .traced import become
@@ -63,24 +63,23 @@ def steps(structure: Structure, *, count_mlp: bool = False) -> list[Step]:
     """The choices of a path, in order: every junction with attention (or another mixer), one a block as a rule.
 
     With `count_mlp`, MLPs are hops, too. Cross-attention is none: it brings in what does not come from the stream.
-    A branch whose heads cannot be told apart counts as one.
+    A branch whose heads cannot be told apart, or with skips of its own, counts as one.
     """
     kinds = HOPS | ({"mlp"} if count_mlp else set())
     found = []
     for block in structure.blocks:
         for number, junction in enumerate(block.junctions):
-            hops = tuple(
-                Hop(b.site, b.kind, *_heads(b.kind, b.ops)) for b in junction.branches if b.kind in kinds
-            )
+            hops = tuple(Hop(b.site, b.kind, *_heads(b)) for b in junction.branches if b.kind in kinds)
             others = (junction.skip, *(b.site for b in junction.branches if b.kind not in kinds))
             if hops:
                 found.append(Step(block.index, number, others, hops))
     return found
 
 
-def _heads(kind: str, ops: tuple[AttentionOp, ...]) -> tuple[int, tuple[AttentionOp, ...]]:
-    counts = {op.heads for op in ops}
-    return (counts.pop(), ops) if kind == "attention" and len(counts) == 1 and 0 not in counts else (1, ())
+def _heads(branch: Branch) -> tuple[int, tuple[AttentionOp, ...]]:
+    counts = {op.heads for op in branch.ops}
+    apart = branch.kind == "attention" and len(counts) == 1 and 0 not in counts and not branch.inner
+    return (counts.pop(), branch.ops) if apart else (1, ())
 
 
 def head_of(step: Step, hop: Hop, heads: Tensor) -> Tensor:

@@ -128,6 +128,9 @@ class Structure:
     proved: list[str] = field(default_factory=list)
     others: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
+    heads_alone: bool = (
+        False  # proved when paths are first drawn: attention branches carry nothing past their heads
+    )
 
     @property
     def model(self) -> nn.Module:

@@ -272,6 +272,39 @@ def test_writing_into_a_view_is_refused() -> None:
         paths.decompose(model, inputs)
 
 
+class _Heads(nn.Module):
+    """Two heads, and what goes past them within the branch."""
+
+    def __init__(self, past: bool) -> None:
+        super().__init__()
+        self.maps, self.past = nn.ModuleList(nn.Linear(8, 8) for _ in range(5)), past
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (m(x).unflatten(-1, (2, 4)).transpose(1, 2) for m in list(self.maps)[:3])
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        if self.past:
+            mixed = torch.cat([mixed[..., :4] * 0.5, self.maps[3](x)[..., 4:]], -1)
+        x = x + self.maps[4](mixed)
+        return x + torch.relu(self.maps[3](x))
+
+
+@pytest.mark.parametrize("past", [False, True])
+def test_a_branch_that_carries_the_stream_past_its_heads(past: bool) -> None:
+    """Its lengths are exact; single heads would count what goes past them once each."""
+    model, inputs = around()
+    model.blocks = nn.ModuleList(_Heads(past) for _ in range(3)).double()
+    found = paths.decompose(model, inputs)
+    one = torch.tensor([[h if b == block else 0 for b in range(3)] for block in range(3) for h in (1, 2)])
+    if past:
+        with pytest.raises(RcProbeError, match="past its heads"):
+            paths.terms(model, inputs, one)
+        with pytest.raises(RcProbeError, match="past its heads"):
+            paths.sample(model, inputs)
+    else:
+        assert distance(paths.terms(model, inputs, one).sum(0), found.length(1)) < 1e-12
+    assert found.error < 1e-12
+
+
 def test_what_enters_the_first_block_stays_known_around_the_blocks() -> None:
     """A long skip from the embedding to the end is a path of length 0, not a constant."""
     model, inputs = around(outside=lambda x, start: x + 2.0 * start)

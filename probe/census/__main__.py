@@ -53,7 +53,7 @@ def census(
     json_file = out / "architectures.json" if out else table.KEPT
     table.write(document, json_file, (out or Path("docs")) / "architectures.md")
     for name, number in table.counts(document["rows"]):
-        typer.echo(f"{name}: " + ", ".join(f"{number[s]} {s}" for s in table.STATUS))
+        typer.echo(f"{name}: " + ", ".join(f"{number[s]} {s}" for s in (*table.STATUS, table.PATHS)))
     for row in wrong:
         typer.echo(f"WRONG {row['model_type']}: {row['reason']}", err=True)
     raise SystemExit(1 if wrong else 0)

@@ -46,7 +46,7 @@ def _show(document: dict[str, object], rows: list[table.Row]) -> None:
     from rich.table import Table
 
     shown = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("model type", "category", "status", "blocks", "attention by"):
+    for name in ("model type", "category", "status", "blocks", "attention by", "paths"):
         shown.add_column(name, overflow="fold")
     shown.add_column("other stacks, remarks", ratio=1)
     for row in rows:
@@ -60,5 +60,6 @@ def _show(document: dict[str, object], rows: list[table.Row]) -> None:
     assert isinstance(versions, dict)
     made = ", ".join(f"{name} {version}" for name, version in versions.items())
     console.print(
-        ", ".join(f"{total[s]} {s}" for s in table.STATUS) + f". Census of {document['made']} with {made}."
+        ", ".join(f"{total[s]} {s}" for s in (*table.STATUS, table.PATHS))
+        + f". Census of {document['made']} with {made}."
     )

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.prove import find_structure
 from rc_probe.hooks.structure import Structure
+from rc_probe.paths import decompose, terms
+from rc_probe.paths.decompose import hops
 
 from .build import NotBuilt, build, category, reason
 from .check import Checks, Wrong, gates_at_one
@@ -59,6 +61,10 @@ def examine(model_type: str) -> Row:
     try:
         row["checks"] = _checks(stacks, inputs)
         row["checks"] |= _other_forms(model_type, structure)
+        row["stacks"] = [
+            stack | paths_of(found, inputs) for found, stack in zip(stacks, row["stacks"], strict=True)
+        ]
+        row |= {key: row["stacks"][0][key] for key in ("paths", "paths_error")}
     except Wrong as error:
         row |= {"status": "wrong", "reason": str(error)}
     return row
@@ -151,3 +157,36 @@ def _bfloat16(model_type: str, structure: Structure) -> int | None:
     if again.signature != structure.signature:
         raise Wrong(f"in bfloat16: {again.signature}, not {structure.signature}")
     return Checks(again, inputs, inputs).branches_off()
+
+
+EXACT, NO_HEADS = "exact", "exact, by block"
+
+
+def paths_of(structure: Structure, inputs: dict[str, Any]) -> Row:
+    """(9) The paths of a stack. paths: "exact", "exact, by block" where heads are not told apart, or why there are none.
+
+    paths_error: how far they are from adding up to its output, relative to that. The paths of length 1 one by one
+    have to be the part of length 1.
+    """
+    row: Row = {"paths": "", "paths_error": None}
+    try:
+        whole = decompose(structure, inputs)
+        row |= {"paths": EXACT, "paths_error": float(f"{whole.error:.1e}")}
+        heads = [step.heads for step in hops(structure)]
+        single = terms(structure, inputs, one_head_each(heads))
+    except RcProbeError as error:
+        return row | {"paths": NO_HEADS if row["paths"] else error.what}
+    largest = max(float(single.abs().max()), float(whole.parts.abs().max()))
+    off = float((single.sum(0) - whole.length(1)).abs().max()) / (largest or 1.0)
+    if not off <= 1e-5:
+        raise Wrong(f"{structure.name}: its paths of length 1 add up to that length only within {off:.1e}")
+    return row
+
+
+def one_head_each(heads: list[int]) -> Tensor:
+    """All paths of length 1, (paths, steps)."""
+    out = torch.zeros(sum(heads), len(heads), dtype=torch.long)
+    taken = [(step, head) for step, count in enumerate(heads) for head in range(1, count + 1)]
+    for path, (step, head) in zip(out, taken, strict=True):
+        path[step] = head
+    return out

@@ -15,6 +15,7 @@ from rc_probe.hooks.errors import RcProbeError
 Row = dict[str, Any]
 KEPT = Path(__file__).with_name("architectures.json")
 STATUS = ("proved", "refused", "not run", "not built")
+PATHS = "paths exact"
 HEAD = """# Which architectures
 
 Every configuration class of the transformers library, built small with random weights, attached, and checked
@@ -29,6 +30,10 @@ Blocks: `A` attention, `X` cross-attention, `C` another token mixer, `M` MLP, `n
 not of the probe: attaching to such a model proves or refuses it as any other. *Inner skips*: there are further
 skips inside a branch, which stay as they are (Swin2SR is read by whole stages, MobileBERT by whole bottlenecks). A group
 norm over all features and tokens (PoolFormer) mixes tokens, too.
+
+*Paths*: whether the stack's paths can be told apart (docs/paths.md): *exact* with the largest difference between the sum
+of all lengths and the model's output, relative to that (float32), the paths of length 1 added up one by one, too; *exact, by
+block* where single heads cannot be told apart; else why not.
 """
 
 
@@ -85,12 +90,18 @@ def select(rows: list[Row], text: str | None, status: str | None) -> list[Row]:
 
 
 def counts(rows: list[Row]) -> list[tuple[str, Counter[str]]]:
-    """(category, how many types of each status), the largest category first; the last is the total."""
+    """(category, how many types of each status, and of PATHS), the largest category first; the last is the total."""
     categories = Counter(row["category"] for row in rows)
-    each = [
-        (c, Counter(r["status"] for r in rows if r["category"] == c)) for c, _ in categories.most_common()
-    ]
-    return [*each, ("total", Counter(row["status"] for row in rows))]
+    each = [(c, _count(r for r in rows if r["category"] == c)) for c, _ in categories.most_common()]
+    return [*each, ("total", _count(rows))]
+
+
+def _count(rows: Iterable[Row]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for row in rows:
+        found[row["status"]] += 1
+        found[PATHS] += row["status"] == "proved" and row["paths_error"] is not None
+    return found
 
 
 def write(document: dict[str, Any], json_file: Path, page: Path) -> None:
@@ -109,23 +120,34 @@ def write(document: dict[str, Any], json_file: Path, page: Path) -> None:
 def markdown(document: dict[str, Any]) -> str:
     """The table for the docs."""
     versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
-    lines = [HEAD, f"Made {document['made']} with {versions}.", "", f"| category | {' | '.join(STATUS)} |"]
-    lines.append("|---|" + "---|" * len(STATUS))
-    lines += [f"| {name} | {' | '.join(str(n[s]) for s in STATUS)} |" for name, n in counts(document["rows"])]
-    lines += ["", "| model type | category | status | blocks | attention by | other stacks, remarks |"]
-    lines.append("|---|---|---|---|---|---|")
+    columns = (*STATUS, PATHS)
+    lines = [HEAD, f"Made {document['made']} with {versions}.", "", f"| category | {' | '.join(columns)} |"]
+    lines.append("|---|" + "---|" * len(columns))
+    lines += [
+        f"| {name} | {' | '.join(str(n[s]) for s in columns)} |" for name, n in counts(document["rows"])
+    ]
+    lines += [
+        "",
+        "| model type | category | status | blocks | attention by | paths | other stacks, remarks |",
+    ]
+    lines.append("|---|---|---|---|---|---|---|")
     lines += ["| " + " | ".join(map(_cell, line(row))) + " |" for row in document["rows"]]
     return "\n".join(lines) + "\n"
 
 
 def line(row: Row) -> tuple[str, ...]:
-    """A row as it is shown: type, category, status, blocks, attention, remarks."""
+    """A row as it is shown: type, category, status, blocks, attention, paths, remarks."""
     others = [f"{s['stack']}: {s['signature']}" for s in row.get("stacks", [])[1:]]
     remarks = [*others, *row.get("peculiar", []), *filter(None, [row["reason"]])]
     return (
         row["model_type"], row["category"], row["status"], row.get("signature", ""), row.get("attention_op", ""),
-        "; ".join(remarks),
+        _paths(row), "; ".join(remarks),
     )  # fmt: skip
+
+
+def _paths(row: Row) -> str:
+    error = row.get("paths_error")
+    return str(row.get("paths", "")) if error is None else f"{row['paths']} ({error:.0e})"
 
 
 def _cell(text: str) -> str:

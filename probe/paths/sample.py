@@ -59,6 +59,7 @@ def sample(
         model if isinstance(model, Structure) else find_structure(model, batch, stack=stack, blocks=blocks)
     )
     choices = hops(structure, count_mlp=count_mlp)
+    prove_heads(structure, batch, choices)
     drawn = draw_heads(choices, paths * repeats, seed)
     streams, hiddens = [], []
     for chunk in drawn.split(_at_once(structure, batch, len(choices)), dim=1):
@@ -75,6 +76,31 @@ def sample(
 
     subsets = [math.comb(len(choices), k) * paths for k in range(len(choices) + 1)]
     return Sampled(means(hiddens), means(streams), tuple(subsets))
+
+
+def prove_heads(structure: Structure, batch: dict[str, Any], choices: list[Step]) -> None:
+    """RcProbeError where an attention branch carries the stream past its heads: that would count with each of them.
+
+    With every head off, nothing of the stream is left in the branch. Once for a structure.
+    """
+    if structure.heads_alone:
+        return
+    ledger = Ledger(fixed=1)
+
+    def on_hop(number: int, hop: Hop, x: Parts) -> Parts:
+        if hop.ops and float(x.parts.abs().max()) > 1e-5 * float(x.value.abs().max()):
+            raise structure.error(
+                structure.blocks[choices[number].block],
+                "its attention branch carries the stream past its heads, too",
+                "Its single heads cannot be told apart; the exact lengths can",
+            )
+        return x
+
+    def chosen(number: int, hop: Hop) -> Tensor:
+        return torch.zeros(1, hop.heads, dtype=torch.bool)
+
+    frozen(structure, batch, ledger, lambda x: x[None], hop_edits(structure, choices, on_hop, chosen=chosen))
+    structure.heads_alone = True
 
 
 def draw_heads(choices: list[Step], draws: int, seed: int) -> Tensor:
@@ -122,6 +148,7 @@ def terms(
     )
     choices = hops(structure, count_mlp=count_mlp)
     check_paths(structure, choices, paths)
+    prove_heads(structure, batch, choices)
     ledger = Ledger(fixed=len(paths))
     heads = paths.T - 1  # (steps, paths), -1 for the skip
 
