@@ -3,6 +3,7 @@
 import base64
 import gzip
 import hashlib
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,87 +11,31 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import numpy as np
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from rc_probe.registry import METRICS, Metric
 
+from .cells import Cell, Table, cell, plain_table
 from .figures import WEIGHTS, ablation_figure, metrics_figure, recursion_figure, residual_figure
 from .panels import Figure
-from .verdict import LEVELS, METRIC, PAPER, Curve, curves, name_of, number
+from .pathpage import path_sections
+from .verdict import LEVELS, METRIC, PAPER, Curve, curves
+from .words import name_of, number
 
 if TYPE_CHECKING:
     from rc_probe.results import ProbeResult
 
-MOST_EMBEDDED = 168 * 1024  # bytes of table data inside the page; larger ones stay in the files beside it
+# Bytes of table data inside the page, and of the page with them; what is larger stays in the files beside it.
+MOST_EMBEDDED, MOST_PAGE = 168 * 1024, 490_000
 
-# Headings of columns, where the column's name alone does not say it.
-HEADINGS = {
-    "d_qk": "d per head",
-    "beta": "β",
-    "gamma": "γ",
-    "coefficient": "4γβH/√d",
-    "spread": "max D",
-    "residual_in": "residual in",
-    "residual_out": "residual out",
-    "bound_out": "bound",
-    "log10_bound_unrolled": "log₁₀ unrolled bound",
-    "reason": "why vacuous",
-    "residual_direct": "plain arithmetic",
-    "ratio_cubed": "r / previous r³",
-    "name": "module",
-    "norm_after": "norm after the add",
-}
 LABELS = {
     "id": "model", "model_type": "architecture", "dim": "width", "signature": "block", "norm": "norms",
     "length": "tokens of a text at most", "tokens": "tokens measured", "truncated": "truncated samples",
     "svd_samples": "samples for SVD metrics", "init_seeds": "initialisations", "rc_probe": "rc-probe",
     "stacks": "other stacks", "modality": "kind of data", "seconds": "time (s)", "ablate": "ablations",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A table cell: its text, and the number to sort by where it is one."""
-
-    text: str
-    value: str | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table for reading. `groups` are headings over several columns: (text, columns)."""
-
-    name: str
-    caption: str
-    headings: list[str]
-    rows: list[list[Cell]]
-    groups: list[tuple[str, int]] | None = None
-
-
-def cell(value: Any) -> Cell:
-    """`value` for reading, with the number to sort by; a missing one is a dash and sorts last."""
-    if isinstance(value, bool | np.bool_):
-        return Cell("yes" if value else "no")
-    if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
-        return Cell("–", "")
-    if isinstance(value, int | np.integer):
-        return Cell(str(value), str(value))
-    if isinstance(value, float | np.floating):
-        return Cell(number(float(value), 3), f"{value:.6g}")
-    return Cell(str(value))
-
-
-def _plain_table(name: str, caption: str, frame: pd.DataFrame | None) -> Table | None:
-    if frame is None or frame.empty:
-        return None
-    headings = [HEADINGS.get(str(column), str(column)) for column in frame]
-    whole = [c for c in frame.select_dtypes("float") if (frame[c].dropna() % 1 == 0).all()]
-    frame = frame.astype(dict.fromkeys(whole, "Int64"))  # counts with missing ones among them
-    rows = [[cell(value) for value in row] for row in frame.itertuples(index=False, name=None)]
-    return Table(name, caption, headings, rows)
 
 
 def _by_layer(name: str, caption: str, found: dict[tuple[str, str], Curve]) -> Table | None:
@@ -108,7 +53,7 @@ def _by_layer(name: str, caption: str, found: dict[tuple[str, str], Curve]) -> T
                 continue
             place = curve.layers.index(layer)
             mean, std = cell(curve.means[place]), curve.stds[place]
-            row.append(Cell(mean.text + (f" ± {number(std)}" if np.isfinite(std) else ""), mean.value))
+            row.append(Cell(mean.text + (f" ± {number(std)}" if math.isfinite(std) else ""), mean.value))
         rows.append(row)
     weights = list(dict.fromkeys(key[0] for key in keys))
     groups = [(WEIGHTS.get(name, name), sum(key[0] == name for key in keys)) for name in weights]
@@ -132,7 +77,7 @@ def _ablation_table(frame: pd.DataFrame | None) -> Table | None:
     """The ablations, with the paper's variants to compare; None where there are only these, shown elsewhere."""
     if frame is None or frame.empty or frame["component"].isin(PAPER).all():
         return None
-    return _plain_table("ablations", "Every ablation and metric at the last layer", frame)
+    return plain_table("ablations", "Every ablation and metric at the last layer", frame)
 
 
 def _bound_summary(frame: pd.DataFrame | None) -> list[str]:
@@ -201,18 +146,26 @@ class Download:
     href: str | None
 
 
-def _downloads(result: "ProbeResult") -> list[Download]:
+def _downloads(result: "ProbeResult", room: int) -> list[Download]:
+    """The files of the result, the smallest ones inside the page as far as there is `room` (bytes)."""
     from rc_probe.results import JSON_NAME, to_csv
 
-    room, links = MOST_EMBEDDED, []
-    for name, text in [(f"{name}.csv", to_csv(frame)) for name, frame in result.tables.items()]:
-        href = "data:text/csv;charset=utf-8," + quote(text, safe=" ,.:;+-_@/()|*=", errors="replace")
-        room -= len(href)
-        links.append(Download(name, href if room >= 0 else None))
+    links = {
+        f"{name}.csv": "data:text/csv;charset=utf-8,"
+        + quote(to_csv(frame), safe=" ,.:;+-_@/()|*=", errors="replace")
+        for name, frame in result.tables.items()
+    }
+    inside = set()
+    for name in sorted(links, key=lambda name: len(links[name])):
+        room -= len(links[name])
+        if room < 0:
+            break
+        inside.add(name)
+    found = [Download(name, link if name in inside else None) for name, link in links.items()]
     packed = base64.b64encode(gzip.compress(result.to_json().encode(), mtime=0)).decode()
     if len(packed) > room:
-        return [*links, Download(JSON_NAME, None)]
-    return [*links, Download(f"{JSON_NAME}.gz", f"data:application/gzip;base64,{packed}")]
+        return [*found, Download(JSON_NAME, None)]
+    return [*found, Download(f"{JSON_NAME}.gz", f"data:application/gzip;base64,{packed}")]
 
 
 def _range(metric: Metric) -> str:
@@ -242,14 +195,14 @@ def _sections(result: "ProbeResult") -> dict[str, Any]:
         "residual_table": _by_layer(
             "residual-by-layer", f"{METRICS[METRIC].title} by layer, mean ± std", paper
         ),
-        "recursion_table": _plain_table("recursion", "The recursion by layer", tables.get("recursion")),
-        "bounds_table": _plain_table("bounds", "The bound of theorem 2.2 by layer", tables.get("bounds")),
+        "recursion_table": plain_table("recursion", "The recursion by layer", tables.get("recursion")),
+        "bounds_table": plain_table("bounds", "The bound of theorem 2.2 by layer", tables.get("bounds")),
         "bound_summary": _bound_summary(tables.get("bounds")),
         "ablation_table": _ablation_table(tables.get("ablations")),
-        "structure_table": _plain_table(
+        "structure_table": plain_table(
             "structure", "Blocks, junctions and branches", tables.get("structure")
         ),
-        "seeds_table": _plain_table("seeds", "Further initialisations", tables.get("init_seeds")),
+        "seeds_table": plain_table("seeds", "Further initialisations", tables.get("init_seeds")),
         "metric_tables": _metric_tables(result),
     }
 
@@ -268,8 +221,10 @@ def render(result: "ProbeResult") -> str:
     verdict = result.verdict
     shown = number(verdict["value"]) if verdict["value"] is not None else ""
     measured = {row for row in METRICS if curves(result, row)}
-    return environment.from_string(source).render(
+    page = environment.from_string(source)
+    parts = dict(
         **_sections(result),
+        paths=path_sections(result),
         policy=f"default-src 'none'; style-src '{_hash(source, 'style')}'; "
         f"script-src '{_hash(source, 'script')}'; img-src data:; base-uri 'none'; form-action 'none'",
         name=name_of(result),
@@ -280,10 +235,11 @@ def render(result: "ProbeResult") -> str:
         rest=verdict["sentence"].removeprefix(shown).strip(),
         levels=LEVELS,
         strip=_strip(result),
-        downloads=_downloads(result),
         metrics=[(metric, _range(metric)) for name, metric in METRICS.items() if name in measured],
         notes=[*result.model.get("notes", []), *result.settings.get("notes", [])],
-        model_facts=_facts(result.model, without=["proved", "notes"]),
+        model_facts=_facts(result.model, without=["proved", "notes", "paths"]),
         setting_facts=_facts(result.settings, without=["command", "metrics", "notes"]),
         environment_facts=_facts(result.environment),
     )
+    room = MOST_PAGE - len(page.render(**parts, downloads=[]).encode(errors="replace"))
+    return page.render(**parts, downloads=_downloads(result, min(room, MOST_EMBEDDED)))
