@@ -29,7 +29,7 @@ def chains_figure(result: Result) -> Figure | None:
     }
     if not shown:
         return None
-    with panel_of("pchains", "Products of attention patterns, log scale", width=480) as panel:
+    with panel_of("pchains", "Products of attention patterns, log scale") as panel:
         by_layer(panel.axes, int(frame["length"].max()), "number of patterns in the product")
         panel.axes.set_xlim(left=0.75)
         set_scale(panel.axes, frame[["median", "low"]].to_numpy(float).ravel().tolist(), log=True)

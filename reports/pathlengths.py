@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
 from .panels import Figure, Key, Panel, by_layer, panel_of, set_scale
-from .paths import LENGTH, Series, distribution, percent, series, short
+from .paths import LENGTH, Series, distribution, laws, percent, series, short
 from .svg import ACCENT, FG, MUTED, THEME, TRANSFORMER
 from .words import Result, name_of, number
 
@@ -101,15 +101,13 @@ def _counts_above(
 
 def _architectures_panel(result: Result) -> str:
     """The law of the length of a random path, as in the paper on a logarithmic axis."""
-    frame = result.tables["path_counts"]
-    frame = frame.assign(length=frame["length"].astype(int), share=frame["share"].astype(float))
-    laws = {str(model): rows.sort_values("length") for model, rows in frame.groupby("model", sort=False)}
-    mine = next(iter(laws))
+    found = laws(result)
+    mine = next(iter(found))
     with panel_of("pcounts", "Share of all paths by length") as panel:
         axes = panel.axes
         placed: list[tuple[float, float]] = []
-        for name in [mine, *(known for known in KNOWN if known in laws and known != mine)]:
-            x, y = laws[name]["length"].to_numpy(), laws[name]["share"].to_numpy()
+        for name in [mine, *(known for known in KNOWN if known in found and known != mine)]:
+            x, y = found[name]["length"].to_numpy(), found[name]["share"].to_numpy()
             top = int(y.argmax())
             near = any(abs(math.log2(max(x[top], 1) / p)) < 0.8 and abs(y[top] - q) < 0.2 for p, q in placed)
             if near or len(placed) > MOST_NAMED:

@@ -9,7 +9,7 @@ from .cells import Cell, Table, cell
 from .pathchains import chains_figure
 from .patheffect import LEVELS, SCOPES, effect_figure
 from .pathlengths import biases_of, lengths_figure
-from .paths import distribution, percent, rows_of, series, short, told
+from .paths import distribution, laws, percent, rows_of, series, short, told
 from .words import Result, number
 
 SHAPES = {  # of the exact parts themselves, without a task
@@ -87,6 +87,10 @@ def _score(metric: str, rows: pd.DataFrame, *, task: str) -> Table:
     keys = list(
         by_length[["estimator", "drawn", "scope"]].drop_duplicates().itertuples(index=False, name=None)
     )
+    order = list(by_length["estimator"].unique())
+    keys.sort(
+        key=lambda key: (order.index(key[0]), 0 if math.isnan(key[1]) else key[1])
+    )  # stable: scopes stay
     columns = {}
     for estimator, drawn, scope in keys:
         these = by_length[(by_length["estimator"] == estimator) & (by_length["scope"] == scope)]
@@ -158,15 +162,15 @@ def _sources(result: Result) -> Table | None:
 
 
 def _architectures(result: Result) -> Table | None:
-    frame = result.tables.get("path_counts")
-    if frame is None or frame.empty:
+    found = laws(result)
+    if not found:
         return None
     rows = []
-    for model, law in frame.groupby("model", sort=False):
-        lengths, shares = law["length"].astype(int), law["share"].astype(float)
+    for model, law in found.items():
+        lengths, shares = law["length"], law["share"]
         total = sum(int(count) for count in law["count"])
         rows.append([
-            cell(str(model)), cell(int(lengths.max())), Cell(short(total), _sortable(total)),
+            cell(model), cell(int(lengths.max())), Cell(short(total), _sortable(total)),
             cell(float((lengths * shares).sum())), cell(int(lengths.iloc[shares.argmax()])), cell(float(shares.max())),
         ])  # fmt: skip
     headings = ["model", "longest", "paths", "mean length", "commonest length", "its share"]

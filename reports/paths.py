@@ -95,12 +95,17 @@ def quality(result: Result) -> str | None:
     return next((metric for metric in ("accuracy", "agreement") if series(result, metric)), None)
 
 
+def laws(result: Result) -> dict[str, pd.DataFrame]:
+    """Rows `length, count, share` of each model of `path_counts` by its name, the model at hand first."""
+    columns = ["model", "length", "count", "share"]
+    frame = result.tables.get("path_counts", pd.DataFrame()).reindex(columns=columns)
+    frame = frame[frame["share"].notna()].astype({"length": int, "share": float})
+    return {str(model): rows.sort_values("length") for model, rows in frame.groupby("model", sort=False)}
+
+
 def distribution(result: Result) -> pd.DataFrame:
-    """Rows `length, count, share` of the model at hand, the first of `path_counts`; none where it is not there."""
-    frame = result.tables.get("path_counts", pd.DataFrame()).reindex(
-        columns=["model", "length", "count", "share"]
-    )
-    return frame[frame["model"] == frame["model"].iloc[0]] if len(frame) else frame
+    """Rows `length, count, share` of the model at hand; none where they are not known."""
+    return next(iter(laws(result).values()), pd.DataFrame(columns=["length", "count", "share"]))
 
 
 def told(result: Result) -> dict[str, Any]:
@@ -232,6 +237,10 @@ def _aside(result: Result, up_to: Series, place: int) -> str:
     low, high = up_to.lows[place], up_to.highs[place]
     if count == 1 or not math.isfinite(high - low):
         known = "one value, so no interval"
+    elif (
+        low == high and count and 3 / count > WIDE
+    ):  # the rule of three: what no spread among few leaves open
+        known = "the same in all, so no interval"
     else:
         known = f"95 % interval {percent(low)[:-2]} to {percent(high)}" if high - low > WIDE else ""
     return "; ".join(filter(None, [", ".join(parts), known])) or "exact"
