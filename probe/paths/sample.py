@@ -61,21 +61,18 @@ def sample(
     choices = hops(structure, count_mlp=count_mlp)
     prove_heads(structure, batch, choices)
     drawn = draw_heads(choices, paths * repeats, seed)
-    streams, hiddens = [], []
-    for chunk in drawn.split(_at_once(structure, batch, len(choices)), dim=1):
+    turns = torch.arange(repeats).repeat_interleave(paths)  # to which repeat a draw belongs
+    sums: list[Tensor] = []  # of hidden states and of streams, (repeats, lengths, batch, tokens, dim)
+    at_once = _at_once(structure, batch, len(choices))
+    for chunk, turn in zip(drawn.split(at_once, dim=1), turns.split(at_once), strict=True):
         result = _sweep(structure, batch, choices, chunk, max_length)
-        stream, hidden = (
-            x[:-1].unflatten(0, (-1, chunk.shape[1])) for x in first_axes(result, structure.blocks[-1])
-        )
-        streams.append(stream)  # (lengths, draws, batch, tokens, dim)
-        hiddens.append(hidden)
-
-    def means(found: list[Tensor]) -> Tensor:
-        each: Tensor = torch.cat(found, 1).unflatten(1, (repeats, paths))
-        return each.mean(2).transpose(0, 1)
-
+        for i, found in enumerate(first_axes(result, structure.blocks[-1])[::-1]):
+            each = found[:-1].unflatten(0, (-1, len(turn))).transpose(0, 1)  # (draws, lengths, …)
+            if len(sums) == i:
+                sums.append(each.new_zeros(repeats, *each.shape[1:]))
+            sums[i].index_add_(0, turn.to(each.device), each)
     subsets = [math.comb(len(choices), k) * paths for k in range(len(choices) + 1)]
-    return Sampled(means(hiddens), means(streams), tuple(subsets))
+    return Sampled(sums[0] / paths, sums[1] / paths, tuple(subsets))
 
 
 def prove_heads(structure: Structure, batch: dict[str, Any], choices: list[Step]) -> None:

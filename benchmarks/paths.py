@@ -1,0 +1,145 @@
+"""What paths cost, against the plain forward pass, in one process.
+
+    python benchmarks/paths.py [--rounds 5] [--part exact|memory|sampled]
+
+BERT-base shape with random weights, 8 × 128 tokens, float32, 2 threads.
+
+exact: `decompose` of all lengths 0 to 12, its comparison with a plain pass in it, against one plain pass. They alternate;
+reported is the median of the paired ratios of wall time, with the quartiles.
+
+memory: peak resident set of a process of its own for each mode, model and libraries in it; `sample` with five draws.
+
+sampled: distinct paths per second of `sample` against a loop of frozen passes with one path each (`terms`). One draw of a
+head for every block brings all the layer subsets with it, C(12, k) of each length k, which share these heads: so they are
+many distinct paths, not as many independent ones. Both rates are printed: of paths, and of draws of heads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+import transformers
+
+from rc_probe.hooks.freeze import steps
+from rc_probe.hooks.prove import find_structure
+from rc_probe.hooks.structure import Structure
+from rc_probe.paths import decompose, sample, terms
+from rc_probe.paths.live import draw_paths
+from rc_probe.paths.sample import draw_heads, prove_heads
+
+Model = tuple[torch.nn.Module, Structure, dict[str, Any]]
+
+
+def bert() -> Model:
+    torch.manual_seed(0)
+    model = transformers.BertModel(transformers.BertConfig()).eval()
+    ids = torch.randint(1000, 30000, (8, 128))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return model, find_structure(model, {k: v[:2, :16] for k, v in inputs.items()}), inputs
+
+
+def seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def exact(rounds: int) -> None:
+    model, structure, inputs = bert()
+    times: list[tuple[float, float]] = []
+    error = decompose(structure, inputs).error
+    model(**inputs)
+    for turn in range(rounds):
+        if turn % 2:
+            whole = seconds(lambda: decompose(structure, inputs))
+            plain = seconds(lambda: model(**inputs))
+        else:
+            plain = seconds(lambda: model(**inputs))
+            whole = seconds(lambda: decompose(structure, inputs))
+        times.append((plain, whole))
+    low, middle, high = statistics.quantiles([whole / plain for plain, whole in times], n=4)
+    print(f"plain: {statistics.median(plain for plain, _ in times):.2f} s, {rounds} rounds")
+    print(f"exact, all lengths: × {middle:.2f}  [{low:.2f} – {high:.2f}]; error {error:.1e}")
+    print(f"limit (L + 2) / 2 × 1.5 = {(12 + 2) / 2 * 1.5}")
+
+
+def modes(
+    model: torch.nn.Module, structure: Structure, inputs: dict[str, Any]
+) -> dict[str, Callable[[], object]]:
+    return {
+        "plain": lambda: model(**inputs),
+        "exact": lambda: decompose(structure, inputs),
+        "exact by source": lambda: decompose(structure, inputs, by_source=True),
+        "sampled": lambda: sample(structure, inputs, paths=1, repeats=5),
+    }
+
+
+def memory() -> None:
+    for mode in ("plain", "exact", "exact by source", "sampled"):
+        command = [sys.executable, __file__, "--one", mode]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        print(f"{mode}: {float(done.stdout.split()[-1]) / 1024:.2f} GiB")
+
+
+def distinct(heads: torch.Tensor) -> int:
+    """How many different paths the draws (steps, draws) bring, all layer subsets of each."""
+    depth = len(heads)
+    subsets = torch.arange(2**depth)[:, None] >> torch.arange(depth) & 1
+    every = (subsets[None] * (heads.T[:, None] + 1)).flatten(0, 1)
+    return len(every.unique(dim=0))
+
+
+def sampled(rounds: int) -> None:
+    _, structure, inputs = bert()
+    choices = steps(structure)
+    prove_heads(structure, inputs, choices)
+    generator = torch.Generator().manual_seed(0)
+    singles = [draw_paths(choices, 1 + i % 12, 1, generator) for i in range(rounds)]
+    draws = 2
+    count = distinct(draw_heads(choices, draws, seed=0))
+    ratios = []
+    for path in singles:
+        one = seconds(lambda p=path: terms(structure, inputs, p))  # type: ignore[misc]
+        many = seconds(lambda: sample(structure, inputs, paths=draws, repeats=1, seed=0))
+        ratios.append((count / many) * one)
+        print(f"one path: {one:.2f} s; {draws} draws of heads, {count} distinct paths: {many:.2f} s")
+    print(f"paths per second, sampled against one by one: × {statistics.median(ratios):.0f}  (wanted: 50)")
+    print(
+        f"draws of heads per second against single paths: × {statistics.median(ratios) * draws / count:.2f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--part", choices=["exact", "memory", "sampled"], action="append")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    torch.set_num_threads(2)
+    torch.set_grad_enabled(False)
+    if given.one:
+        modes(*bert())[given.one]()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
+    for part in given.part or ["exact", "memory", "sampled"]:
+        load = ", ".join(f"{n:.1f}" for n in os.getloadavg())
+        print(f"\n{part}  (load of the machine {load}, {os.cpu_count()} cores)")
+        if part == "memory":
+            memory()
+        else:
+            {"exact": exact, "sampled": sampled}[part](given.rounds)
+
+
+if __name__ == "__main__":
+    main()
