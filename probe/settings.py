@@ -48,7 +48,7 @@ class Settings:
         int, ...
     ] = ()  # paths drawn at each length for an estimate; none: the exact numbers alone
     repeats: int = 5  # estimates of each kind
-    path_samples: int = 8  # the first of the samples, that paths are measured on
+    path_samples: int = 16  # the first of the samples, that paths are measured on
     max_length: int | None = None  # longer paths are one part
     count_mlp: bool = False  # an MLP is a hop of a path
 
