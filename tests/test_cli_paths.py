@@ -89,9 +89,9 @@ def test_none(run: Run, texts: Path) -> None:  # noqa: F811
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--paths", "0"], "--paths: 0 is no number"),
+        (["--paths", "0"], "--paths: 0 is too small"),
         (["--repeats", "1"], "--repeats: 1 is too small"),
-        (["--max-length", "-1"], "--max-length"),
+        (["--max-length", "-2"], "--max-length: -2 is too small"),
         (["--path-samples", "0"], "--path-samples: 0 is too small"),
     ],
 )
