@@ -101,7 +101,8 @@ def distinct(heads: torch.Tensor) -> int:
 
 
 def sampled(rounds: int) -> None:
-    _, structure, inputs = bert()
+    model, structure, inputs = bert()
+    assert structure.model is model
     choices = steps(structure)
     prove_heads(structure, inputs, choices)
     generator = torch.Generator().manual_seed(0)
@@ -129,7 +130,8 @@ def main() -> None:
     torch.set_num_threads(2)
     torch.set_grad_enabled(False)
     if given.one:
-        modes(*bert())[given.one]()
+        held = bert()  # a structure alone keeps no model alive
+        modes(*held)[given.one]()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
     for part in given.part or ["exact", "memory", "sampled"]:

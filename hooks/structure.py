@@ -49,6 +49,7 @@ class Branch:
     outside: bool = False  # multiplies one with a value computed elsewhere: cross-attention
     convolves: bool = False  # has a convolution or pooling, which may move little between tokens
     inner: int = 0  # residual adds inside the branch, which stay as they are
+    reads: int = -1  # the last junction of the block whose sum it is computed from; -1: what enters the block
 
     @property
     def attends(self) -> bool:
