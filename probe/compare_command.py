@@ -74,7 +74,8 @@ def _table(comparison: Comparison) -> object:
     from rich.markup import escape
     from rich.table import Table
 
-    from rc_probe.reports.verdict import curves, number
+    from rc_probe.reports.verdict import curves
+    from rc_probe.reports.words import number
 
     from .show import COLOURS, sparkline
 

@@ -16,7 +16,8 @@ import pandas as pd
 
 import rc_probe
 from rc_probe.hooks.errors import RcProbeError
-from rc_probe.reports.verdict import METRIC, curves, name_of
+from rc_probe.reports.verdict import METRIC, curves
+from rc_probe.reports.words import name_of
 
 from .alike import unlike
 from .results import HTML_NAME, JSON_NAME, SCHEMA, ProbeResult, save_files, tables_as_json, tidy

@@ -106,6 +106,10 @@ def summary(result: ProbeResult, target: Path) -> None:
     console.print(f"[bold {colour}]{escape(str(verdict['sentence']))}[/]", soft_wrap=True)
     for reason in verdict.get("reasons", ()):
         console.print(escape(str(reason)), soft_wrap=True)
+    if found := verdict.get("paths"):
+        console.print(f"[bold]{escape(str(found['sentence']))}[/]", soft_wrap=True)
+        for reason in found.get("reasons", ()):
+            console.print(escape(str(reason)), soft_wrap=True)
     notes = [*result.model.get("notes", ()), *result.settings.get("notes", ())]
     for note in notes:
         console.print(f"[dim]{escape(str(note))}[/]", soft_wrap=True)

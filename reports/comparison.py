@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from .cells import Cell, Table, cell, plain_table
 from .comparison_figures import curves_figure, training_figures
-from .page import Cell, Table, cell, downloads, many, plain_table
+from .page import downloads, many
 from .template import fill
-from .verdict import number
+from .words import number
 
 if TYPE_CHECKING:
     from rc_probe.comparison import Comparison

@@ -24,7 +24,8 @@ from .panels import (
     svg_dashes,
 )
 from .svg import MORE, MUTED, SAN, SAN_MLP, SAN_SKIP, THEME, TRANSFORMER
-from .verdict import Curve, curves, number
+from .verdict import Curve, curves
+from .words import number
 
 if TYPE_CHECKING:
     from rc_probe.comparison import Comparison

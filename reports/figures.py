@@ -27,7 +27,8 @@ from .panels import (
     svg_dashes,
 )  # fmt: skip
 from .svg import ACCENT, FG, MUTED, SAN, SAN_MLP, THEME, TRANSFORMER
-from .verdict import METRIC, PAPER, Curve, Result, curves, number, power_of_ten
+from .verdict import METRIC, PAPER, Curve, curves
+from .words import Result, number, power_of_ten
 
 MOST_PANELS, MOST_ROWS = 12, 40  # what a figure of ablations holds; the tables hold all
 WEIGHTS = {"pretrained": "Pretrained", "init": "Freshly initialised"}

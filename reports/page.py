@@ -2,44 +2,31 @@
 
 import base64
 import gzip
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import numpy as np
 import pandas as pd
 
 from rc_probe.registry import METRICS, Metric
 
+from .cells import Cell, Table, cell, plain_table
 from .figures import WEIGHTS, ablation_figure, metrics_figure, recursion_figure, residual_figure
 from .panels import Figure
+from .pathpage import path_sections
 from .template import fill
-from .verdict import LEVELS, METRIC, PAPER, Curve, curves, name_of, number
+from .verdict import LEVELS, METRIC, PAPER, Curve, curves
+from .words import name_of, number
 
 if TYPE_CHECKING:
     from rc_probe.comparison import Comparison
     from rc_probe.results import ProbeResult
 
-MOST_EMBEDDED = 168 * 1024  # bytes of table data inside the page; larger ones stay in the files beside it
+# Bytes of table data inside the page, and of the page with them; what is larger stays in the files beside it.
+MOST_EMBEDDED, MOST_PAGE = 168 * 1024, 490_000
 
-# Headings of columns, where the column's name alone does not say it.
-HEADINGS = {
-    "d_qk": "d per head",
-    "beta": "β",
-    "gamma": "γ",
-    "coefficient": "4γβH/√d",
-    "spread": "max D",
-    "residual_in": "residual in",
-    "residual_out": "residual out",
-    "bound_out": "bound",
-    "log10_bound_unrolled": "log₁₀ unrolled bound",
-    "reason": "why vacuous",
-    "residual_direct": "plain arithmetic",
-    "ratio_cubed": "r / previous r³",
-    "name": "module",
-    "norm_after": "norm after the add",
-}
 LABELS = {
     "id": "model", "model_type": "architecture", "dim": "width", "signature": "block", "norm": "norms",
     "length": "tokens of a text at most", "tokens": "tokens measured", "truncated": "truncated samples",
@@ -47,48 +34,6 @@ LABELS = {
     "stacks": "other stacks", "modality": "kind of data", "seconds": "time (s)", "ablate": "ablations",
     "digest": "digest of the samples",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A table cell: its text, and the number to sort by where it is one."""
-
-    text: str
-    value: str | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table for reading. `groups` are headings over several columns: (text, columns)."""
-
-    name: str
-    caption: str
-    headings: list[str]
-    rows: list[list[Cell]]
-    groups: list[tuple[str, int]] | None = None
-
-
-def cell(value: Any) -> Cell:
-    """`value` for reading, with the number to sort by; a missing one is a dash and sorts last."""
-    if isinstance(value, bool | np.bool_):
-        return Cell("yes" if value else "no")
-    if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
-        return Cell("–", "")
-    if isinstance(value, int | np.integer):
-        return Cell(str(value), str(value))
-    if isinstance(value, float | np.floating):
-        return Cell(number(float(value), 3), f"{value:.6g}")
-    return Cell(str(value))
-
-
-def plain_table(name: str, caption: str, frame: pd.DataFrame | None) -> Table | None:
-    if frame is None or frame.empty:
-        return None
-    headings = [HEADINGS.get(str(column), str(column)) for column in frame]
-    whole = [c for c in frame.select_dtypes("float") if (frame[c].dropna() % 1 == 0).all()]
-    frame = frame.astype(dict.fromkeys(whole, "Int64"))  # counts with missing ones among them
-    rows = [[cell(value) for value in row] for row in frame.itertuples(index=False, name=None)]
-    return Table(name, caption, headings, rows)
 
 
 def _by_layer(name: str, caption: str, found: dict[tuple[str, str], Curve]) -> Table | None:
@@ -106,7 +51,7 @@ def _by_layer(name: str, caption: str, found: dict[tuple[str, str], Curve]) -> T
                 continue
             place = curve.layers.index(layer)
             mean, std = cell(curve.means[place]), curve.stds[place]
-            row.append(Cell(mean.text + (f" ± {number(std)}" if np.isfinite(std) else ""), mean.value))
+            row.append(Cell(mean.text + (f" ± {number(std)}" if math.isfinite(std) else ""), mean.value))
         rows.append(row)
     weights = list(dict.fromkeys(key[0] for key in keys))
     groups = [(WEIGHTS.get(name, name), sum(key[0] == name for key in keys)) for name in weights]
@@ -199,19 +144,26 @@ class Download:
     href: str | None
 
 
-def downloads(result: "ProbeResult | Comparison") -> list[Download]:
-    """The CSV files and the JSON, inside the page as far as there is room."""
+def downloads(result: "ProbeResult | Comparison", room: int = MOST_EMBEDDED) -> list[Download]:
+    """The CSV files and the JSON, the smallest ones inside the page as far as there is `room` (bytes)."""
     from rc_probe.results import JSON_NAME, to_csv
 
-    room, links = MOST_EMBEDDED, []
-    for name, text in [(f"{name}.csv", to_csv(frame)) for name, frame in result.tables.items()]:
-        href = "data:text/csv;charset=utf-8," + quote(text, safe=" ,.:;+-_@/()|*=", errors="replace")
-        room -= len(href)
-        links.append(Download(name, href if room >= 0 else None))
+    links = {
+        f"{name}.csv": "data:text/csv;charset=utf-8,"
+        + quote(to_csv(frame), safe=" ,.:;+-_@/()|*=", errors="replace")
+        for name, frame in result.tables.items()
+    }
+    inside = set()
+    for name in sorted(links, key=lambda name: len(links[name])):
+        room -= len(links[name])
+        if room < 0:
+            break
+        inside.add(name)
+    found = [Download(name, link if name in inside else None) for name, link in links.items()]
     packed = base64.b64encode(gzip.compress(result.to_json().encode(), mtime=0)).decode()
     if len(packed) > room:
-        return [*links, Download(JSON_NAME, None)]
-    return [*links, Download(f"{JSON_NAME}.gz", f"data:application/gzip;base64,{packed}")]
+        return [*found, Download(JSON_NAME, None)]
+    return [*found, Download(f"{JSON_NAME}.gz", f"data:application/gzip;base64,{packed}")]
 
 
 def _range(metric: Metric) -> str:
@@ -260,9 +212,9 @@ def render(result: "ProbeResult") -> str:
     verdict = result.verdict
     shown = number(verdict["value"]) if verdict["value"] is not None else ""
     measured = {row for row in METRICS if curves(result, row)}
-    return fill(
-        "report.html",
+    parts = dict(
         **_sections(result),
+        paths=path_sections(result),
         name=name_of(result),
         model=result.model,
         settings=result.settings,
@@ -272,10 +224,12 @@ def render(result: "ProbeResult") -> str:
         rest=verdict["sentence"].removeprefix(shown).strip(),
         levels=LEVELS,
         strip=_strip(result),
-        downloads=downloads(result),
         metrics=[(metric, _range(metric)) for name, metric in METRICS.items() if name in measured],
         notes=[*result.model.get("notes", []), *result.settings.get("notes", [])],
-        model_facts=_facts(result.model, without=["proved", "notes"]),
+        model_facts=_facts(result.model, without=["proved", "notes", "paths"]),
         setting_facts=_facts(result.settings, without=["command", "metrics", "notes", "asked"]),
         environment_facts=_facts(result.environment),
     )
+    bare = fill("report.html", **parts, downloads=[])
+    room = min(MOST_PAGE - len(bare.encode(errors="replace")), MOST_EMBEDDED)
+    return fill("report.html", **parts, downloads=downloads(result, room))

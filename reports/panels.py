@@ -16,7 +16,8 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from .svg import BASE_SIZE, FG, GRID, MUTED, PANEL, SAN, SAN_MLP, SAN_SKIP, THEME, TRANSFORMER, clean
-from .verdict import Curve, number, power_of_ten
+from .verdict import Curve
+from .words import number, power_of_ten
 
 Dashes = tuple[float, ...]
 Styles = Mapping[str, tuple[str, Dashes]]  # colour and dashes of each curve by its name
@@ -57,12 +58,17 @@ _RC: dict[Any, Any] = {  # over seaborn's whitegrid
 
 @dataclass(frozen=True)
 class Key:
-    """An entry of a legend: its colour as the page writes it, and its dashes."""
+    """An entry of a legend: its colour as the page writes it, and its dashes.
+
+    band: a coloured area instead of a line; mark: the path of a mark in a box of 30 × 12, hollow or filled
+    """
 
     label: str
     colour: str
     dashes: str = ""
     band: bool = False
+    mark: str = ""
+    hollow: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,9 +118,9 @@ def panel_of(name: str, title: str, *, width: float = 400, height: float = 290) 
     panel.svg = clean(buffer.getvalue(), name, label, panel.titles)
 
 
-def by_layer(axes: Axes, last: int) -> None:
-    """Layers 0 to `last` along x."""
-    axes.set_xlabel("layer")
+def by_layer(axes: Axes, last: int, label: str = "layer") -> None:
+    """Layers (or what `label` says) 0 to `last` along x."""
+    axes.set_xlabel(label)
     axes.set_xlim(-0.25, last + 0.25)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
     axes.grid(False, axis="x")

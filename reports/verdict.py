@@ -16,9 +16,10 @@ A value up to the rounding floor counts as at the floor, here as everywhere.
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-import pandas as pd
+from .paths import judge_paths
+from .words import Result, name_of, number
 
 HALF = 0.5
 TENTH = 0.1
@@ -33,33 +34,6 @@ LEVELS = {
     "collapsed": "the last layer is at its rounding floor, or below a tenth of what entered block 1",
 }
 _WITHIN = "as far as this arithmetic can tell"
-_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-class Result(Protocol):
-    """What the report reads of a result."""
-
-    model: dict[str, Any]
-    settings: dict[str, Any]
-    tables: dict[str, pd.DataFrame]
-
-
-def power_of_ten(exponent: int) -> str:
-    """`10⁻⁷` for -7."""
-    return "10" + str(exponent).translate(_SUPERSCRIPT)
-
-
-def number(value: Any, digits: int = 2) -> str:
-    """`value` for reading, to `digits` significant ones: `2.0×10⁻⁷` where very small, `–` where missing."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    if value == 0:
-        return "0"
-    mantissa, power = f"{value:.{digits - 1}e}".split("e")
-    exponent = int(power)
-    if -4 < exponent < 6:
-        return f"{value:,.{max(0, digits - 1 - exponent)}f}".replace("-", "−")
-    return f"{mantissa}×{power_of_ten(exponent)}".replace("-", "−")
 
 
 @dataclass(frozen=True)
@@ -108,14 +82,17 @@ def subject(found: dict[tuple[str, str], Curve]) -> tuple[str, str] | None:
 def judge(result: Result) -> dict[str, Any]:
     """The verdict: `sentence`, `reasons` (further sentences), `level` and the numbers that they use.
 
-    `level` and `value` are None where the residual was not measured.
+    `level` and `value` are None where the residual was not measured. `paths`: what is found of paths, with a
+    sentence and reasons of its own (`rc_probe.reports.paths.judge_paths`); None where they were not measured.
     """
     found = curves(result)
     key = subject(found)
     if key is None:
         sentence = f"No relative residual was measured on {name_of(result)}."
         nothing = dict.fromkeys(("level", "rule", "value", "layer"))
-        return {"sentence": sentence, "reasons": [], "metric": METRIC, **nothing}
+        return {
+            "sentence": sentence, "reasons": [], "metric": METRIC, "paths": judge_paths(result), **nothing,
+        }  # fmt: skip
     curve = found[key]
     cosine = curves(result, "cosine").get(key)
     turned = _turned(cosine)
@@ -141,13 +118,8 @@ def judge(result: Result) -> dict[str, Any]:
         "lowest": curve.means[low],
         "lowest_layer": curve.layers[low],
         "floor": curve.floors[-1],
+        "paths": judge_paths(result),
     }
-
-
-def name_of(result: Result) -> str:
-    """The model's name for reading: the last part of its id."""
-    name = str(result.model.get("id") or result.model.get("class") or "the model")
-    return name.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1] or name
 
 
 def _named(result: Result, weights: str, variant: str) -> str:

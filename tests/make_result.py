@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
+from make_paths import path_entry, path_tables
 
 from rc_probe.results import ProbeResult
 
@@ -139,9 +140,10 @@ def make_result(
     modality: str = "text",
     pretrained: Curves | None = None,
     deep: bool = True,
+    paths: bool = True,
     **model: Any,
 ) -> ProbeResult:
-    """A result with a probe's tables. `pretrained`: other curves; `deep`: with recursion and bounds."""
+    """A result with a probe's tables. `pretrained`: other curves; `deep`: with recursion and bounds; `paths`: with paths."""
     own = dict(PRETRAINED if pretrained is None else pretrained)
     own |= {name: (0.84, ABLATED[name]) for name in ablations}
     rows = residual_rows("pretrained", own, blocks, metrics, samples)
@@ -152,6 +154,7 @@ def make_result(
     if deep:
         tables |= {"recursion": recursion_frame(weights), "bounds": bounds_frame(weights)}
     tables["structure"] = structure_frame(blocks)
+    tables |= path_tables(blocks, samples=samples) if paths else {}
     return ProbeResult(
         model={
             "id": "bert-base-cased", "class": "BertForMaskedLM", "model_type": "bert",
@@ -159,6 +162,7 @@ def make_result(
             "signature": "An|Mn", "norm": "post-LN", "attention": "sdpa",
             "proved": ["nothing edited: bitwise the plain output", "every branch off: a block is its norms"],
             "notes": ["From layer 6 on the residual is below the range of float64"],
+            "paths": path_entry(samples) if paths else None,
             **model,
         },
         settings={

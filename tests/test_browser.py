@@ -174,6 +174,42 @@ def test_every_curve_is_drawn_in_every_panel(browser: Browser, page: Path, view:
     assert (background(browser.picture()) < 0.3) == (view == "dark")
 
 
+# The curves of each panel of paths by the name of their colour, beside the foreground's.
+PATHS = {
+    "paths": [("san", "transformer", "san-skip"), ("san", "transformer", "san-skip"), ("san", "san-mlp")],
+    "lengths": [("transformer",), ()],
+    "chains": [("transformer", "san", "san-mlp")],
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("figure", PATHS)
+def test_paths_are_drawn_in_the_colours_of_the_scheme(
+    browser: Browser, page: Path, view: str, figure: str
+) -> None:
+    options, colours = VIEWS[view]
+    browser.open(page, **options)
+    assert browser.run(f"document.querySelectorAll('#figure-{figure} .panel').length") == len(PATHS[figure])
+    other = DARK if colours is LIGHT else LIGHT
+    for place, names in enumerate(PATHS[figure], start=1):
+        picture = browser.picture(f"#figure-{figure} .panel:nth-child({place}) svg")
+        for name in names:
+            assert pixels(picture, colours[name]) > 40, (place, name)
+        assert not any(pixels(picture, colour) > 9 for colour in other.values())
+        assert (background(picture) < 0.3) == (view == "dark")
+
+
+def test_the_labels_of_paths_stay_inside_their_panels(browser: Browser, page: Path) -> None:
+    browser.open(page, width=1200)
+    outside = browser.run(
+        "[...document.querySelectorAll('#figure-paths svg, #figure-lengths svg, #figure-chains svg')].flatMap("
+        "svg => [...svg.querySelectorAll('text')].filter(t => { const a = t.getBoundingClientRect(),"
+        "b = svg.getBoundingClientRect(); return a.left < b.left - 1 || a.right > b.right + 1 || a.top < b.top - 1"
+        "|| a.bottom > b.bottom + 1 }).map(t => t.textContent))"
+    )
+    assert outside == []
+
+
 @pytest.mark.parametrize("view", VIEWS)
 def test_the_page_loads_nothing_and_complains_of_nothing(browser: Browser, page: Path, view: str) -> None:
     browser.open(page, **VIEWS[view][0])

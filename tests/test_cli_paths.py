@@ -125,3 +125,25 @@ def test_half_precision_is_told(demo: Loaded) -> None:
 
 def test_the_module_is_there_without_an_import() -> None:
     assert rc_probe.paths.decompose.__module__ == "rc_probe.paths.decompose"
+
+
+def test_an_estimator_that_fails_leaves_the_others(demo: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rc_probe.hooks.errors import RcProbeError
+    from rc_probe.paths import effect
+
+    def sample(*args: object, **options: object) -> None:
+        raise RcProbeError("its heads cannot be told apart")
+
+    monkeypatch.setattr(effect, "sample", sample)
+    result = rc_probe.probe(
+        "demo",
+        samples=3,
+        length=8,
+        init=False,
+        recursion=False,
+        metrics=["residual"],
+        path_draws=2,
+        repeats=2,
+    )
+    assert set(result.tables["paths"].estimator) == {"exact", "live", "full", "baseline"}
+    assert any("Paths were not sampled" in note and "told apart" in note for note in result.model["notes"])

@@ -13,9 +13,10 @@ import torch
 
 from rc_probe import api, data
 from rc_probe.cli import main
+from rc_probe.columns import Wanted
 from rc_probe.follow import Checkpoint, checkpoints
 from rc_probe.hooks.errors import RcProbeError
-from rc_probe.kept import kept
+from rc_probe.kept import Opened, kept
 from rc_probe.results import ProbeResult
 
 FAST = ["--data", "t.txt", "--no-recursion", "--metrics", "residual"]
@@ -350,13 +351,13 @@ def test_an_interrupt_keeps_what_is_finished(call: Call, monkeypatch: pytest.Mon
 def test_inside_kept_a_source_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 
-    def opening(spec: str, modality: str, column: str | None) -> Any:
+    def opening(spec: str, wanted: Wanted) -> Opened:
         def rows() -> Any:
             for i in range(10):
-                read.append(f"{spec} {column} {i}")
-                yield f"text {i}"
+                read.append(f"{spec} {wanted.column} {i}")
+                yield f"text {i}", None
 
-        return spec, rows()
+        return Opened(spec, rows())
 
     monkeypatch.setattr(data, "_open", opening)
 

@@ -19,7 +19,7 @@ import pytest
 from make_result import ABLATIONS, PRETRAINED, make_result
 
 from rc_probe.registry import METRICS
-from rc_probe.reports.verdict import number, power_of_ten
+from rc_probe.reports.words import number, power_of_ten
 from rc_probe.results import ProbeResult
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -97,6 +97,10 @@ CASES = {
     "no structure": lambda: drop_table("structure"),
     "no recursion": lambda: drop_table("recursion"),
     "no bounds": lambda: drop_table("bounds"),
+    "no paths": lambda: make_result(paths=False),
+    "no counts": lambda: drop_table("path_counts"),
+    "no effects": lambda: drop_table("paths"),
+    "no chains": lambda: drop_table("chains"),
     "all missing": all_missing,
     "nothing": nothing,
 }
@@ -198,9 +202,9 @@ def test_the_users_matplotlib_is_left_alone() -> None:
     assert text == make_result(blocks=2).to_html()
 
 
-def test_the_tables_inside_are_the_tables(full: str) -> None:
-    links = dict(re.findall(r'download="([^"]+)" href="([^"]*)"', full))
-    result = make_result(ablations=ABLATIONS)
+def test_the_tables_inside_are_the_tables() -> None:
+    result = make_result(ablations=ABLATIONS, paths=False)
+    links = dict(re.findall(r'download="([^"]+)" href="([^"]*)"', result.to_html()))
     for name, frame in result.tables.items():
         content = unquote(links[f"{name}.csv"].partition(",")[2])
         assert content == frame.to_csv(index=False, lineterminator="\n")
@@ -218,7 +222,7 @@ def test_a_small_result_is_inside_as_a_whole(tmp_path: Path) -> None:
 
 def test_figures_say_their_numbers_in_words(full: str) -> None:
     figures = [attrs for tag, attrs in Page(full).elements if tag == "svg" and "aria-hidden" not in attrs]
-    assert len(figures) == 4 + 1 + len(ABLATIONS) + 2 + 7
+    assert len(figures) == 4 + 1 + len(ABLATIONS) + (3 + 2 + 1) + 2 + 7
     assert all(figure["role"] == "img" for figure in figures)
     labels = [figure["aria-label"] or "" for figure in figures]
     assert labels[0].startswith("Pretrained. ") and "SAN+skip 0.84 at layer 0, 0.46 at layer 12" in labels[0]

@@ -97,7 +97,7 @@ def test_csv_has_the_rows_of_the_tables_at_full_precision(tmp_path: Path) -> Non
 def test_save_writes_these_files_and_no_more(tmp_path: Path) -> None:
     make_result(blocks=2, deep=True).save(tmp_path)
     (tmp_path / "mine.csv").write_text("kept")
-    make_result(blocks=1, deep=False).save(tmp_path)
+    make_result(blocks=1, deep=False, paths=False).save(tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     tables = {"residuals.csv", "ablations.csv", "structure.csv"}
     assert names == {"results.json", "report.html", "mine.csv"} | tables, "the earlier bounds.csv is gone"
@@ -208,8 +208,8 @@ def test_rows_without_dtypes_load_too(tmp_path: Path) -> None:
 def test_a_table_is_reached_by_its_name() -> None:
     result = make_result()
     assert result.residuals is result.tables["residuals"] and result.bounds is result.tables["bounds"]
-    with pytest.raises(RcProbeError, match="no table 'paths' in this result"):
-        result.table("paths")
+    with pytest.raises(RcProbeError, match="no table 'walks' in this result"):
+        result.table("walks")
     with pytest.raises(RcProbeError, match="cannot name a table"):
         ProbeResult({}, {}, {}, {"../evil": pd.DataFrame({"a": [1]})})
 

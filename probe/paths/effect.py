@@ -85,7 +85,7 @@ def effectiveness(
     for batch in batches:
         run.exact(batch)
         advance(EXACT)
-    for name, estimate in ((SAMPLED, run.sampled), (LIVE, run.live)):
+    for name, estimate in ((SAMPLED, run.sampled), (LIVE, run.live)) if budget.paths else ():
         run.attempt(name, lambda b, e=estimate: e(b), batches, lambda n=name: advance(n))  # type: ignore[misc]
     run.by_source(batches[0])
     return run.effects()
@@ -96,7 +96,8 @@ class _Run:
         self.structure, self.task, self.budget = structure, task, budget
         self.choices: list[Step] = hops(structure, count_mlp=budget.count_mlp)
         self.meter, self.found = Meter(), Effects()
-        self.tallies = {name: task.tally() for name in (EXACT, SAMPLED, LIVE)} if task else {}
+        names = (EXACT, SAMPLED, LIVE) if budget.paths else (EXACT,)
+        self.tallies = {name: task.tally() for name in names} if task else {}
         self.counts: tuple[int, ...] = ()
 
     # ---- the three estimators
@@ -209,8 +210,11 @@ class _Run:
             for batch in batches:
                 measure_one(batch)
                 advance()
-        except RcProbeError as error:
-            self.found.notes.append(f"Paths were not {name}: {error}")
+        except RcProbeError as error:  # what was found until then is of some of the samples
+            self.tallies.pop(name, None)
+            self.meter.values = {key: v for key, v in self.meter.values.items() if key[0][0] != name}
+            how = {SAMPLED: "sampled", LIVE: "run live"}[name]
+            self.found.notes.append(f"Paths were not {how}: {error}")
 
     def _prepared(self, batch: Batch) -> tuple[Any, dict[str, Any]]:
         prepared = self.task.prepare(batch) if self.task else None
