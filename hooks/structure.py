@@ -129,9 +129,9 @@ class Structure:
     proved: list[str] = field(default_factory=list)
     others: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
-    heads_alone: bool = (
-        False  # proved when paths are first drawn: attention branches carry nothing past their heads
-    )
+    # Proved when paths are first drawn: branches carry nothing past their heads, blocks nothing past these steps.
+    heads_alone: bool = False
+    steps_alone: set[tuple[tuple[int, int, int], ...]] = field(default_factory=set)
 
     @property
     def model(self) -> nn.Module:

@@ -318,6 +318,20 @@ def test_what_enters_the_first_block_stays_known_around_the_blocks() -> None:
     assert distance(found.bias, without.bias) < 1e-12
 
 
+def test_single_paths_are_refused_where_the_stream_goes_past_the_steps() -> None:
+    model, inputs = around(outside=lambda x, start: x + 2.0 * start)
+    for use in (paths.terms, paths.live):
+        with pytest.raises(RcProbeError, match="other ways"):
+            use(model, inputs, torch.tensor([[0, 1, 0]]))
+
+
+def test_states_of_several_layers_are_no_hidden_state() -> None:
+    model, inputs = around(outside=lambda x, start: (start, x))
+    plain, _ = around()
+    close_to = paths.decompose(plain, inputs)
+    assert distance(paths.decompose(model, inputs).total(), close_to.total()) < 1e-12
+
+
 def test_the_users_own_tensors_stay_tensors() -> None:
     model, inputs = around()
     model.first = nn.Identity()
