@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -303,6 +305,35 @@ def test_a_branch_that_carries_the_stream_past_its_heads(past: bool) -> None:
     else:
         assert distance(paths.terms(model, inputs, one).sum(0), found.length(1)) < 1e-12
     assert found.error < 1e-12
+
+
+class _SideBySide(nn.Module):
+    """Attention and MLP of the same values, added one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.maps = nn.LayerNorm(8), nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        mixed = self.maps[0](torch.softmax(y @ y.mT, -1) @ self.maps[1](y))
+        wide = torch.relu(self.maps[2](y))
+        return x + mixed + wide
+
+
+@pytest.mark.parametrize("count_mlp", [False, True])
+def test_branches_side_by_side_are_one_choice(count_mlp: bool) -> None:
+    model, inputs = around()
+    model.blocks = nn.ModuleList(_SideBySide() for _ in range(3)).double()
+    structure = find_structure(model, inputs)
+    assert structure.signature == "A|M" and [b.reads for b in structure.blocks[0].branches] == [-1, -1]
+    found = paths.decompose(structure, inputs, count_mlp=count_mlp)
+    ways = 2 if count_mlp else 1
+    assert found.counts == tuple(math.comb(3, k) * ways**k for k in range(4))
+    every = torch.tensor(list(itertools.product(range(ways + 1), repeat=3)))
+    terms = paths.terms(structure, inputs, every, count_mlp=count_mlp)
+    for k in range(4):
+        assert distance(terms[(every > 0).sum(1) == k].sum(0), found.length(k)) < 1e-12
 
 
 def test_what_enters_the_first_block_stays_known_around_the_blocks() -> None:
