@@ -36,7 +36,8 @@ from rc_probe.hooks.prove import find_structure
 from rc_probe.hooks.structure import Structure
 from rc_probe.paths import decompose, sample, terms
 from rc_probe.paths.live import draw_paths
-from rc_probe.paths.sample import draw_heads, prove_heads
+from rc_probe.paths.prove import prove_heads, prove_steps
+from rc_probe.paths.sample import draw_heads
 
 Model = tuple[torch.nn.Module, Structure, dict[str, Any]]
 
@@ -101,9 +102,11 @@ def distinct(heads: torch.Tensor) -> int:
 
 
 def sampled(rounds: int) -> None:
-    _, structure, inputs = bert()
+    model, structure, inputs = bert()
+    assert structure.model is model
     choices = steps(structure)
-    prove_heads(structure, inputs, choices)
+    prove_heads(structure, inputs, choices)  # once for a model, and not what is compared
+    prove_steps(structure, inputs, choices)
     generator = torch.Generator().manual_seed(0)
     singles = [draw_paths(choices, 1 + i % 12, 1, generator) for i in range(rounds)]
     draws = 2
@@ -129,7 +132,8 @@ def main() -> None:
     torch.set_num_threads(2)
     torch.set_grad_enabled(False)
     if given.one:
-        modes(*bert())[given.one]()
+        held = bert()  # a structure alone keeps no model alive
+        modes(*held)[given.one]()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
     for part in given.part or ["exact", "memory", "sampled"]:

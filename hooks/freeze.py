@@ -63,16 +63,21 @@ def steps(structure: Structure, *, count_mlp: bool = False) -> list[Step]:
     """The choices of a path, in order: every junction with attention (or another mixer), one a block as a rule.
 
     With `count_mlp`, MLPs are hops, too. Cross-attention is none: it brings in what does not come from the stream.
-    A branch whose heads cannot be told apart, or with skips of its own, counts as one.
+    A branch whose heads cannot be told apart, or with skips of its own, counts as one. Branches that are computed
+    side by side are one choice, also where they are added one after the other (Cohere).
     """
     kinds = HOPS | ({"mlp"} if count_mlp else set())
     found = []
     for block in structure.blocks:
+        taken: set[Site] = set()
         for number, junction in enumerate(block.junctions):
-            hops = tuple(Hop(b.site, b.kind, *_heads(b)) for b in junction.branches if b.kind in kinds)
-            others = (junction.skip, *(b.site for b in junction.branches if b.kind not in kinds))
+            later = (b for j in block.junctions[number + 1 :] for b in j.branches if b.reads < number)
+            branches = [b for b in (*junction.branches, *later) if b.site not in taken]
+            hops = tuple(Hop(b.site, b.kind, *_heads(b)) for b in branches if b.kind in kinds)
+            others = (junction.skip, *(b.site for b in branches if b.kind not in kinds))
             if hops:
                 found.append(Step(block.index, number, others, hops))
+                taken |= {hop.site for hop in hops}
     return found
 
 
@@ -145,7 +150,7 @@ class _Pass(BlockWatch):
     def _hold(self, *, last: bool) -> Callable[..., None]:
         def hook(module: Any, args: Any, output: Any) -> None:
             named = getattr(output, "last_hidden_state", None)
-            found = _first(output) if named is None else named
+            found = _only(output, self.stream) if named is None else named
             like = self.stream
             if isinstance(found, Parts) and like is not None and _alike(found, like, named is not None):
                 _ = found.parts
@@ -168,8 +173,12 @@ def _holders(structure: Structure) -> list[str]:
     return alone or names[:1]
 
 
-def _first(output: Any) -> Any:
-    return next((t for _, t in walk(output) if t.is_floating_point()), None)
+def _only(output: Any, like: Any) -> Any:
+    """The one tensor that can be it; None where states of several layers are returned."""
+    found = [
+        t for _, t in walk(output) if isinstance(t, Parts) and like is not None and _alike(t, like, False)
+    ]
+    return found[0] if len({id(t._kept) for t in found}) == 1 else None
 
 
 def _alike(a: Tensor, b: Tensor, named: bool) -> bool:

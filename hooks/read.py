@@ -41,7 +41,7 @@ def read_block(tape: Tape, call: Call, spine: list[Node], index: int, batch: int
         junctions.append(
             Junction(
                 skip=_site(index, adds, node, node.skip, call),
-                branches=_branches(tape, index, adds, ops, node, batch, call, stream),
+                branches=_branches(tape, index, adds, ops, node, batch, call, stream, spine[:i]),
                 norms=_norms_between(tape, call, node, until),
                 where=node.where,
             )
@@ -90,19 +90,28 @@ def _site(block: int, adds: list[Node], node: Node, operand: int, call: Call) ->
 
 
 def _branches(
-    tape: Tape, block: int, adds: list[Node], ops: list[Node], node: Node, batch: int, call: Call, entry: int
+    tape: Tape,
+    block: int,
+    adds: list[Node],
+    ops: list[Node],
+    node: Node,
+    batch: int,
+    call: Call,
+    entry: int,
+    before: list[Node],
 ) -> list[Branch]:
     """The branches of a junction: one, or several when the added value is itself a sum of branches.
 
     `entry` is the node of the stream that enters the block: what another tower made of it before is
-    a value from elsewhere.
+    a value from elsewhere. `before`: the block's junctions before this one.
     """
     assert node.operands is not None
     skip = tape.nodes[node.operands[node.skip]]
     found = []
     for add, operand in _split_sum(tape, adds, node, 1 - node.skip, skip.carried):
         assert add.operands is not None
-        inner = tape.nodes[add.operands[operand]].above & ~skip.above
+        above = tape.nodes[add.operands[operand]].above
+        inner = above & ~skip.above
         mine = [AttentionOp(i, op.op, _heads(tape, op, batch)) for i, op in enumerate(ops) if op.bit & inner]
         site = _site(block, adds, add, operand, call)
         nodes = [node for node in tape.nodes[call.first : call.last + 1] if node.bit & inner]
@@ -110,7 +119,8 @@ def _branches(
         own = own and (bool(mine) or not any(node.op in SCANS for node in nodes))
         convolves = any(node.op in CONVOLUTIONS for node in nodes)
         nested = _nested(nodes, inner, call)
-        found.append(Branch(site, "?", tuple(mine), own, outside, convolves, nested))
+        reads = max((i for i, earlier in enumerate(before) if earlier.bit & above), default=-1)
+        found.append(Branch(site, "?", tuple(mine), own, outside, convolves, nested, reads))
     return found
 
 

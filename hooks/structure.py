@@ -49,6 +49,7 @@ class Branch:
     outside: bool = False  # multiplies one with a value computed elsewhere: cross-attention
     convolves: bool = False  # has a convolution or pooling, which may move little between tokens
     inner: int = 0  # residual adds inside the branch, which stay as they are
+    reads: int = -1  # the last junction of the block whose sum it is computed from; -1: what enters the block
 
     @property
     def attends(self) -> bool:
@@ -128,9 +129,9 @@ class Structure:
     proved: list[str] = field(default_factory=list)
     others: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
-    heads_alone: bool = (
-        False  # proved when paths are first drawn: attention branches carry nothing past their heads
-    )
+    # Proved when paths are first drawn: branches carry nothing past their heads, blocks nothing past these steps.
+    heads_alone: bool = False
+    steps_alone: set[tuple[tuple[int, int, int], ...]] = field(default_factory=set)
 
     @property
     def model(self) -> nn.Module:

@@ -177,6 +177,57 @@ def test_the_shipped_table() -> None:
     assert (ROOT / "docs" / "architectures.md").read_text(encoding="utf-8") == table.markdown(document)
 
 
+def test_paths_of_the_shipped_table() -> None:
+    """Every proved type says whether its paths are exact, how exact, or why there are none."""
+    rows = [row for row in table.load()["rows"] if row["status"] == "proved"]
+    for row in rows:
+        assert row["paths"] == row["stacks"][0]["paths"]
+        for stack in row["stacks"]:
+            exact = stack["paths"] in {"exact", "exact, by block"}
+            assert stack["paths"] and exact == (stack["paths_error"] is not None)
+            assert not exact or stack["paths_error"] < 1e-4
+    found = sum(row["paths_error"] is not None for row in rows)
+    assert found > 500 and dict(table.counts(table.load()["rows"]))["total"][table.PATHS] == found
+    assert f"the paths of {found} of these" in (ROOT / "README.md").read_text(encoding="utf-8")
+    said = {row["model_type"]: row["paths"] for row in rows}
+    for name in [
+        "bert",
+        "albert",
+        "gpt2",
+        "gpt_neox",
+        "llama",
+        "mixtral",
+        "gemma2",
+        "t5",
+        "vit",
+        "swin",
+        "xlnet",
+        "deberta-v2",
+        "bloom",
+        "cohere",
+        "fnet",
+    ]:
+        assert said[name] == "exact", name
+    assert "multiplies values of the stream" in said["mamba"]
+    assert said["mobilebert"] == "exact"  # its blocks count as one way each
+
+
+def test_the_paths_of_a_stack_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads that are not told apart, as if they were, do not add up."""
+    import zoo
+
+    from rc_probe.census import examine
+    from rc_probe.hooks import choice
+
+    model, inputs = zoo.build("gpt2")
+    structure = find_structure(model, inputs)
+    assert examine.paths_of(structure, inputs)["paths"] == "exact"
+    monkeypatch.setattr(choice, "keep", lambda parts, labels, chosen: parts)
+    structure.heads_alone = True
+    with pytest.raises(Wrong, match="add up to that length only"):
+        examine.paths_of(structure, inputs)
+
+
 def test_models_that_users_name_are_proved() -> None:
     status = {row["model_type"]: row["status"] for row in table.load()["rows"]}
     encoders = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -305,6 +307,35 @@ def test_a_branch_that_carries_the_stream_past_its_heads(past: bool) -> None:
     assert found.error < 1e-12
 
 
+class _SideBySide(nn.Module):
+    """Attention and MLP of the same values, added one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.maps = nn.LayerNorm(8), nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        mixed = self.maps[0](torch.softmax(y @ y.mT, -1) @ self.maps[1](y))
+        wide = torch.relu(self.maps[2](y))
+        return x + mixed + wide
+
+
+@pytest.mark.parametrize("count_mlp", [False, True])
+def test_branches_side_by_side_are_one_choice(count_mlp: bool) -> None:
+    model, inputs = around()
+    model.blocks = nn.ModuleList(_SideBySide() for _ in range(3)).double()
+    structure = find_structure(model, inputs)
+    assert structure.signature == "A|M" and [b.reads for b in structure.blocks[0].branches] == [-1, -1]
+    found = paths.decompose(structure, inputs, count_mlp=count_mlp)
+    ways = 2 if count_mlp else 1
+    assert found.counts == tuple(math.comb(3, k) * ways**k for k in range(4))
+    every = torch.tensor(list(itertools.product(range(ways + 1), repeat=3)))
+    terms = paths.terms(structure, inputs, every, count_mlp=count_mlp)
+    for k in range(4):
+        assert distance(terms[(every > 0).sum(1) == k].sum(0), found.length(k)) < 1e-12
+
+
 def test_what_enters_the_first_block_stays_known_around_the_blocks() -> None:
     """A long skip from the embedding to the end is a path of length 0, not a constant."""
     model, inputs = around(outside=lambda x, start: x + 2.0 * start)
@@ -316,6 +347,20 @@ def test_what_enters_the_first_block_stays_known_around_the_blocks() -> None:
     assert distance(found.length(0), without.length(0) + 2.0 * start) < 1e-12
     assert distance(found.length(2), without.length(2)) < 1e-12
     assert distance(found.bias, without.bias) < 1e-12
+
+
+def test_single_paths_are_refused_where_the_stream_goes_past_the_steps() -> None:
+    model, inputs = around(outside=lambda x, start: x + 2.0 * start)
+    for use in (paths.terms, paths.live):
+        with pytest.raises(RcProbeError, match="other ways"):
+            use(model, inputs, torch.tensor([[0, 1, 0]]))
+
+
+def test_states_of_several_layers_are_no_hidden_state() -> None:
+    model, inputs = around(outside=lambda x, start: (start, x))
+    plain, _ = around()
+    close_to = paths.decompose(plain, inputs)
+    assert distance(paths.decompose(model, inputs).total(), close_to.total()) < 1e-12
 
 
 def test_the_users_own_tensors_stay_tensors() -> None:

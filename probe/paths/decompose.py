@@ -149,6 +149,11 @@ def _by_length(
     return [INPUT], ledger, result
 
 
+def frozen_lengths(structure: Structure, batch: dict[str, Any], choices: list[Step]) -> Frozen:
+    """The frozen pass of `decompose`: first what comes from biases, then every length."""
+    return _by_length(structure, batch, choices, None)[2]
+
+
 def _by_source(
     structure: Structure, batch: dict[str, Any], choices: list[Step], max_length: int | None
 ) -> tuple[list[str], Ledger, Frozen]:

@@ -21,6 +21,7 @@ from rc_probe.hooks.structure import Structure
 from rc_probe.hooks.taps import Tap, run_stopped
 
 from .decompose import hops
+from .prove import prove_steps
 from .sample import check_paths
 
 
@@ -51,6 +52,7 @@ def live(
     )
     choices = hops(structure, count_mlp=count_mlp)
     check_paths(structure, choices, paths)
+    prove_steps(structure, batch, choices)
     rows = batch_size(batch)
     states = [
         _run(structure, choices, batch, rows, chunk) for chunk in paths.split(_at_once(structure, batch))

@@ -22,6 +22,7 @@ from rc_probe.hooks.prove import find_structure
 from rc_probe.hooks.structure import Structure
 
 from .decompose import first_axes, hops
+from .prove import prove_heads, prove_steps
 
 
 @dataclass(frozen=True)
@@ -75,31 +76,6 @@ def sample(
     return Sampled(sums[0] / paths, sums[1] / paths, tuple(subsets))
 
 
-def prove_heads(structure: Structure, batch: dict[str, Any], choices: list[Step]) -> None:
-    """RcProbeError where an attention branch carries the stream past its heads: that would count with each of them.
-
-    With every head off, nothing of the stream is left in the branch. Once for a structure.
-    """
-    if structure.heads_alone:
-        return
-    ledger = Ledger(fixed=1)
-
-    def on_hop(number: int, hop: Hop, x: Parts) -> Parts:
-        if hop.ops and float(x.parts.abs().max()) > 1e-5 * float(x.value.abs().max()):
-            raise structure.error(
-                structure.blocks[choices[number].block],
-                "its attention branch carries the stream past its heads, too",
-                "Its single heads cannot be told apart; the exact lengths can",
-            )
-        return x
-
-    def chosen(number: int, hop: Hop) -> Tensor:
-        return torch.zeros(1, hop.heads, dtype=torch.bool)
-
-    frozen(structure, batch, ledger, lambda x: x[None], hop_edits(structure, choices, on_hop, chosen=chosen))
-    structure.heads_alone = True
-
-
 def draw_heads(choices: list[Step], draws: int, seed: int) -> Tensor:
     """A head for every step, uniform and independent: (steps, draws), numbered from 0 over the step's hops."""
     generator = torch.Generator().manual_seed(seed)
@@ -146,6 +122,7 @@ def terms(
     choices = hops(structure, count_mlp=count_mlp)
     check_paths(structure, choices, paths)
     prove_heads(structure, batch, choices)
+    prove_steps(structure, batch, choices)
     ledger = Ledger(fixed=len(paths))
     heads = paths.T - 1  # (steps, paths), -1 for the skip
 
