@@ -470,3 +470,11 @@ def test_samples_of_the_one_path_of_length_0_are_exact(causal_effects: tuple[Eff
         drawn = number(effects, estimator="sampled", scope="alone", length=0, metric=metric)
         assert drawn["mean"] == pytest.approx(exact["mean"], abs=1e-5)
         assert drawn["drawn"] == 3 and drawn["std"] == pytest.approx(0, abs=1e-6)
+
+
+def test_autocast_around_it_changes_nothing() -> None:
+    model, inputs = zoo.build("bert")[:2]
+    plain = paths.decompose(model, inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = paths.decompose(model, inputs)
+    assert torch.equal(plain.parts, under.parts)

@@ -21,7 +21,7 @@ from rc_probe.hooks.freeze import TOLERANCE, Frozen, Step, frozen, hop_edits, st
 from rc_probe.hooks.inputs import with_no_cache
 from rc_probe.hooks.parts import NO_PARTS, Ledger, Parts
 from rc_probe.hooks.prove import find_structure
-from rc_probe.hooks.state import measuring
+from rc_probe.hooks.state import full_precision, measuring
 from rc_probe.hooks.structure import Block, Structure
 from rc_probe.hooks.taps import Tap, batch_first, run_stopped
 
@@ -290,7 +290,7 @@ def _check_value(structure: Structure, batch: dict[str, Any], result: Frozen) ->
         if layer == structure.depth:
             found.append(x)
 
-    with measuring(structure.model), Tap(structure, keep, stop=True):
+    with measuring(structure.model), full_precision(structure.model), Tap(structure, keep, stop=True):
         run_stopped(lambda: structure.model(**with_no_cache(structure.model, batch)))
     real, value = found[0], batch_first(result.stream.value, structure.blocks[-1])
     error = float((value - real).abs().max() / real.abs().max().clamp_min(1e-300))
