@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from . import parts_frozen, parts_rules  # noqa: F401 - they register the rules
+from . import parts_frozen, parts_maps, parts_moves  # noqa: F401 - they register the rules
 from .choice import kept_heads
 from .edits import BlockWatch, Editing, Edits, fetch, replace
 from .errors import RcProbeError

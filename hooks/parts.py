@@ -3,7 +3,7 @@
 Attention patterns, norm scales and activation gates are held at what the whole stream makes of them. The
 network is then linear in its input, and each part goes through it by itself. The model's own code runs on
 `Parts`; its value is computed once, by the model's own operations, and the parts follow by rules
-(parts_rules.py, parts_frozen.py), each of which keeps their sum equal to the value.
+(parts_moves.py, parts_maps.py, parts_frozen.py), each of which keeps their sum equal to the value.
 
 Parts are computed when they are asked for: queries, keys and scores, which only give patterns, never are.
 """

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from rc_probe.hooks import parts_frozen, parts_rules  # noqa: F401 - they register the rules
+from rc_probe.hooks import parts_frozen, parts_maps, parts_moves  # noqa: F401 - they register the rules
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.parts import Ledger, Parts, Unknown
 
