@@ -36,6 +36,13 @@ def test_numbers_behind_paths(words: list[str], options: list[str]) -> None:
     assert path_numbers(words) == options
 
 
+def test_what_is_no_number_behind_paths_is_one_line(run: Run) -> None:  # noqa: F811
+    for word in ("--paths=x", "--paths=5,x", "--paths=2.5"):
+        code, out, err = run("demo", word)
+        assert (code, out) == (2, "")
+        assert err.startswith("rc-probe: --paths: ") and err.count("\n") == 1
+
+
 def test_tables_of_the_default_run(run: Run, texts: Path) -> None:  # noqa: F811
     assert run("demo", "--data", str(texts), "--out", "o", "--quiet", *FAST)[0] == 0
     result = rc_probe.ProbeResult.load(Path("o"))
