@@ -44,7 +44,7 @@ def sweep(
     ctx: typer.Context,
     models: Annotated[Path, typer.Argument(metavar="FILE", help="A text file: a model a line, options after it, # for comments.")],
 ) -> None:  # fmt: skip
-    """Measure every model of a list, and compare them. All options of `rc-probe MODEL` are taken, for all of them.
+    """Measure every model of a list, and compare them. Options of `rc-probe MODEL` are for all of them.
 
     A line such as `gpt2 --length 64` has options of its own. What is there with the same settings is not measured again.
     """

@@ -12,12 +12,16 @@ import tiny
 import torch
 
 from rc_probe import api, data
+from rc_probe.checks import Checks
 from rc_probe.cli import main
 from rc_probe.columns import Wanted
 from rc_probe.follow import Checkpoint, checkpoints
 from rc_probe.hooks.errors import RcProbeError
+from rc_probe.job import Job
 from rc_probe.kept import Opened, kept
 from rc_probe.results import ProbeResult
+from rc_probe.resume import asked
+from rc_probe.settings import Settings
 
 FAST = ["--data", "t.txt", "--no-recursion", "--metrics", "residual"]
 Call = Callable[..., tuple[int, str, str]]
@@ -292,6 +296,16 @@ def test_a_bad_list_is_refused_before_the_first_run(
     assert re.search(says, err), err
     assert err.count("\n") == 1, "of the list, not of a run"
     assert loads == [] and not Path("o").exists()
+
+
+def test_tasks_of_the_harness_that_changed_are_not_taken_for_the_same(call: Call) -> None:
+    Path("tasks").mkdir()
+    Path("tasks/t.yaml").write_text("task: t\n")
+    job = Job("m", Settings(data="lm-eval:t:tasks"), Checks(), Path("o"), "")
+    before = asked(job)
+    assert asked(job) == before
+    Path("tasks/t.yaml").write_text("task: t\ntest_split: test\n")
+    assert asked(job) != before
 
 
 @pytest.mark.parametrize(("option", "value"), [("--num-processes", "2"), ("--log-with", "tensorboard")])
