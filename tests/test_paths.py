@@ -470,3 +470,12 @@ def test_samples_of_the_one_path_of_length_0_are_exact(causal_effects: tuple[Eff
         drawn = number(effects, estimator="sampled", scope="alone", length=0, metric=metric)
         assert drawn["mean"] == pytest.approx(exact["mean"], abs=1e-5)
         assert drawn["drawn"] == 3 and drawn["std"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("name", "tokens"), [("vit", 17), ("swin", 64), ("bert", 6), ("xlnet", 6)])
+def test_what_goes_at_once_is_told_by_the_stream_not_by_the_inputs(name: str, tokens: int) -> None:
+    """Images have three channels and many tokens: by their channels they would take far more than a gigabyte."""
+    _, structure, inputs = built(name, length=6)
+    dim = structure.blocks[0].dim
+    assert sampling._at_once(structure, inputs, 3) == 2**30 // (2 * tokens * dim * 4 * 8 * 3 * 4)
+    assert living._at_once(structure, inputs) == 2**30 // (2 * tokens * dim * 64)
