@@ -132,7 +132,7 @@ def command_of(options: Mapping[str, Any], model: str, target: Path, explicit: S
         if option.name not in explicit or option.name in ("model", "revisions", "out", "quiet", "as_json"):
             continue
         if option.name == "path_draws":  # they stand behind --paths
-            words += value.split() if options["paths"] else []
+            words += (value or "").split() if options["paths"] else []
             continue
         if isinstance(value, bool):
             words += option.opts[:1] if value else option.secondary_opts[:1]
