@@ -89,6 +89,7 @@ class Parts(Traced):
     bilinear: bool
     root: object
     _kept: _Kept
+    origin: tuple[Tensor, Any] | None = None  # of what it is a view, and where
 
     @staticmethod
     def __new__(
@@ -187,6 +188,7 @@ def follow(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         raise RcProbeError(f"`{name}` writes the stream into a given tensor", todo=NO_PARTS)
     target = args[0] if in_place or kwargs.get("inplace") else None
     kwargs = {k: False if k == "inplace" else v for k, v in kwargs.items()}
+    given = args
     args, kwargs = tree_map(_as_is, (args, kwargs))  # rules may look at it when it has been written into
     operands = [
         (a, a._version) for a in tree_leaves((args, kwargs)) if type(a) is Tensor and not a.is_inference()
@@ -205,10 +207,31 @@ def follow(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if key not in FREEZING:
             out = tree_map(lambda t: _unknown(t, unknown or name), out)
     if target is None:
+        if key == "getitem" and isinstance(out, Parts):
+            out.origin = (given[0], args[1])
         return out
     if isinstance(out, Tensor) and not isinstance(out, Traced):
         out = Unknown(out, unknown or name)
-    return become(target, out)
+    return _write(target, out)
+
+
+def _write(target: Tensor, out: Traced) -> Tensor:
+    """The target becomes what was written into it, and so does that of which it is a view."""
+    origin = getattr(target, "origin", None)
+    base = None if isinstance(target, Traced) or not target._is_view() else target._base
+    if base is None:
+        become(target, out)
+        if origin is not None:
+            origin[0][origin[1]] = target
+        return target
+    if not base.is_contiguous():
+        raise RcProbeError("the stream is written into a view of a tensor with gaps", todo=NO_PARTS)
+    start = target.storage_offset() - base.storage_offset()
+    places = torch.arange(base.numel(), device=base.device).as_strided(target.shape, target.stride(), start)
+    become(target, out)
+    written: Any = base.reshape(-1).index_put((places.reshape(-1),), target.reshape(-1)).reshape(base.shape)
+    become(base, written)
+    return target
 
 
 def _as_is(a: Any) -> Any:

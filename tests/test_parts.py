@@ -566,3 +566,20 @@ def test_values_do_not_leave_unmarked() -> None:
     for leak in (x.numpy, x.tolist, lambda: torch.add(x, x, out=torch.empty(2, 5, 4))):
         with pytest.raises(RcProbeError, match=r"numpy|tolist|given tensor"):
             leak()
+
+
+def test_what_is_written_into_a_view_is_written_into_the_whole() -> None:
+    """Keys are put together so in DeepSeek's attention: an empty tensor, and copies into its slices."""
+    x, y = stream(2, 5, 4), stream(2, 5, 3)
+    whole = torch.full((2, 5, 7), 3.0, dtype=torch.float64)
+    first, rest = whole[..., :4], whole[..., 4:]
+    first.copy_(x)
+    rest.copy_(y)
+    assert isinstance(whole, Parts)
+    assert torch.equal(whole.value, torch.cat([x.value, y.value], -1))
+    assert torch.equal(whole.parts, torch.cat([x.parts, y.parts], -1))
+    later = whole[:, 1:3]
+    later.mul_(2.0)
+    assert torch.equal(whole.value[:, 1:3], 2 * torch.cat([x.value, y.value], -1)[:, 1:3])
+    assert torch.equal(whole.value[:, 3:], torch.cat([x.value, y.value], -1)[:, 3:])
+    assert torch.equal(whole.parts[:, :, 1:3], 2 * torch.cat([x.parts, y.parts], -1)[:, :, 1:3])
