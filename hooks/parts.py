@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .errors import RcProbeError
 from .traced import META, Rule, Traced, become, called
+from .views import Origin, put, view_of, view_of_plain
 
 NO_PARTS = "The paths of this model cannot be told apart"
 
@@ -80,6 +82,7 @@ class Parts(Traced):
     gate: it came out of an activation, so that in a product with another it is the coefficient.
     root: what it is a function of, entry by entry: a product of two with one root is an activation.
     bilinear: it holds a product of two linear images of the stream, of which neither is a coefficient.
+    origin: what it is a view of.
     """
 
     arithmetic = "path arithmetic"
@@ -88,6 +91,7 @@ class Parts(Traced):
     gate: bool
     bilinear: bool
     root: object
+    origin: Origin | None
     _kept: _Kept
 
     @staticmethod
@@ -105,6 +109,7 @@ class Parts(Traced):
         self.value, self.ledger, self.gate, self.bilinear = value, ledger, gate, bilinear
         self._kept = parts if isinstance(parts, _Kept) else _Kept(parts)
         self.root = self._kept if root is None else root
+        self.origin = None
         return self
 
     @property
@@ -185,7 +190,8 @@ def follow(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return other.__torch_function__(func, (), args, kwargs)
     if kwargs.get("out") is not None:
         raise RcProbeError(f"`{name}` writes the stream into a given tensor", todo=NO_PARTS)
-    target = args[0] if in_place or kwargs.get("inplace") else None
+    first = args[0] if args else None
+    target = first if in_place or kwargs.get("inplace") else None
     kwargs = {k: False if k == "inplace" else v for k, v in kwargs.items()}
     args, kwargs = tree_map(_as_is, (args, kwargs))  # rules may look at it when it has been written into
     operands = [
@@ -197,9 +203,12 @@ def follow(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         func = out_of_place(func, name, key)
     if unknown is None and key in RULES:
         out = RULES[key](func, *args, **kwargs)
-        for made in tree_leaves(out):
+        for i, made in enumerate(tree_leaves(out)):
             if isinstance(made, Parts):
                 made._kept.operands += operands
+                if isinstance(first, Parts) and target is None:
+                    again = partial(_on_another, func, plain((args[1:], kwargs)))
+                    made.origin = view_of(first, first.value, made.value, again, i)
     if out is NotImplemented:
         out = func(*plain(args), **plain(kwargs))
         if key not in FREEZING:
@@ -208,7 +217,29 @@ def follow(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return out
     if isinstance(out, Tensor) and not isinstance(out, Traced):
         out = Unknown(out, unknown or name)
-    return become(target, out)
+    return _written(target, out)
+
+
+def _on_another(func: Any, rest: Any, x: Tensor) -> Any:
+    args, kwargs = rest
+    return func(x, *args, **kwargs)
+
+
+def _written(target: Any, out: Any) -> Any:
+    """The object itself turns into the result; and so do, at its places, the tensors that it is a view of."""
+    origin = getattr(target, "origin", None) if isinstance(target, Traced) else view_of_plain(target)
+    whole = None if origin is None else origin.whole()
+    done = become(target, out)
+    if origin is None or whole is None:
+        return done
+    if isinstance(out, Unknown) or isinstance(whole, Unknown):
+        new: Any = Unknown(put(plain(whole), origin.places(), plain(out)), getattr(out, "op", "") or whole.op)
+    else:
+        new = RULES["index_put"](put, _as_is(whole), origin.places(), _as_is(out))
+    _written(whole, new)
+    if isinstance(out, Parts):
+        done.origin = origin
+    return done
 
 
 def _as_is(a: Any) -> Any:

@@ -228,6 +228,16 @@ def in_place(statement: str) -> Rule:
         "z.scatter_(1, ones, x[:, :1])",
         "z.index_put_((m,), x[m], accumulate=True)",
         "z.masked_scatter_(m[..., None].expand(2, 5, 4), x)",
+        "z[:, 1:3].copy_(x[:, :2])",
+        "z[:, 1:3].copy_(x[:, :2]); z[:, 3:].copy_(y[:, 3:]); z.mul_(2.0)",
+        "z.view(-1, 4)[1:4] += x[0, :3]",
+        "z[0].transpose(0, 1)[2:].copy_(x[1].T[:2])",
+        "x[:, 1:3].add_(y[:, :2])",
+        "x.view(-1, 4).mul_(3.0)",
+        "x.split([1, 3], -1)[1].copy_(y[..., :3])",
+        "a = x.transpose(0, 1).reshape(10, 4); a += y.reshape(10, 4)",
+        "a = x[0]; a[1:] += y[0, 1:]; a[0] = 3.0; x *= 2.0",
+        "for row in x: row += y[0]",
     ],
 )
 def test_writing_into_streams_and_into_plain_tensors(statement: str) -> None:
