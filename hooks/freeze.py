@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from . import parts_frozen, parts_rules  # noqa: F401 - they register the rules
+from . import parts_frozen, parts_maps, parts_moves  # noqa: F401 - they register the rules
 from .choice import kept_heads
 from .edits import BlockWatch, Editing, Edits, fetch, replace
 from .errors import RcProbeError
 from .inputs import with_no_cache
 from .parts import NO_PARTS, Ledger, Parts, Unknown
-from .state import measuring
+from .state import full_precision, measuring
 from .structure import AttentionOp, Block, Branch, Site, Structure
 from .tape import walk
 from .taps import StreamDone
@@ -205,7 +205,7 @@ def frozen(
     _check_dtype(structure, inputs)
     run = _Pass(structure, lambda x: Parts(x.value if isinstance(x, Parts) else x.detach(), start(x), ledger))
     run.given |= {id(a) for a in tree_leaves(inputs)}
-    with measuring(structure.model), ExitStack() as stack:
+    with measuring(structure.model), full_precision(structure.model), ExitStack() as stack:
         stack.enter_context(run)
         stack.enter_context(Editing(structure, edits))
         stack.enter_context(around or nullcontext())

@@ -3,7 +3,7 @@
 Attention patterns, norm scales and activation gates are held at what the whole stream makes of them. The
 network is then linear in its input, and each part goes through it by itself. The model's own code runs on
 `Parts`; its value is computed once, by the model's own operations, and the parts follow by rules
-(parts_rules.py, parts_frozen.py), each of which keeps their sum equal to the value.
+(parts_moves.py, parts_maps.py, parts_frozen.py), each of which keeps their sum equal to the value.
 
 Parts are computed when they are asked for: queries, keys and scores, which only give patterns, never are.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .errors import RcProbeError
 from .traced import META, Rule, Traced, become, called
-from .views import Origin, put, view_of, view_of_plain
 
 NO_PARTS = "The paths of this model cannot be told apart"
 
@@ -82,7 +80,6 @@ class Parts(Traced):
     gate: it came out of an activation, so that in a product with another it is the coefficient.
     root: what it is a function of, entry by entry: a product of two with one root is an activation.
     bilinear: it holds a product of two linear images of the stream, of which neither is a coefficient.
-    origin: what it is a view of.
     """
 
     arithmetic = "path arithmetic"
@@ -91,8 +88,8 @@ class Parts(Traced):
     gate: bool
     bilinear: bool
     root: object
-    origin: Origin | None
     _kept: _Kept
+    origin: tuple[Tensor, Any] | None = None  # of what it is a view, and where
 
     @staticmethod
     def __new__(
@@ -109,7 +106,6 @@ class Parts(Traced):
         self.value, self.ledger, self.gate, self.bilinear = value, ledger, gate, bilinear
         self._kept = parts if isinstance(parts, _Kept) else _Kept(parts)
         self.root = self._kept if root is None else root
-        self.origin = None
         return self
 
     @property
@@ -190,9 +186,9 @@ def follow(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return other.__torch_function__(func, (), args, kwargs)
     if kwargs.get("out") is not None:
         raise RcProbeError(f"`{name}` writes the stream into a given tensor", todo=NO_PARTS)
-    first = args[0] if args else None
-    target = first if in_place or kwargs.get("inplace") else None
+    target = args[0] if in_place or kwargs.get("inplace") else None
     kwargs = {k: False if k == "inplace" else v for k, v in kwargs.items()}
+    given = args
     args, kwargs = tree_map(_as_is, (args, kwargs))  # rules may look at it when it has been written into
     operands = [
         (a, a._version) for a in tree_leaves((args, kwargs)) if type(a) is Tensor and not a.is_inference()
@@ -203,43 +199,39 @@ def follow(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         func = out_of_place(func, name, key)
     if unknown is None and key in RULES:
         out = RULES[key](func, *args, **kwargs)
-        for i, made in enumerate(tree_leaves(out)):
+        for made in tree_leaves(out):
             if isinstance(made, Parts):
                 made._kept.operands += operands
-                if isinstance(first, Parts) and target is None:
-                    again = partial(_on_another, func, plain((args[1:], kwargs)))
-                    made.origin = view_of(first, first.value, made.value, again, i)
     if out is NotImplemented:
         out = func(*plain(args), **plain(kwargs))
         if key not in FREEZING:
             out = tree_map(lambda t: _unknown(t, unknown or name), out)
     if target is None:
+        if key == "getitem" and isinstance(out, Parts):
+            out.origin = (given[0], args[1])
         return out
     if isinstance(out, Tensor) and not isinstance(out, Traced):
         out = Unknown(out, unknown or name)
-    return _written(target, out)
+    return _write(target, out)
 
 
-def _on_another(func: Any, rest: Any, x: Tensor) -> Any:
-    args, kwargs = rest
-    return func(x, *args, **kwargs)
-
-
-def _written(target: Any, out: Any) -> Any:
-    """The object itself turns into the result; and so do, at its places, the tensors that it is a view of."""
-    origin = getattr(target, "origin", None) if isinstance(target, Traced) else view_of_plain(target)
-    whole = None if origin is None else origin.whole()
-    done = become(target, out)
-    if origin is None or whole is None:
-        return done
-    if isinstance(out, Unknown) or isinstance(whole, Unknown):
-        new: Any = Unknown(put(plain(whole), origin.places(), plain(out)), getattr(out, "op", "") or whole.op)
-    else:
-        new = RULES["index_put"](put, _as_is(whole), origin.places(), _as_is(out))
-    _written(whole, new)
-    if isinstance(out, Parts):
-        done.origin = origin
-    return done
+def _write(target: Tensor, out: Traced) -> Tensor:
+    """The target becomes what was written into it, and so does that of which it is a view."""
+    origin = getattr(target, "origin", None)
+    base = None if isinstance(target, Traced) or not target._is_view() else target._base
+    if base is None:
+        become(target, out)
+        if origin is not None:
+            origin[0][origin[1]] = target
+        return target
+    if not base.is_contiguous():
+        raise RcProbeError("the stream is written into a view of a tensor with gaps", todo=NO_PARTS)
+    start = target.storage_offset() - base.storage_offset()
+    places = torch.arange(base.numel(), device=base.device).as_strided(target.shape, target.stride(), start)
+    become(target, out)
+    written: Any = base.reshape(-1).index_put((places.reshape(-1),), target.reshape(-1)).reshape(base.shape)
+    become(base, written)
+    return target
 
 
 def _as_is(a: Any) -> Any:

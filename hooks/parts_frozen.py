@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .parts import FREEZING, HELD, Parts, plain, rule
-from .parts_rules import mapped, weigh
+from .parts_maps import mapped, weigh
 
 # What is held: patterns, scales, gates, choices, questions.
 FREEZING.update(

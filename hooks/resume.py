@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .edits import BlockWatch, fetch, replace
+from .errors import RcProbeError
 from .inputs import with_no_cache
 from .state import measuring
 from .structure import Block, Structure
@@ -73,5 +74,12 @@ class Resume(BlockWatch):
 
     def __call__(self, stream: Tensor) -> Any:
         """The model's output with `stream` (batch, tokens, dim) after its last block."""
+        if stream.shape != self.stream.shape:
+            raise RcProbeError(
+                f"its head runs on {tuple(self.stream.shape)}, and the stream is {tuple(stream.shape)}, as with prompts "
+                "that were learned",
+                where=type(self.run).__name__,
+                todo="What its paths predict cannot be scored",
+            )
         self._given = stream.to(self._raw.device, self._raw.dtype)
         return self.run(**self.inputs)

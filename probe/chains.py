@@ -12,6 +12,7 @@ becomes, where P itself would end at 1e-16. The patterns are computed in the pre
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -237,7 +238,7 @@ def _rows(lengths: Tensor, values: dict[str, Tensor]) -> list[Row]:
             low, median, high = x.quantile(x.new_tensor([0.25, 0.5, 0.75])).tolist()
             rows.append({
                 "length": length, "metric": name, "mean": float(x.mean()),
-                "std": float(x.std()) if len(x) > 1 else None,
+                "std": float(x.std()) if len(x) > 1 else math.nan,
                 "median": median, "low": low, "high": high, "count": len(x),
             })  # fmt: skip
     return rows

@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 
@@ -175,7 +175,7 @@ def _library() -> Any:
 def _explained(tasks: Sequence[str]) -> Iterator[None]:
     """The harness's own errors as one line; no reports or bars of it."""
     try:
-        with quiet(), open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        with quiet(), open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), _muted(nowhere):
             yield
     except RcProbeError:
         raise
@@ -187,6 +187,18 @@ def _explained(tasks: Sequence[str]) -> Iterator[None]:
             f"the harness fails ({type(error).__name__}: {first_line(error)})", where=where,
             todo="Check the names (lm_eval ls tasks), --include-path, and that the task's data are at hand",
         ) from error  # fmt: skip
+
+
+@contextlib.contextmanager
+def _muted(nowhere: IO[str]) -> Iterator[None]:
+    """Standard error of programs that are started inside (the harness asks git for a version) goes `nowhere`."""
+    before = os.dup(2)
+    os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
 def _score_rows(results: dict[str, dict[str, Any]], ablation: str) -> Iterator[Row]:

@@ -33,7 +33,7 @@ class Job:
         known = {field.name: options[field.name] for field in fields(Settings) if field.name in options}
         known["metrics"] = metric_names(options["metrics"])
         known["ablate"] = tuple(options["ablate"] or ())
-        known["path_draws"] = tuple(int(number) for number in (options.get("path_draws") or "").split())
+        known["path_draws"] = drawn(options.get("path_draws") or "")
         settings = Settings(**known)
         settings.check()
         checks = Checks.of(options["fail_if"] or (), options["baseline"], options["max_drop"] or ())
@@ -50,6 +50,15 @@ def metric_names(text: str | None) -> tuple[str, ...] | None:
         return None
     names = [name.strip() for name in text.split(",") if name.strip()]
     return tuple(METRICS) if names == ["all"] else tuple(names)
+
+
+def drawn(text: str) -> tuple[int, ...]:
+    """The numbers behind `--paths`, separated by spaces."""
+    try:
+        return tuple(int(number) for number in text.split())
+    except ValueError:
+        todo = "Write --paths, or --paths 5 20"
+        raise RcProbeError(f"{text!r} are no numbers of paths", where="--paths", todo=todo) from None
 
 
 def folder_name(model: str) -> str:

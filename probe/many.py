@@ -49,11 +49,7 @@ class Batch:
 
     def run(self, check: Callable[[], None]) -> int:
         """Make what is missing, compare all, tell it. Exit code: 2 if a run could not be made, 1 if a check failed."""
-        if (launched() or 1) > 1:
-            what = "several processes share the samples of one run, and these are several runs"
-            raise RcProbeError(
-                what, where="--num-processes", todo="Leave it out, or measure one model at a time"
-            )
+        refuse_processes(launched())
         from .comparison import Comparison, Failure, Run
         from .variants import parse_ablation
 
@@ -112,6 +108,13 @@ class Batch:
             typer.echo(line, err=True)
 
 
+def refuse_processes(processes: int | None) -> None:
+    """RcProbeError if several processes are wanted, or are there."""
+    if (processes or 1) > 1:
+        what = "several processes share the samples of one run, and these are several runs"
+        raise RcProbeError(what, where="--num-processes", todo="Leave it out, or measure one model at a time")
+
+
 def _line(error: Exception) -> str:
     if isinstance(error, RcProbeError):
         return str(error)
@@ -127,6 +130,9 @@ def command_of(options: Mapping[str, Any], model: str, target: Path, explicit: S
     for option in typer.main.get_command(cli.app).params:
         value = options.get(option.name)
         if option.name not in explicit or option.name in ("model", "revisions", "out", "quiet", "as_json"):
+            continue
+        if option.name == "path_draws":  # they stand behind --paths
+            words += (value or "").split() if options["paths"] else []
             continue
         if isinstance(value, bool):
             words += option.opts[:1] if value else option.secondary_opts[:1]

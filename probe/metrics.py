@@ -199,7 +199,7 @@ class Tokens:
 def _eps(x: Tensor) -> float:
     """Of the coarsest dtype that a stream was computed in, as far as is known here."""
     eps = torch.finfo(x.dtype).eps
-    if torch.is_autocast_enabled(x.device.type):
+    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
         eps = max(eps, torch.finfo(torch.get_autocast_dtype(x.device.type)).eps)
     return eps
 

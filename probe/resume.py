@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +23,12 @@ def asked(job: Job) -> dict[str, Any]:
     """
     from .results import plain
 
-    data = job.settings.data
+    files = _files(job.settings.data)
     found: dict[str, Any] = plain(
         {
             "model": job.model,
             "model_files": _state(Path(job.model).expanduser(), below=False),
-            "data_files": _state(Path(data).expanduser(), below=True) if isinstance(data, str) else None,
+            "data_files": _state(Path(files).expanduser(), below=True) if files else None,
             **asdict(job.settings),
         }
     )
@@ -45,6 +46,13 @@ def finished(job: Job) -> ProbeResult | None:
     same = result.settings.get("asked") == asked(job)
     version = result.environment.get("rc_probe") == rc_probe.__version__
     return result if same and version and (job.target / HTML_NAME).is_file() else None
+
+
+def _files(data: Any) -> str | None:
+    """Where data may have files: of `lm-eval:TASK:FOLDER` the folder, whose tables may lie elsewhere."""
+    if not isinstance(data, str):
+        return None
+    return data.split(":", 2)[2] if re.match("lm-eval:[^:]*:", data) else data
 
 
 def _state(path: Path, *, below: bool) -> str | None:

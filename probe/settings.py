@@ -48,7 +48,7 @@ class Settings:
         int, ...
     ] = ()  # paths drawn at each length for an estimate; none: the exact numbers alone
     repeats: int = 5  # estimates of each kind
-    path_samples: int = 8  # the first of the samples, that paths are measured on
+    path_samples: int = 16  # the first of the samples, that paths are measured on
     max_length: int | None = None  # longer paths are one part
     count_mlp: bool = False  # an MLP is a hop of a path
 
@@ -78,13 +78,7 @@ class Settings:
     def check(self) -> None:
         """RcProbeError, naming the option, for what no model and no data could make right."""
         for name, least in LEAST.items():
-            value, where = getattr(self, name), f"--{name.replace('_', '-')}"
-            if not isinstance(value, Integral) or isinstance(value, bool):
-                raise RcProbeError(
-                    f"{value!r} is not a whole number", where=where, todo=f"Give {least} or more"
-                )
-            if value < least:
-                raise RcProbeError(f"{value} is too small", where=where, todo=f"Give at least {least}")
+            _at_least(f"--{name.replace('_', '-')}", getattr(self, name), least)
         self._check_paths()
         if self.seed + self.init_seeds > MOST_SEED:
             raise RcProbeError(
@@ -113,10 +107,14 @@ class Settings:
             raise RcProbeError("no metric is left to measure", where="--metrics", todo=todo)
 
     def _check_paths(self) -> None:
-        numbers = (*self.path_draws, *(() if self.max_length is None else (self.max_length + 1,)))
-        for number in numbers:
-            if not isinstance(number, Integral) or isinstance(number, bool) or number < 1:
-                where = "--paths" if number in self.path_draws else "--max-length"
-                raise RcProbeError(
-                    f"{number!r} is no number of paths or length", where=where, todo="Give 1 or more"
-                )
+        for number in self.path_draws:
+            _at_least("--paths", number, 1)
+        if self.max_length is not None:
+            _at_least("--max-length", self.max_length, 0)
+
+
+def _at_least(option: str, value: Any, least: int) -> None:
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise RcProbeError(f"{value!r} is not a whole number", where=option, todo=f"Give {least} or more")
+    if value < least:
+        raise RcProbeError(f"{value} is too small", where=option, todo=f"Give at least {least}")

@@ -16,7 +16,8 @@ from rc_probe.hooks.errors import RcProbeError
 
 from . import cli
 from .job import Job, check_target, folder_name
-from .many import Batch, Planned, command_of, given
+from .many import Batch, Planned, command_of, given, refuse_processes
+from .track import check_trackers
 
 OF_THE_SWEEP = ("out", "quiet", "as_json", "resume", "revisions", "version")  # not of one line
 MAIN = typer.main.get_command(cli.app)
@@ -43,7 +44,7 @@ def sweep(
     ctx: typer.Context,
     models: Annotated[Path, typer.Argument(metavar="FILE", help="A text file: a model a line, options after it, # for comments.")],
 ) -> None:  # fmt: skip
-    """Measure every model of a list, and compare them. All options of `rc-probe MODEL` are taken, for all of them.
+    """Measure every model of a list, and compare them. Options of `rc-probe MODEL` are for all of them.
 
     A line such as `gpt2 --length 64` has options of its own. What is there with the same settings is not measured again.
     """
@@ -76,6 +77,8 @@ def _planned(source: Path, common: dict[str, Any], target: Path) -> list[Planned
         explicit = [*common, *own]
         command = command_of(options, options["model"], place, explicit)
         try:
+            refuse_processes(options["num_processes"])
+            check_trackers(options["log_with"] or (), alone=False)
             job = Job.of(options | {"out": place}, command)
         except RcProbeError as error:
             raise RcProbeError(str(error), where=where) from error

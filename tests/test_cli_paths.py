@@ -36,6 +36,24 @@ def test_numbers_behind_paths(words: list[str], options: list[str]) -> None:
     assert path_numbers(words) == options
 
 
+def test_what_is_no_number_behind_paths_is_one_line(run: Run) -> None:  # noqa: F811
+    for word in ("--paths=x", "--paths=5,x", "--paths=2.5"):
+        code, out, err = run("demo", word)
+        assert (code, out) == (2, "")
+        assert err.startswith("rc-probe: --paths: ") and err.count("\n") == 1
+
+
+def test_one_sample_has_no_spread(run: Run, texts: Path) -> None:  # noqa: F811
+    """Sources are told apart on the first batch, which one text may be; its numbers are numbers without an interval."""
+    options = ["--data", str(texts), "--out", "o", "--quiet", "--batch-size", "1", *FAST]
+    assert run("demo", *options)[0] == 0
+    result = rc_probe.ProbeResult.load("o")
+    sources = result.tables["path_sources"]
+    assert len(sources) and sources["mean"].notna().all()
+    for column in ("std", "low", "high"):
+        assert sources[column].dtype == float and sources[column].isna().all()
+
+
 def test_tables_of_the_default_run(run: Run, texts: Path) -> None:  # noqa: F811
     assert run("demo", "--data", str(texts), "--out", "o", "--quiet", *FAST)[0] == 0
     result = rc_probe.ProbeResult.load(Path("o"))
@@ -89,9 +107,9 @@ def test_none(run: Run, texts: Path) -> None:  # noqa: F811
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--paths", "0"], "--paths: 0 is no number"),
+        (["--paths", "0"], "--paths: 0 is too small"),
         (["--repeats", "1"], "--repeats: 1 is too small"),
-        (["--max-length", "-1"], "--max-length"),
+        (["--max-length", "-2"], "--max-length: -2 is too small"),
         (["--path-samples", "0"], "--path-samples: 0 is too small"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,31 @@ def test_attached_and_ablated_scores_of_the_harness(gpt2: Any, folder: Path) -> 
         ablated = scores(gpt2, folder)
     assert ablated == scores(zeroed(gpt2), folder)
     assert ablated["acc"] != plain["acc"] and ablated["word_perplexity"] != plain["word_perplexity"]
+
+
+def test_programs_that_the_harness_starts_say_nothing(
+    gpt2: Any,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    git = tmp_path / "git"
+    git.write_text("#!/bin/sh\ntouch asked\necho 'fatal: not a git repository' >&2\nexit 128\n")
+    git.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.chdir(tmp_path)
+    ablated_scores(
+        gpt2,
+        tiny.tokenizer(special=False),
+        ["tiny_choice"],
+        limit=2,
+        include_path=str(folder),
+        bootstrap_iters=0,
+    )
+    assert Path("asked").exists(), "the harness asks git"
+    os.write(2, b"spoken again")
+    assert capfd.readouterr().err == "spoken again"
 
 
 def test_batches_that_the_harness_pads_without_a_mask_are_refused(gpt2: Any, folder: Path) -> None:

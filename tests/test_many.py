@@ -12,12 +12,16 @@ import tiny
 import torch
 
 from rc_probe import api, data
+from rc_probe.checks import Checks
 from rc_probe.cli import main
 from rc_probe.columns import Wanted
 from rc_probe.follow import Checkpoint, checkpoints
 from rc_probe.hooks.errors import RcProbeError
+from rc_probe.job import Job
 from rc_probe.kept import Opened, kept
 from rc_probe.results import ProbeResult
+from rc_probe.resume import asked
+from rc_probe.settings import Settings
 
 FAST = ["--data", "t.txt", "--no-recursion", "--metrics", "residual"]
 Call = Callable[..., tuple[int, str, str]]
@@ -274,6 +278,9 @@ def test_checks_are_looked_at_in_finished_runs_too(call: Call, loads: list[str])
         ("a --revisions x,y\n", "line 1: --revisions is no option of a line"),
         ("a --fail-if residul@last<1\n", "line 1: .*Did you mean 'residual'"),
         ("a --ablate mlpp\n", "did you mean 'mlp'"),
+        ("a --paths=x\n", "line 1: --paths: 'x' are no numbers of paths"),
+        ("a --num-processes 2\n", "line 1: --num-processes: several processes share the samples of one run"),
+        ("a --log-with tensorboard\n", "line 1: --log-with: trackers get the result of one model"),
         ("a 'b\n", "line 1: No closing quotation"),
         ("a --help\n", "line 1: it asks for no measurement"),
         ("a\n# b\na\n", "a stands there twice"),
@@ -289,6 +296,35 @@ def test_a_bad_list_is_refused_before_the_first_run(
     assert re.search(says, err), err
     assert err.count("\n") == 1, "of the list, not of a run"
     assert loads == [] and not Path("o").exists()
+
+
+def test_tasks_of_the_harness_that_changed_are_not_taken_for_the_same(call: Call) -> None:
+    Path("tasks").mkdir()
+    Path("tasks/t.yaml").write_text("task: t\n")
+    job = Job("m", Settings(data="lm-eval:t:tasks"), Checks(), Path("o"), "")
+    before = asked(job)
+    assert asked(job) == before
+    Path("tasks/t.yaml").write_text("task: t\ntest_split: test\n")
+    assert asked(job) != before
+
+
+@pytest.mark.parametrize(("option", "value"), [("--num-processes", "2"), ("--log-with", "tensorboard")])
+def test_a_sweep_refuses_what_is_for_one_run(call: Call, loads: list[str], option: str, value: str) -> None:
+    Path("m.txt").write_text("a\n")
+    code, out, err = call("sweep", "m.txt", option, value, "--out", "o")
+    assert (code, out, loads) == (2, "", [])
+    assert f"{option}: " in err and err.count("\n") == 1
+    assert not Path("o").exists()
+
+
+def test_the_command_of_a_run_has_the_numbers_behind_paths(call: Call) -> None:
+    tiny.saved(Path("a"), tiny.bert(), tiny.tokenizer())
+    Path("m.txt").write_text("a\na --no-paths\n")
+    assert call("sweep", "m.txt", "--paths", "2", "3", *FAST, "--no-init", "--out", "o")[0] == 0
+    words = ProbeResult.load("o/a").settings["command"]
+    assert " --paths 2 3 " in words and "path-draws" not in words
+    words = ProbeResult.load("o/a_no-paths").settings["command"]
+    assert " --no-paths " in words and "2 3" not in words and "path-draws" not in words
 
 
 def test_a_list_that_is_not_there(call: Call) -> None:

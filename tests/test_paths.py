@@ -13,6 +13,7 @@ import pytest
 import reference_san
 import torch
 import trained
+import transformers
 import zoo
 from torch import Tensor
 
@@ -421,7 +422,7 @@ def test_the_rows_of_effectiveness(causal_effects: tuple[Effects, Loaded]) -> No
     assert {row["count"] for row in effects.rows if row["length"] == 1} == {"4"}  # two blocks of two heads
     for row in effects.rows:
         assert math.isfinite(row["mean"])
-        if row["low"] is not None:
+        if row["low"] == row["low"]:
             assert row["low"] <= row["mean"] <= row["high"]
     for scope in ("alone", "up_to", "all_but"):
         for metric in ("agreement", "accuracy", "loss"):
@@ -470,3 +471,34 @@ def test_samples_of_the_one_path_of_length_0_are_exact(causal_effects: tuple[Eff
         drawn = number(effects, estimator="sampled", scope="alone", length=0, metric=metric)
         assert drawn["mean"] == pytest.approx(exact["mean"], abs=1e-5)
         assert drawn["drawn"] == 3 and drawn["std"] == pytest.approx(0, abs=1e-6)
+
+
+def test_autocast_around_it_changes_nothing() -> None:
+    model, inputs = zoo.build("bert")[:2]
+    plain = paths.decompose(model, inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = paths.decompose(model, inputs)
+    assert torch.equal(plain.parts, under.parts)
+
+
+@pytest.mark.parametrize(("name", "tokens"), [("vit", 17), ("swin", 64), ("bert", 6), ("xlnet", 6)])
+def test_what_goes_at_once_is_told_by_the_stream_not_by_the_inputs(name: str, tokens: int) -> None:
+    """Images have three channels and many tokens: by their channels they would take far more than a gigabyte."""
+    _, structure, inputs = built(name, length=6)
+    dim = structure.blocks[0].dim
+    assert sampling._at_once(structure, inputs, 3) == 2**30 // (2 * tokens * dim * 4 * 8 * 3 * 4)
+    assert living._at_once(structure, inputs) == 2**30 // (2 * tokens * dim * 64)
+
+
+@pytest.mark.parametrize("decoder_mask", [False, True])
+def test_each_stack_has_the_mask_of_its_own_text(decoder_mask: bool) -> None:
+    config = transformers.T5Config(vocab_size=40, d_model=32, d_kv=8, num_heads=4, num_layers=2, d_ff=64)
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    ids = torch.randint(4, 40, (2, 8), generator=torch.Generator().manual_seed(0))
+    read, written = (torch.arange(8) < torch.tensor([[8], [n]]) for n in (5, 6))
+    inputs = {"input_ids": ids, "attention_mask": read.long(), "decoder_input_ids": ids}
+    if decoder_mask:
+        inputs["decoder_attention_mask"] = written.long()
+    for stack, wanted in (("encoder", read), ("decoder", written if decoder_mask else None)):
+        mask = paths.decompose(model, inputs, stack=stack).mask
+        assert mask is None if wanted is None else torch.equal(mask, wanted)

@@ -276,7 +276,7 @@ def test_a_process_that_dies_ends_the_others(here: Path, many: Many, fault: str)
     [
         ("kill@1", 2, "process 1 of 2 was killed .SIGKILL.*Nothing was written"),
         ("error@1", 2, "some file"),
-        ("bug@1", 1, ""),
+        ("bug@1", 2, ""),
     ],
 )
 def test_num_processes_reports_what_ended_them(here: Path, fault: str, code: int, says: str) -> None:

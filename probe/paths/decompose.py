@@ -21,7 +21,7 @@ from rc_probe.hooks.freeze import TOLERANCE, Frozen, Step, frozen, hop_edits, st
 from rc_probe.hooks.inputs import with_no_cache
 from rc_probe.hooks.parts import NO_PARTS, Ledger, Parts
 from rc_probe.hooks.prove import find_structure
-from rc_probe.hooks.state import measuring
+from rc_probe.hooks.state import full_precision, measuring
 from rc_probe.hooks.structure import Block, Structure
 from rc_probe.hooks.taps import Tap, batch_first, run_stopped
 
@@ -180,7 +180,7 @@ def _sources(
 ) -> tuple[dict[str, Any], AbstractContextManager[Any]]:
     """The inputs with the user's data in parts; ids become parts where they are embedded."""
     main = getattr(structure.model, "main_input_name", "input_ids")
-    if "decoder_input_ids" in batch and "encoder" not in structure.name:
+    if _decodes(structure, batch):
         main = "decoder_input_ids"
     data = batch.get(main)
     if not isinstance(data, Tensor):
@@ -190,6 +190,12 @@ def _sources(
     if data.is_floating_point():
         return {**batch, main: Parts(data, _first_of_three(data), ledger)}, _Embeddings(None, ledger)
     return batch, _Embeddings(data, ledger)
+
+
+def _decodes(structure: Structure, batch: dict[str, Any]) -> bool:
+    """Whether the stack reads the decoder's text. A decoder may have an `encoder` of its own within."""
+    sides = [word for word in structure.name.split(".") if word in {"encoder", "decoder"}]
+    return "decoder_input_ids" in batch and sides[:1] != ["encoder"]
 
 
 def _first_of_three(x: Tensor) -> Tensor:
@@ -234,7 +240,7 @@ def _collect(
         counts = [*counts[: longest + 1], sum(counts[longest + 1 :])]
 
     stream, hidden = first_axes(result, last)
-    mask = batch.get("decoder_attention_mask" if "decoder_input_ids" in batch else "attention_mask")
+    mask = batch.get("decoder_attention_mask" if _decodes(structure, batch) else "attention_mask")
     real = mask.bool() if isinstance(mask, Tensor) and mask.shape == hidden.shape[1:3] else None
     real = real if real is None else real.to(hidden.device)
     error = max(_error(x[:-1], x[-1], real) for x in (hidden, stream))
@@ -290,7 +296,7 @@ def _check_value(structure: Structure, batch: dict[str, Any], result: Frozen) ->
         if layer == structure.depth:
             found.append(x)
 
-    with measuring(structure.model), Tap(structure, keep, stop=True):
+    with measuring(structure.model), full_precision(structure.model), Tap(structure, keep, stop=True):
         run_stopped(lambda: structure.model(**with_no_cache(structure.model, batch)))
     real, value = found[0], batch_first(result.stream.value, structure.blocks[-1])
     error = float((value - real).abs().max() / real.abs().max().clamp_min(1e-300))

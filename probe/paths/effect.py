@@ -315,10 +315,10 @@ def _cosine(part: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _summary(values: Tensor) -> Row:
-    """Mean, standard deviation (ddof 1) and the 95 % interval of the mean (Student's t)."""
+    """Mean, standard deviation (ddof 1) and the 95 % interval of the mean (Student's t), NaN of one value."""
     mean, n = float(values.mean()), len(values)
     if n < 2:
-        return {"mean": mean, "std": None, "low": None, "high": None}
+        return {"mean": mean, "std": math.nan, "low": math.nan, "high": math.nan}
     from scipy.stats import t
 
     std = float(values.std())

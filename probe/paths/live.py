@@ -22,7 +22,7 @@ from rc_probe.hooks.taps import Tap, run_stopped
 
 from .decompose import hops
 from .prove import prove_steps
-from .sample import check_paths
+from .sample import check_paths, stream_size
 
 
 def draw_paths(choices: list[Step], length: int, paths: int, generator: torch.Generator) -> Tensor:
@@ -90,7 +90,4 @@ def _repeated(value: Any, rows: int, times: int) -> Any:
 
 def _at_once(structure: Structure, batch: dict[str, Any]) -> int:
     """How many paths go through the model together, so that they take about a gigabyte."""
-    tokens = max(
-        (t.shape[0] * t.shape[1] for t in batch.values() if isinstance(t, Tensor) and t.ndim > 1), default=1
-    )
-    return max(1, 2**30 // (tokens * structure.dim * 4 * 16))
+    return max(1, 2**30 // (stream_size(structure, batch) * 4 * 16))

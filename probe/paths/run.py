@@ -18,6 +18,7 @@ from rc_probe.tasks import Task, choose_task
 
 from .decompose import hops
 from .effect import Budget, Row, effectiveness
+from .sample import stream_size
 
 MEMORY = 2**30  # bytes
 
@@ -66,7 +67,8 @@ def measure_paths(
     found = PathTables(notes=list(plan.notes))
     scored = plan.task.samples if plan.task else plan.samples
     try:
-        made = _batches(loaded, scored, chosen, _rows(structure, chosen))
+        one = _batches(loaded, scored, chosen, 1)[0]
+        made = _batches(loaded, scored, chosen, _rows(structure, chosen, one))
         _effects(structure, plan.task, made, chosen, name, found, advance)
         found.facts["samples"] = len(plan.samples.items)
     except RcProbeError as error:
@@ -103,10 +105,13 @@ def _effects(
     }  # fmt: skip
 
 
-def _rows(structure: Structure, chosen: Settings) -> int:
+def _rows(structure: Structure, chosen: Settings, one: Batch) -> int:
     """Samples in a batch, so that the parts of an MLP, four times as wide as the stream, take about MEMORY bytes."""
     parts = structure.depth * (2 if chosen.count_mlp else 1) + 2
-    return max(1, MEMORY // (parts * chosen.length * 4 * structure.dim * 8))
+    text = (
+        chosen.length * structure.dim if "input_ids" in one.inputs else 0
+    )  # others may be longer than this one
+    return max(1, MEMORY // (parts * 4 * 8 * max(text, stream_size(structure, one.inputs))))
 
 
 def _batches(loaded: Loaded, samples: Samples, chosen: Settings, most: int) -> list[Batch]:

@@ -17,9 +17,12 @@ from torch import Tensor, nn
 
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.freeze import Frozen, Hop, Step, frozen, head_of, hop_edits
+from rc_probe.hooks.inputs import with_no_cache
 from rc_probe.hooks.parts import Ledger, Parts
 from rc_probe.hooks.prove import find_structure
+from rc_probe.hooks.state import measuring
 from rc_probe.hooks.structure import Structure
+from rc_probe.hooks.taps import StreamDone, Tap, run_stopped
 
 from .decompose import first_axes, hops
 from .prove import prove_heads, prove_steps
@@ -159,8 +162,20 @@ def _times(parts: Tensor, factor: Tensor) -> Tensor:
 
 def _at_once(structure: Structure, batch: dict[str, Any], steps: int) -> int:
     """How many draws go through the model together, so that they take about a gigabyte."""
-    rows = max(
-        (t.shape[0] * t.shape[1] for t in batch.values() if isinstance(t, Tensor) and t.ndim > 1), default=1
-    )
-    wide = 4 * structure.dim * 8 * 3  # an MLP's width in bytes, and what a step keeps of it
-    return max(1, int(2**30 / (rows * wide * (steps + 1))))
+    wide = (
+        4 * 8 * 3
+    )  # bytes for each number of the stream: an MLP is four times as wide, and a step keeps three of it
+    return max(1, 2**30 // (stream_size(structure, batch) * wide * (steps + 1)))
+
+
+def stream_size(structure: Structure, batch: dict[str, Any]) -> int:
+    """How many numbers enter block 1. The inputs do not tell: pixels and samples of a sound are no tokens."""
+    found = [0]
+
+    def first(layer: int, x: Tensor) -> None:
+        found.append(x.numel())
+        raise StreamDone
+
+    with measuring(structure.model), Tap(structure, first):
+        run_stopped(lambda: structure.model(**with_no_cache(structure.model, batch)))
+    return max(1, found[-1])
