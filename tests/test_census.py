@@ -53,7 +53,9 @@ def test_a_sample_of_the_census(model_type: str) -> None:
     row = examine(model_type)
     assert (row["status"], row["signature"]) == ("proved", PATTERNS[model_type]), row["reason"]
     kept = next(r for r in table.load()["rows"] if r["model_type"] == model_type)
-    assert row["stacks"] == kept["stacks"]
+    found, shipped = ([{**stack, "paths_error": None} for stack in r["stacks"]] for r in (row, kept))
+    assert found == shipped  # but for the rounding, which depends on the machine
+    assert all((stack["paths_error"] or 0) < 1e-5 for stack in row["stacks"])
     assert row["checks"]["gates at one"] == len(row["stacks"])
     assert row["checks"]["everything off"] >= len(row["stacks"])
 
