@@ -22,12 +22,13 @@ from collections.abc import Callable
 import torch
 import transformers
 
-from rc_probe.hooks.edits import Edits
-from rc_probe.hooks.gates import gate_edits
-from rc_probe.hooks.prove import find_structure
+from rc_probe.hooks.attach import find_structure
+from rc_probe.hooks.edits.edits import Edits
+from rc_probe.hooks.edits.gates import gate_edits
+from rc_probe.measures.curves import Curves
+from rc_probe.measures.variant_passes import stream_pass
+from rc_probe.measures.variants import paper_variants
 from rc_probe.registry import METRICS, select
-from rc_probe.run import Curves, stream_pass
-from rc_probe.variants import paper_variants
 
 AIM = 1.05
 CHEAP = [name for name in select() if METRICS[name].cost == "cheap"]

@@ -21,10 +21,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 import transformers
 
-from rc_probe.hooks.edits import Edits
-from rc_probe.hooks.prove import find_structure
+from rc_probe.hooks.attach import find_structure
+from rc_probe.hooks.edits.edits import Edits
+from rc_probe.measures.curves import Curves
+from rc_probe.measures.variant_passes import stream_pass
 from rc_probe.registry import METRICS, select
-from rc_probe.run import Curves, stream_pass
 
 CHEAP = [name for name in select() if METRICS[name].cost == "cheap"]
 Mode = Callable[[], object]
@@ -55,8 +56,8 @@ def taps() -> dict[str, Mode]:
 
 def attaching() -> dict[str, Mode]:
     """A plain pass of the small probe batch, and attaching with it."""
-    from rc_probe.hooks import prove
-    from rc_probe.hooks.inputs import example_inputs
+    from rc_probe.hooks import attach as prove
+    from rc_probe.hooks.structure.example_inputs import example_inputs
 
     model, _ = bert()
     inputs = example_inputs(model)
@@ -73,9 +74,9 @@ def whole() -> dict[str, Mode]:
     import tempfile
 
     import rc_probe
-    from rc_probe.batches import batches
-    from rc_probe.data import load_samples
-    from rc_probe.load import hold_model, load_model
+    from rc_probe.data.batches import batches
+    from rc_probe.data.samples import load_samples
+    from rc_probe.models.load import hold_model, load_model
 
     model, _ = bert()
     held = hold_model(model, load_model("demo").processor)

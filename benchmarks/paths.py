@@ -31,12 +31,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 import transformers
 
-from rc_probe.hooks.freeze import steps
-from rc_probe.hooks.prove import find_structure
-from rc_probe.hooks.structure import Structure
+from rc_probe.hooks.attach import find_structure
+from rc_probe.hooks.frozen.frozen_pass import steps
+from rc_probe.hooks.structure.structure import Structure
 from rc_probe.paths import decompose, sample, terms
 from rc_probe.paths.live import draw_paths
-from rc_probe.paths.prove import prove_heads, prove_steps
+from rc_probe.paths.path_proofs import prove_heads, prove_steps
 from rc_probe.paths.sample import draw_heads
 
 Model = tuple[torch.nn.Module, Structure, dict[str, Any]]

@@ -31,7 +31,14 @@ MODELS: dict[str, tuple[str, str, dict[str, Any], tuple[str, ...]]] = {
     "swin": ("SwinForImageClassification", "SwinConfig", {}, ()),
 }
 T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 4, "num_heads": 4, "decoder_start_token_id": 0}
-SWIN = {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
+SWIN = {
+    "image_size": 32,
+    "patch_size": 2,
+    "embed_dim": 16,
+    "depths": [2, 2],
+    "num_heads": [2, 4],
+    "window_size": 4,
+}
 
 
 def build(name: str, folder: Path) -> None:
@@ -112,7 +119,9 @@ def compare(before: Path, after: Path, tolerance: float) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("measure").add_argument("out", type=Path)
     comparing = commands.add_parser("compare")

@@ -7,7 +7,7 @@ import sys
 def main() -> None:
     """Run the command. Ctrl-C ends it with one line and exit code 2 from the first import on."""
     try:
-        from rc_probe.cli import main as run
+        from rc_probe.cli.app import main as run
 
         run()
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,24 +16,27 @@ import pandas as pd
 import torch
 
 import rc_probe
+from rc_probe.data.batches import Batches, batches, long_enough
+from rc_probe.data.digest import digest_of
+from rc_probe.data.samples import Samples, load_samples
+from rc_probe.hooks.attach import find_structure
 from rc_probe.hooks.errors import RcProbeError
-from rc_probe.hooks.prove import find_structure
-from rc_probe.hooks.structure import Structure
+from rc_probe.hooks.structure.structure import Structure
+from rc_probe.measures.below_float_floor import below_the_floor
+from rc_probe.measures.curves import Curves, check_finite, gather_curves
+from rc_probe.measures.rows import ablation_rows, structure_rows
+from rc_probe.measures.variant_passes import measure_variants
+from rc_probe.measures.variants import Variant, mixer_note, paper_variants, parse_ablation
+from rc_probe.models.fresh_weights import fresh_model
+from rc_probe.models.load import Loaded, hold_model, load_model
+from rc_probe.models.locate import DEMO, on_hub
+from rc_probe.paths.tables import PathPlan, measure_paths, plan_paths
+from rc_probe.processes.agreement import facts, own_device
+from rc_probe.processes.world import World
+from rc_probe.results.tables import Row
 
-from .batches import Batches, batches, long_enough
-from .data import Samples, load_samples
-from .digest import digest_of
-from .floor import below_the_floor
-from .fresh import fresh_model
-from .load import Loaded, hold_model, load_model
-from .paths.run import PathPlan, measure_paths, plan_paths
-from .results import ProbeResult
-from .run import Curves, Row, ablation_rows, check_finite, gather_curves, measure_variants, structure_rows
+from .result import ProbeResult
 from .settings import Settings
-from .shared import facts, own_device
-from .source import DEMO, on_hub
-from .variants import Variant, mixer_note, paper_variants, parse_ablation
-from .world import World
 
 Progress = Callable[[str, int, int], None]
 DEMO_NAME = "all-MiniLM-L6-v2"  # what `demo` stands for
@@ -304,41 +308,8 @@ def _settings(
 
 def _as_command(loaded: Loaded, chosen: Settings) -> str:
     """The command that repeats a probe made from Python, as far as a command can."""
-    defaults = Settings()
-    words = ["rc-probe", loaded.id]
-    if chosen.data is not None:
-        words += ["--data", chosen.data if isinstance(chosen.data, str) else "DATA-GIVEN-IN-PYTHON"]
-    for name in (
-        "stack",
-        "blocks",
-        "column",
-        "label_column",
-        "samples",
-        "length",
-        "batch_size",
-        "svd_samples",
-        "init_seeds",
-        "seed",
-        "repeats",
-        "path_samples",
-        "max_length",
-    ):
-        value = getattr(chosen, name)
-        if value != getattr(defaults, name):
-            words += [f"--{name.replace('_', '-')}", str(value)]
     dtype = str(loaded.model.dtype).removeprefix("torch.")
-    words += ["--dtype", dtype] if dtype != "float32" else []
-    words += ["--revision", loaded.revision] if loaded.revision else []
-    for flag in ("special_tokens", "init", "recursion", "paths"):
-        if not getattr(chosen, flag):
-            words.append(f"--no-{flag.replace('_', '-')}")
-    for text in chosen.ablate:
-        words += ["--ablate", text]
-    words += ["--count-mlp"] if chosen.count_mlp else []
-    words += ["--paths", *map(str, chosen.path_draws)] if chosen.path_draws else []
-    if chosen.metrics:
-        words += ["--metrics", ",".join(chosen.metrics)]
-    return shlex.join(words)
+    return shlex.join(replace(chosen, dtype=dtype, revision=loaded.revision).words(loaded.id))
 
 
 def _environment(seconds: float) -> dict[str, Any]:

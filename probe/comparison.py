@@ -16,31 +16,16 @@ import pandas as pd
 
 import rc_probe
 from rc_probe.hooks.errors import RcProbeError
-from rc_probe.reports.verdict import METRIC, curves
-from rc_probe.reports.words import name_of
+from rc_probe.results.curves import METRIC, curves
+from rc_probe.results.files import HTML_NAME, JSON_NAME, SCHEMA, save_files, tables_as_json, tidy
+from rc_probe.results.like_for_like import unlike
+from rc_probe.results.protocols import Failure, Run
+from rc_probe.results.words import name_of
 
-from .alike import unlike
-from .results import HTML_NAME, JSON_NAME, SCHEMA, ProbeResult, save_files, tables_as_json, tidy
+from .result import ProbeResult
 
 MOST_NAMES = 4  # in a title
 ABLATION = ["component", "layer", "head"]  # what says which ablation a row is about
-
-
-@dataclass(frozen=True)
-class Run:
-    """One result in a comparison. step: of the training, where it is a checkpoint."""
-
-    name: str
-    result: ProbeResult
-    step: int | None = None
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A run that could not be made, and why."""
-
-    name: str
-    error: str
 
 
 @dataclass(eq=False)
@@ -135,7 +120,7 @@ class Comparison:
 
     def to_html(self) -> str:
         """The report as one self-contained page."""
-        from rc_probe.reports.comparison import render
+        from rc_probe.reports.pages.comparison import render
 
         return render(self)
 

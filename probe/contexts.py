@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rc_probe.hooks.calls import Listening
-from rc_probe.hooks.edits import Editing
+from rc_probe.hooks.attach import find_structure
+from rc_probe.hooks.edits.edits import Editing
+from rc_probe.hooks.edits.forward_calls import Listening
+from rc_probe.hooks.edits.gates import Gate, gate_edits
+from rc_probe.hooks.edits.stream_taps import Tap
 from rc_probe.hooks.errors import RcProbeError
-from rc_probe.hooks.gates import Gate, gate_edits
-from rc_probe.hooks.prove import find_structure
-from rc_probe.hooks.structure import Structure
-from rc_probe.hooks.tape import walk
-from rc_probe.hooks.taps import Tap
-from rc_probe.hooks.unwrap import unwrapped
-
-from .run import Curves, Measured, gather_curves, structure_rows
-from .variants import parse_ablation
-from .world import World
+from rc_probe.hooks.structure.structure import Structure
+from rc_probe.hooks.structure.tape import walk
+from rc_probe.hooks.structure.unwrap import unwrapped
+from rc_probe.measures.curves import Curves, Measured, gather_curves
+from rc_probe.measures.rows import structure_rows
+from rc_probe.measures.variants import parse_ablation
+from rc_probe.processes.world import World
 
 if TYPE_CHECKING:
     import pandas as pd

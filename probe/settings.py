@@ -75,6 +75,27 @@ class Settings:
         """The metrics to measure, in display order; without `svd_samples` the cheap ones alone."""
         return [name for name in select(self.metrics) if self.svd_samples or METRICS[name].cost == "cheap"]
 
+    def words(self, model: str) -> list[str]:
+        """The command line that measures `model` with these settings: every field that differs from its default."""
+        words = ["rc-probe", model]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            option = f"--{field.name.replace('_', '-')}"
+            if value == field.default or field.name == "path_draws":
+                continue
+            if isinstance(value, bool):
+                words.append(option if value else option.replace("--", "--no-", 1))
+            elif field.name == "ablate":
+                words += [word for text in value for word in (option, text)]
+            elif field.name == "metrics":
+                words += [option, ",".join(value)]
+            elif isinstance(value, str | int):
+                words += [option, str(value)]
+            else:
+                words += [option, f"{field.name.replace('_', '-').upper()}-GIVEN-IN-PYTHON"]
+        drawn = ["--paths", *map(str, self.path_draws)] if self.path_draws and self.paths else []
+        return [*words, *drawn]
+
     def check(self) -> None:
         """RcProbeError, naming the option, for what no model and no data could make right."""
         for name, least in LEAST.items():

@@ -5,10 +5,11 @@ import os
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
-import trained
+from support import trained
+from support.command import run, texts  # noqa: F401 - fixtures
 
 from rc_probe.experiments.sorting import Trained, train_sorting
-from rc_probe.load import Loaded, load_model
+from rc_probe.models.load import Loaded, load_model
 
 
 @pytest.fixture(scope="session")

@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from rc_probe.hooks.prove import find_structure
-from rc_probe.hooks.resume import Resume
+from rc_probe.hooks.attach import find_structure
+from rc_probe.hooks.edits.model_head import Resume
 from rc_probe.paths import decompose, live, sample
 from rc_probe.paths.decompose import hops
 from rc_probe.paths.live import draw_paths, summed
 
-from .sorting import Accuracy, Trained, accuracy
+from .san import SANForTokenClassification
 
 PATHS, REPEATS = 20, 5
+
+
+class Trained(NamedTuple):
+    """The model, in eval mode, with the test sequences that it never saw, (sequences, tokens) each."""
+
+    model: SANForTokenClassification
+    inputs: Tensor
+    labels: Tensor
+
+
+class Accuracy(NamedTuple):
+    """A line of the table: token accuracy on the test sequences; std over repeats where there are some."""
+
+    name: str
+    value: float
+    std: float | None = None
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Share of tokens whose largest logit is the label's. logits (..., tokens, labels), labels (..., tokens)."""
+    return float((logits.argmax(-1) == labels).double().mean())
 
 
 def by_length(trained: Trained) -> list[Accuracy]:

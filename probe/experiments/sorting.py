@@ -14,9 +14,10 @@ import torch
 import typer
 from torch import Tensor
 
+from rc_probe.hooks.edits.model_state import measuring
 from rc_probe.hooks.errors import RcProbeError
-from rc_probe.hooks.state import measuring
 
+from .lengths import Accuracy, Trained, accuracy, by_length
 from .san import SANConfig, SANForTokenClassification
 
 SEQUENCE, LETTERS = 8, 10
@@ -27,22 +28,6 @@ class Sorting(NamedTuple):
 
     inputs: Tensor
     labels: Tensor
-
-
-class Trained(NamedTuple):
-    """The model, in eval mode, with the test sequences that it never saw, (sequences, tokens) each."""
-
-    model: SANForTokenClassification
-    inputs: Tensor
-    labels: Tensor
-
-
-class Accuracy(NamedTuple):
-    """A line of the table: token accuracy on the test sequences; std over repeats where there are some."""
-
-    name: str
-    value: float
-    std: float | None = None
 
 
 # ---- data
@@ -118,11 +103,6 @@ def train_sorting(
 # ---- what is reported
 
 
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of tokens whose largest logit is the label's. logits (..., tokens, labels), labels (..., tokens)."""
-    return float((logits.argmax(-1) == labels).double().mean())
-
-
 def baselines(fit: Sorting, test: Sorting) -> list[Accuracy]:
     """What needs no attention, fitted on `fit` and measured on `test`.
 
@@ -157,8 +137,6 @@ def sorting(
     epochs: Annotated[int, typer.Option(min=0, help="Passes over the 1000 training sequences.")] = 65,
 ) -> None:
     """Train a small self-attention network to sort letters, and measure it on sequences that it never saw."""
-    from .lengths import by_length
-
     trained = train_sorting(seed, lr=lr, epochs=epochs)
     tests = Sorting(trained.inputs, trained.labels)
     many = draw(

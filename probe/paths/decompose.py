@@ -15,15 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from rc_probe.counting import path_counts
+from rc_probe.hooks.attach import find_structure
+from rc_probe.hooks.edits.model_state import full_precision, measuring
+from rc_probe.hooks.edits.stream_taps import Tap, batch_first, run_stopped
 from rc_probe.hooks.errors import RcProbeError
-from rc_probe.hooks.freeze import TOLERANCE, Frozen, Step, frozen, hop_edits, steps
-from rc_probe.hooks.inputs import with_no_cache
-from rc_probe.hooks.parts import NO_PARTS, Ledger, Parts
-from rc_probe.hooks.prove import find_structure
-from rc_probe.hooks.state import full_precision, measuring
-from rc_probe.hooks.structure import Block, Structure
-from rc_probe.hooks.taps import Tap, batch_first, run_stopped
+from rc_probe.hooks.frozen.frozen_pass import TOLERANCE, Frozen, Step, frozen, hop_edits, steps
+from rc_probe.hooks.frozen.parts import NO_PARTS, Ledger, Parts
+from rc_probe.hooks.structure.example_inputs import with_no_cache
+from rc_probe.hooks.structure.structure import Block, Structure
+
+from .path_counts import path_counts
 
 INPUT, TOKENS, POSITIONS, BIAS = "input", "tokens", "positions", "bias"
 

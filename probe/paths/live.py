@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rc_probe.hooks.freeze import Step
-from rc_probe.hooks.inputs import batch_size, with_no_cache
-from rc_probe.hooks.livepath import EPS, Live
-from rc_probe.hooks.prove import find_structure
-from rc_probe.hooks.state import measuring
-from rc_probe.hooks.structure import Structure
-from rc_probe.hooks.taps import Tap, run_stopped
+from rc_probe.hooks.attach import find_structure
+from rc_probe.hooks.edits.model_state import measuring
+from rc_probe.hooks.edits.stream_taps import Tap, run_stopped
+from rc_probe.hooks.frozen.frozen_pass import Step
+from rc_probe.hooks.frozen.live_pass import EPS, Live
+from rc_probe.hooks.structure.example_inputs import batch_size, with_no_cache
+from rc_probe.hooks.structure.structure import Structure
 
 from .decompose import hops
-from .prove import prove_steps
+from .path_proofs import prove_steps
 from .sample import check_paths, stream_size
 
 

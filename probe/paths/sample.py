@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rc_probe.hooks.attach import find_structure
+from rc_probe.hooks.edits.model_state import measuring
+from rc_probe.hooks.edits.stream_taps import StreamDone, Tap, run_stopped
 from rc_probe.hooks.errors import RcProbeError
-from rc_probe.hooks.freeze import Frozen, Hop, Step, frozen, head_of, hop_edits
-from rc_probe.hooks.inputs import with_no_cache
-from rc_probe.hooks.parts import Ledger, Parts
-from rc_probe.hooks.prove import find_structure
-from rc_probe.hooks.state import measuring
-from rc_probe.hooks.structure import Structure
-from rc_probe.hooks.taps import StreamDone, Tap, run_stopped
+from rc_probe.hooks.frozen.frozen_pass import Frozen, Hop, Step, frozen, head_of, hop_edits
+from rc_probe.hooks.frozen.parts import Ledger, Parts
+from rc_probe.hooks.structure.example_inputs import with_no_cache
+from rc_probe.hooks.structure.structure import Structure
 
 from .decompose import first_axes, hops
-from .prove import prove_heads, prove_steps
+from .path_proofs import prove_heads, prove_steps
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rc_probe.batches import Batch
-from rc_probe.data import Samples
-from rc_probe.hooks.inputs import batch_size
+from rc_probe.data.batches import Batch
+from rc_probe.data.samples import Samples
+from rc_probe.hooks.structure.example_inputs import batch_size
 
 FULL = "full model"  # the key of the versions that a tally was started with
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from rc_probe.batches import Batch, batches, long_enough
-from rc_probe.columns import THINGS
-from rc_probe.data import Samples
-from rc_probe.hooks.inputs import batch_size as rows_of
-from rc_probe.hooks.state import measuring
-from rc_probe.load import Loaded
-from rc_probe.source import first_line
+from rc_probe.data.batches import Batch, batches, long_enough
+from rc_probe.data.columns import THINGS
+from rc_probe.data.samples import Samples
+from rc_probe.hooks.edits.model_state import measuring
+from rc_probe.hooks.structure.example_inputs import batch_size as rows_of
+from rc_probe.models.libraries import first_line
+from rc_probe.models.load import Loaded
 
 from .base import Task
-from .embed import Embedding
 from .labels import class_numbers, kind_of
+from .model_trials import depends_on_padding, influences, logits_of, trunk_of
 from .pooling import pooling_of
-from .predict import MaskedToken, NextToken, Prediction, TokenClasses
-from .trials import depends_on_padding, influences, logits_of, trunk_of
+from .prediction import MaskedToken, NextToken, Prediction, TokenClasses
+from .retrieval import Embedding
 
 BESIDE = {
     "masked_spec_embed",

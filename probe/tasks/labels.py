@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rc_probe.columns import THINGS
-from rc_probe.data import Samples
+from rc_probe.data.columns import THINGS
+from rc_probe.data.samples import Samples
 from rc_probe.hooks.errors import RcProbeError
 
 SHOWN = 8  # names of classes in an error

@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers.utils import cached_file
 
-from rc_probe.load import Loaded
-from rc_probe.source import hub_problem, quiet
+from rc_probe.models.libraries import hub_problem, quiet
+from rc_probe.models.load import Loaded
 
 CONFIG = "1_Pooling/config.json"  # sentence-transformers
 MODES = {  # its keys, in the order in which it joins them

@@ -1,0 +1,167 @@
+"""Attach: find the structure of a model and prove it on a small batch, or refuse.
+
+What is proved, in order: (1) observing and editing with every gate at 1 leaves the output bitwise
+as it was; (2) with every branch off each block is the identity, or its own norms applied to its
+input; (3) with every branch and skip off a block's output no longer depends on its input, so no
+path was missed; (4) with the skips off the branch alone goes on; (5) which branches move information
+between tokens, by perturbing every other token. (2) to (5) replay single blocks on the inputs that they
+got, so that all of it costs less than ten plain forward passes.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rc_probe.hooks.edits.attention_interface import implementation_name
+from rc_probe.hooks.edits.block_mode import Function
+from rc_probe.hooks.edits.edits import Edits
+from rc_probe.hooks.edits.model_state import eager, full_precision, measuring, switches
+from rc_probe.hooks.proofs.attention_routing import gated_pass
+from rc_probe.hooks.proofs.block_proofs import prove_block
+from rc_probe.hooks.proofs.replay import Replay
+from rc_probe.hooks.structure.example_inputs import (
+    batch_size,
+    example_inputs,
+    signature,
+    small,
+    with_no_cache,
+)
+from rc_probe.hooks.structure.stacks import read_stacks
+from rc_probe.hooks.structure.structure import REPORT, Structure
+from rc_probe.hooks.structure.tape import Tape, walk
+
+from .errors import RcProbeError
+
+_known: weakref.WeakKeyDictionary[nn.Module, dict[Any, Structure]] = weakref.WeakKeyDictionary()
+
+
+def find_structure(
+    model: nn.Module,
+    inputs: dict[str, Any] | None = None,
+    *,
+    stack: str | None = None,
+    blocks: str | None = None,
+) -> Structure:
+    """The proved structure of one stack of `model`. Runs once per model, form of input and choice.
+
+    `inputs` are keyword arguments of a forward pass with at least two sequences or images; without
+    them random ones are made from the model's config. `stack` is the name of a stack or a part of it
+    (`encoder`, `vision`); without it the last one that can be proved is taken, which in an
+    encoder-decoder is the decoder. `blocks` names the blocks by hand (`encoder.layer.*`).
+
+    Raises RcProbeError, naming the block and what did not match, when anything cannot be proved.
+    """
+    given = example_inputs(model) if inputs is None else inputs
+    key = signature(given), switches(model), implementation_name(model), stack, blocks
+    known = _known.setdefault(model, {})
+    if key not in known:
+        with measuring(model), full_precision(model), eager():
+            known[key] = _attach(model, given, stack, blocks)
+    return known[key]
+
+
+def _first_pass(model: nn.Module, given: dict[str, Any]) -> tuple[dict[str, Any], list[Tensor]]:
+    """The smallest inputs that the model runs with, and what it returns for them.
+
+    A few samples without a cache, where it can: some models fold several rows into a sample, and a few
+    have no cache to switch off.
+    """
+    failed: list[Exception] = []
+    for inputs in (small(given), given):
+        for tried in (with_no_cache(model, inputs), inputs):
+            try:
+                return tried, _tensors(model(**tried))
+            except Exception as error:  # the model's own, of any kind
+                failed.append(error)
+    text = (str(failed[0]).strip().splitlines() or [type(failed[0]).__name__])[0]
+    todo = "Check the inputs and the dtype; some models run in float32 only"
+    raise RcProbeError(f"its forward pass fails ({text})", where=type(model).__name__, todo=todo) from failed[
+        0
+    ]
+
+
+def _attach(model: nn.Module, given: dict[str, Any], stack: str | None, blocks: str | None) -> Structure:
+    inputs, plain = _first_pass(model, given)
+    with Tape(model) as tape:
+        observed = _tensors(model(**inputs))
+    finite = not any(t.isnan().any() for t in plain)
+    _refuse_unless(finite, model, "its output holds NaN", "Try --dtype float32, and check the weights")
+    _refuse_unless(
+        _same(plain, observed), model, "its output changes from run to run", "Switch off its randomness"
+    )
+    found = {s.name: s for s in read_stacks(tape, model, batch_size(inputs), blocks)}
+    wanted = [named(list(found), stack, type(model).__name__)] if stack else reversed(found)
+    refused: list[RcProbeError] = []
+    for structure in (found[name] for name in wanted):
+        try:
+            _prove(structure, lambda: _tensors(model(**inputs)), plain)
+        except RcProbeError as error:
+            refused.append(error)
+            continue
+        structure.refused += tuple(str(error) for error in refused)
+        return structure
+    raise refused[0]
+
+
+def named(names: list[str], stack: str, where: str) -> str:
+    """The name that is `stack`, or the only one in which it occurs."""
+    near = [name for name in names if name == stack] or [name for name in names if stack in name]
+    if len(near) != 1:
+        what = f"{'more than one stack' if near else 'no stack'} is named {stack!r}"
+        raise RcProbeError(what, where=where, todo=f"Its stacks are {', '.join(map(repr, names))}")
+    return near[0]
+
+
+def _prove(structure: Structure, run: Callable[[], list[Tensor]], plain: list[Tensor]) -> None:
+    replay = Replay(structure)
+    with replay:
+        gated = gated_pass(structure, _everywhere(structure, lambda x: x), run, lambda out: _same(plain, out))
+    _refuse_unless(
+        _same(plain, gated), structure.model, "its output changes although every gate is 1", REPORT
+    )
+    structure.proved.append("with every gate at 1 the output is bitwise the plain output")
+    for block in structure.blocks:
+        prove_block(structure, block, replay)
+    called = any(n.turn < 0 for b in structure.blocks for j in b.junctions for n in j.norms)
+    structure.proved += [
+        "with every branch off each block is the identity or its norms"
+        + (" (not checked where a norm is called as a function)" if called else ""),
+        "with everything off a block's output no longer depends on its input",
+        "with a skip off the branch alone goes on",
+        "kinds of branches confirmed by perturbing every other token",
+    ]
+    if any(block.scaled for block in structure.blocks):
+        structure.proved[1] = (
+            "with every branch off each block is a fixed scaling of its input, or its norms of that"
+        )
+    if nested := sorted({b.kind for block in structure.blocks for b in block.branches if b.inner}):
+        structure.proved.append(
+            f"proved at the outermost level: inside {' and '.join(nested)} branches there are further skips"
+        )
+
+
+def _everywhere(structure: Structure, function: Function) -> Edits:
+    edits = Edits()
+    for block in structure.blocks:
+        for junction in block.junctions:
+            for site in (junction.skip, *(b.site for b in junction.branches)):
+                edits.at(site, function)
+    return edits
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [t for _, t in walk(output) if t.is_floating_point()]
+
+
+def _same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _refuse_unless(holds: bool, model: nn.Module, what: str, todo: str) -> None:
+    if not holds:
+        raise RcProbeError(what, where=type(model).__name__, todo=todo)

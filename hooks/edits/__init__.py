@@ -1,0 +1,1 @@
+"""What is done to a running model: edits of operands, gates, the attention op, norms; taps of the stream."""

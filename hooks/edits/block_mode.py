@@ -1,0 +1,149 @@
+"""What runs while a block with edits runs: counts its adds and attention ops, and edits the chosen ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from rc_probe.hooks.errors import RcProbeError
+from rc_probe.hooks.structure.structure import Block, form, is_attention_op
+from rc_probe.hooks.structure.tape import ADDS, SDPA
+
+from .attention_interface import OpCall, Run, running
+from .model_state import grad_mode
+
+Function = Callable[[Tensor], Tensor]
+OpEdit = Callable[[OpCall, Run], Any]  # runs the op by its second argument, on whatever operands; its result
+OpWatch = Callable[[OpCall, Any], None]  # the op as it ran, and its result before any edit of that
+OpKey = tuple[bool, int]  # whether by the interface, the how manieth
+ATTENTION_OPS = {SDPA, "softmax"}
+IN_PLACE = {"add_", "__iadd__"}
+
+
+@dataclass
+class Plan:
+    """The edits of one block, looked up once for all its calls."""
+
+    operands: dict[int, list[tuple[int, Function]]] = field(default_factory=dict)  # by ordinal of the add
+    ops: dict[OpKey, OpEdit] = field(default_factory=dict)
+    watches: dict[OpKey, OpWatch] = field(default_factory=dict)
+    norms: set[tuple[nn.Module, int]] = field(default_factory=set)  # modules to pass by, and their turns
+    modules: set[nn.Module] = field(default_factory=set)  # of the block, where the interface is owned
+
+    @property
+    def routed(self) -> bool:
+        return any(routed for routed, _ in (*self.ops, *self.watches))
+
+
+@dataclass(frozen=True)
+class Routed:
+    """A call of the interface in a block call: which softmax and attention ops it made, how many heads.
+
+    `heads` is 0 where the output is not (batch, tokens, heads, dim) with the heads of the queries.
+    """
+
+    first: int
+    last: int
+    heads: int
+
+
+class BlockMode(TorchFunctionMode):
+    """Counts the adds and attention ops of one block call, and edits the chosen ones."""
+
+    def __init__(self, block: Block, plan: Plan) -> None:
+        super().__init__()
+        self.block, self.plan = block, plan
+        self.adds = self.ops = 0
+        self.autograd = grad_mode()
+        self.routed: list[Routed] = []
+        self.norm_turns: dict[nn.Module, int] = {}
+
+    def __enter__(self) -> BlockMode:
+        super().__enter__()
+        running.listeners.append(self)
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        running.listeners.remove(self)
+        super().__exit__(*exc)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in ATTENTION_OPS:
+            return self._attention_op(name, func, args, kwargs or {})
+        if name in ADDS:
+            args = self._edit_add(name, args)
+        return func(*args, **(kwargs or {}))
+
+    def _checked(self, edit: Any) -> Any:
+        """The edit, if the backward pass will see it: what a block checkpoints itself is run again without hooks."""
+        if self.autograd != grad_mode() and self.autograd[0]:
+            raise RcProbeError(
+                "gradient checkpointing inside the block would recompute it without its gates, and the gradients "
+                "would be wrong",
+                where=f"block {self.block.index + 1} ({self.block.name})",
+                todo="Call model.gradient_checkpointing_disable(), or run under torch.no_grad()",
+            )
+        return edit
+
+    # -- attention ops ------------------------------------------------------------------------
+    def _attention_op(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        first = args[0] if args else next(iter(kwargs.values()))
+        if not is_attention_op(name, first.shape):
+            return func(*args, **kwargs)
+        edit = self.plan.ops.get((False, self.ops))
+        call = OpCall(name, func, args, kwargs)
+        out = self._run(call) if edit is None else self._checked(edit)(call, self._run)
+        self.ops += 1
+        return out
+
+    def _run(self, call: OpCall) -> Any:
+        out = call.run()
+        if running.listeners[0] is self:  # the last that gets the call: no other edits it any more
+            for listener in running.listeners:
+                watch = listener.plan.watches.get((False, listener.ops))
+                if watch is not None:
+                    watch(call, out)
+        return out
+
+    def holds(self, module: nn.Module) -> bool:
+        return module in self.plan.modules
+
+    def edit_routed(self, call: OpCall, run: Run) -> Any:
+        edit = self.plan.ops.get((True, len(self.routed)))
+        first = self.ops
+        result = run(call) if edit is None else self._checked(edit)(call, run)
+        out, query = result[0], call.args[1]
+        fits = out.ndim == query.ndim == 4 and out.shape[2] == query.shape[1]
+        self.routed.append(Routed(first, self.ops, out.shape[2] if fits else 0))
+        return result
+
+    def watch_routed(self, call: OpCall, result: Any) -> None:
+        watch = self.plan.watches.get((True, len(self.routed)))
+        if watch is not None:
+            watch(call, result)
+
+    # -- adds ---------------------------------------------------------------------------------
+    def _edit_add(self, name: str, args: Any) -> Any:
+        if len(args) < 2 or not (isinstance(args[0], Tensor) and isinstance(args[1], Tensor)):
+            return args
+        a, b = args[:2]
+        axis = self.block.feature_axis
+        if not a.ndim or not b.ndim or max(form(a.shape, axis), form(b.shape, axis)) not in self.block.forms:
+            return args
+        edits = self.plan.operands.get(self.adds)
+        self.adds += 1
+        if edits is None:
+            return args
+        pair = [b, a] if name == "__radd__" else [a, b]
+        for operand, function in edits:
+            edited = self._checked(function)(pair[operand])
+            if operand == 0 and name in IN_PLACE:
+                pair[0].copy_(edited)  # the model goes on with this very tensor
+            else:
+                pair[operand] = edited
+        return ((pair[1], pair[0]) if name == "__radd__" else tuple(pair)) + tuple(args[2:])

@@ -1,0 +1,171 @@
+"""Edits: functions applied to one operand of one add, around an attention op, or past a norm.
+
+An edit never touches weights. While a block with edits runs, a TorchFunctionMode counts the adds of
+stream shape and hands the chosen operand through its function before the real add is run; the real
+add keeps dtype and layout as the model made them. Outside these blocks nothing is intercepted.
+
+Attention ops are edited the same way, by the library's interface where the model routes through it
+and else where the mode meets them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rc_probe.hooks.structure.structure import INTERFACE, AttentionOp, Block, Site, Structure
+
+from .attention_interface import OpCall, Run, owned
+from .block_mode import BlockMode, Function, OpEdit, OpKey, OpWatch, Plan
+from .block_watch import BlockWatch
+from .model_state import recomputing
+
+
+@dataclass
+class Edits:
+    """What to do where. Several edits at one place are applied in the order in which they came."""
+
+    operands: dict[Site, Function] = field(default_factory=dict)
+    ops: dict[tuple[int, OpKey], OpEdit] = field(default_factory=dict)
+    watches: dict[tuple[int, OpKey], OpWatch] = field(default_factory=dict)
+    bypass: set[tuple[int, int]] = field(default_factory=set)  # (block, junction) whose norms are left out
+
+    def at(self, site: Site, function: Function) -> None:
+        first = self.operands.get(site)
+        self.operands[site] = function if first is None else lambda x: function(first(x))
+
+    def around_op(self, block: int, op: AttentionOp, edit: OpEdit) -> None:
+        """Edit what enters or leaves an attention op: `edit` gets the call and the function that runs it.
+
+        New masks and temperatures go here, as `lambda call, run: run(replace(call, args=…))`.
+        """
+        key = _key(block, op)
+        first = self.ops.get(key)
+        self.ops[key] = edit if first is None else lambda call, run: edit(call, lambda c: first(c, run))
+
+    def at_op(self, block: int, op: AttentionOp, function: Function) -> None:
+        """Hand the op's output through `function`: see AttentionOp for its layout."""
+
+        def edit(call: OpCall, run: Run) -> Any:
+            result = run(call)
+            return (function(result[0]), *result[1:]) if isinstance(result, tuple) else function(result)
+
+        self.around_op(block, op, edit)
+
+    def watch_op(self, block: int, op: AttentionOp, watch: OpWatch) -> None:
+        """See an attention op as it runs, whatever other contexts do to its operands."""
+        key = _key(block, op)
+        first = self.watches.get(key)
+
+        def both(call: OpCall, result: Any) -> None:
+            if first is not None:
+                first(call, result)
+            watch(call, result)
+
+        self.watches[key] = both
+
+    @property
+    def blocks(self) -> set[int]:
+        ops = {block for block, _ in (*self.ops, *self.watches)}
+        return {s.block for s in self.operands} | ops | {b for b, _ in self.bypass}
+
+    @property
+    def routed(self) -> bool:
+        """Whether the attention interface has to be owned."""
+        return any(routed for _, (routed, _) in (*self.ops, *self.watches))
+
+
+def _key(block: int, op: AttentionOp) -> tuple[int, OpKey]:
+    return block, (op.via == INTERFACE, op.ordinal)
+
+
+def zero(x: Tensor) -> Tensor:
+    """The edit that removes an operand exactly."""
+    return torch.zeros_like(x)
+
+
+def _plans(structure: Structure, edits: Edits, owning: bool) -> dict[int, Plan]:
+    plans = {index: Plan() for index in edits.blocks}
+    for site, function in edits.operands.items():
+        plans[site.block].operands.setdefault(site.ordinal, []).append((site.operand, function))
+    for (index, key), edit in edits.ops.items():
+        plans[index].ops[key] = edit
+    for (index, key), watch in edits.watches.items():
+        plans[index].watches[key] = watch
+    for index, junction in edits.bypass:
+        norms = structure.blocks[index].junctions[junction].norms
+        plans[index].norms |= {(structure.model.get_submodule(n.name), n.turn) for n in norms}
+    if owning:
+        for index, plan in plans.items():
+            plan.modules = set(structure.module(structure.blocks[index]).modules())
+    return plans
+
+
+class Editing(BlockWatch):
+    """Context in which the model runs with `edits`. The model is as before when it closes.
+
+    `own` takes the attention interface over even where no edit needs it.
+    """
+
+    def __init__(self, structure: Structure, edits: Edits, *, own: bool = False) -> None:
+        super().__init__(structure, edits.blocks)
+        self.own = own or edits.routed
+        self._plans = _plans(structure, edits, self.own)
+        self._modes: list[BlockMode] = []
+
+    def __enter__(self) -> Editing:
+        super().__enter__()
+        self._exit.callback(self._close_modes)
+        for module in {module for plan in self._plans.values() for module, _ in plan.norms}:
+            self._hook(module.register_forward_hook(self._pass_norm, with_kwargs=True))
+        if self.own:
+            self._exit.enter_context(owned(self.model))
+        return self
+
+    def enter(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if recomputing() and sum(b.name == block.name for b in self.structure.blocks) > 1:
+            raise self.structure.error(
+                block,
+                "gradient checkpointing recomputes a module that is called several times, and the gates of which "
+                "call cannot be told",
+                "Run it without gradient checkpointing",
+            )
+        self._modes.append(BlockMode(block, self._plans[block.index]).__enter__())
+
+    def leave(self, block: Block, output: Any) -> None:
+        mode = self._modes.pop()
+        mode.__exit__(None, None, None)
+        if output is None:
+            return
+        # How many attention operations there are may depend on the inputs, one for each image of a batch.
+        fits = mode.adds == block.adds
+        if mode.plan.ops or mode.plan.watches:
+            fits = fits and mode.ops == block.attention_ops
+        if mode.plan.routed:
+            fits = fits and len(mode.routed) == block.routed
+        if not fits:
+            raise self.structure.error(
+                block,
+                f"this call made {mode.adds} adds of stream shape, {mode.ops} attention operations and "
+                f"{len(mode.routed)} calls of the attention interface; {block.adds}, {block.attention_ops} and "
+                f"{block.routed} were seen when the model was attached",
+                "Attach again with inputs like the ones that you run",
+            )
+
+    def _close_modes(self) -> None:
+        while self._modes:
+            self._modes.pop().__exit__(None, None, None)
+
+    def _pass_norm(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        if not self._modes:
+            return None
+        mode = self._modes[-1]
+        turn = mode.norm_turns.get(module, 0)
+        mode.norm_turns[module] = turn + 1
+        if (module, turn) not in mode.plan.norms:
+            return None
+        x = args[0] if args else next(iter(kwargs.values()))
+        return x.clone() if x.dtype == output.dtype else x.to(output.dtype)

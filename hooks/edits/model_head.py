@@ -1,0 +1,86 @@
+"""The model from behind its last block on: everything but the blocks, run with another stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rc_probe.hooks.errors import RcProbeError
+from rc_probe.hooks.structure.example_inputs import with_no_cache
+from rc_probe.hooks.structure.structure import Block, Structure
+
+from .block_watch import BlockWatch, fetch, replace
+from .model_state import measuring
+from .stream_taps import batch_first, laid_out
+
+
+class Resume(BlockWatch):
+    """On one batch of inputs: the plain output, and what the model makes of other streams of its last layer.
+
+    Inside the context the blocks do not run: they return what they returned in the plain pass, the last one
+    the stream given. So final norm, pooler and head are the model's own code.
+
+    plain: the model's output; stream: (batch, tokens, dim) after the last block, as in the plain pass
+    """
+
+    def __init__(self, structure: Structure, inputs: dict[str, Any], model: nn.Module | None = None) -> None:
+        super().__init__(structure, range(structure.depth))
+        self.inputs = with_no_cache(structure.model, inputs)
+        self.run = model or structure.model
+        self.outputs: dict[int, Any] = {}
+        self.stream = torch.empty(0)
+        self._now: list[Block] = []
+        self._given: Tensor | None = None
+
+    def __enter__(self) -> Resume:
+        super().__enter__()
+        self._exit.enter_context(measuring(self.model))
+        self.plain = self.run(**self.inputs)
+        self.stream = batch_first(self._raw, self.structure.blocks[-1])
+        for module in {self.structure.module(block) for block in self.structure.blocks}:
+            own = module.__dict__.get("forward")  # offloaded modules have one of their own
+            self._exit.callback(self._put_back, module, own)
+            module.forward = self._recorded
+        return self
+
+    @staticmethod
+    def _put_back(module: nn.Module, own: Any) -> None:
+        if own is None:
+            module.__dict__.pop("forward", None)
+        else:
+            module.forward = own
+
+    @property
+    def _raw(self) -> Tensor:
+        raw: Tensor = fetch(self.outputs[self.structure.depth - 1], self.structure.blocks[-1].exit)
+        return raw
+
+    def enter(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._now.append(block)
+
+    def leave(self, block: Block, output: Any) -> None:
+        self._now.pop()
+        if self._given is None and output is not None:
+            self.outputs[block.index] = output
+
+    def _recorded(self, *args: Any, **kwargs: Any) -> Any:
+        block = self._now[-1]
+        output = self.outputs[block.index]
+        if block.index < self.structure.depth - 1:
+            return output
+        assert self._given is not None
+        return replace(output, block.exit, laid_out(self._given, block, self._raw).contiguous())
+
+    def __call__(self, stream: Tensor) -> Any:
+        """The model's output with `stream` (batch, tokens, dim) after its last block."""
+        if stream.shape != self.stream.shape:
+            raise RcProbeError(
+                f"its head runs on {tuple(self.stream.shape)}, and the stream is {tuple(stream.shape)}, as with prompts "
+                "that were learned",
+                where=type(self.run).__name__,
+                todo="What its paths predict cannot be scored",
+            )
+        self._given = stream.to(self._raw.device, self._raw.dtype)
+        return self.run(**self.inputs)

@@ -1,0 +1,1 @@
+"""What is proved of a model at attach, by replaying single blocks."""

@@ -1,0 +1,105 @@
+"""Single blocks run again on what they got in a forward pass, with edits."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rc_probe.hooks.edits.block_watch import BlockWatch, fetch, replace
+from rc_probe.hooks.edits.edits import Editing, Edits, zero
+from rc_probe.hooks.structure.structure import Block, Branch, Structure
+
+
+class Replay(BlockWatch):
+    """Records what each block call gets in a forward pass, and runs single blocks on it again."""
+
+    def __init__(self, structure: Structure) -> None:
+        super().__init__(structure, range(structure.depth))
+        self.calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+    def enter(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for value in (*args, *kwargs.values()):
+            if block.index == 0 and hasattr(value, "get_seq_length") and int(value.get_seq_length()) > 0:
+                raise self.structure.error(
+                    block,
+                    "it is given keys and values from elsewhere (prefix tuning, or a filled cache), and "
+                    "running it again would change them",
+                    "Give inputs without a cache, or disable the adapter",
+                )
+        stream = fetch((args, kwargs), block.entry).clone()  # the block may change its input in place
+        self.calls[block.index] = replace(_own((args, kwargs)), block.entry, stream)
+
+    def stream(self, block: Block) -> Tensor:
+        """What entered the block, (batch, tokens, dim) as the model lays it out."""
+        stream: Tensor = fetch(self.calls[block.index], block.entry)
+        return stream
+
+    def run(self, block: Block, stream: Tensor, edits: Edits) -> Tensor:
+        """The block's output stream for another input stream, with `edits`."""
+        args, kwargs = replace(_own(self.calls[block.index]), block.entry, stream.clone())
+        with Editing(self.structure, edits) as editing:
+            editing.forced = block.index
+            out: Tensor = fetch(self.structure.module(block)(*args, **kwargs), block.exit)
+        return out
+
+
+def _own(value: Any) -> Any:
+    """Nested arguments with copies of what a block may write into, such as a cache of keys and values."""
+    if isinstance(value, (tuple, list)) and type(value) in {tuple, list}:
+        return type(value)(_own(item) for item in value)
+    if type(value) is dict:
+        return {key: _own(item) for key, item in value.items()}
+    if type(value).__module__.split(".")[0] in {"builtins", "torch"} or isinstance(value, nn.Module):
+        return value
+    return copy.deepcopy(value)
+
+
+def all_off(block: Block) -> Edits:
+    """Every branch and every skip removed."""
+    edits = Edits()
+    for junction in block.junctions:
+        for site in (junction.skip, *(b.site for b in junction.branches)):
+            edits.at(site, zero)
+    return edits
+
+
+def token_axes(block: Block) -> list[int]:
+    """The axes of the stream that count tokens: all but batch and features. Images may have two."""
+    kept = {block.batch_axis, block.feature_axis % block.ndim}
+    return [axis for axis in range(block.ndim) if axis not in kept]
+
+
+def token_axis(block: Block) -> int:
+    """The first of them; where samples are folded into that one, the last."""
+    axes = token_axes(block)
+    return axes[-1] if block.batch_axis is None else axes[0]
+
+
+def every_other(shape: Sequence[int], block: Block) -> Tensor:
+    """Every other token, as on a chessboard; bool, of as many axes as the stream."""
+    total = torch.zeros([1] * block.ndim, dtype=torch.long)
+    for axis in token_axes(block):
+        total = total + torch.arange(shape[axis]).reshape([-1 if a == axis else 1 for a in range(block.ndim)])
+    return total % 2 == 0
+
+
+def noise_like(x: Tensor) -> Tensor:
+    """Noise of the size of `x`, the same for the same shape."""
+    generator = torch.Generator().manual_seed(0x5EED0F9B0BE)  # a user's own input may be randn of seed 0
+    return torch.randn(x.shape, generator=generator).to(x) * x.std() + x.mean()
+
+
+def tolerance(x: Tensor) -> float:
+    return max(1e-5, 4 * torch.finfo(x.dtype).eps)
+
+
+def rounding(x: Tensor, branch: Branch) -> float:
+    """What a branch may change in a token when only others change: sums of another order round otherwise.
+
+    In half precision that is a last bit; what a convolution moves may be as little, and is exact.
+    """
+    return 1e-5 if branch.convolves else max(1e-5, torch.finfo(x.dtype).eps)

@@ -1,0 +1,1 @@
+"""What a model is: an observed forward pass, its stacks of blocks, their junctions and branches."""

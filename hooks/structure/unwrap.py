@@ -1,0 +1,33 @@
+"""The model inside what other libraries wrap around it."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from rc_probe.hooks.errors import RcProbeError
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """`model`, or what is inside torch.compile's module or one of sentence-transformers' models.
+
+    Raises RcProbeError when a model of sentence-transformers holds no transformers model, or several.
+    """
+    model = getattr(model, "_orig_mod", model)
+    if not any(cls.__module__.partition(".")[0] == "sentence_transformers" for cls in type(model).__mro__):
+        return model
+    inside: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        whole = hasattr(module, "config") and hasattr(module, "main_input_name")
+        if whole and not any(name.startswith(f"{outer}.") for outer in inside):
+            inside[name] = module
+    if len(inside) != 1:
+        names = ", ".join(inside)
+        raise RcProbeError(
+            f"it holds {len(inside)} transformers models ({names})"
+            if inside
+            else "no transformers model in it",
+            where=type(model).__name__,
+            todo="Give one of them" if inside else "Only models with a stack of blocks can be measured",
+        )
+    (found,) = inside.values()
+    return getattr(found, "_orig_mod", found)

@@ -1,0 +1,96 @@
+"""Errors and interrupts as the command reports them: one line, and an exit code."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+
+from rc_probe.hooks.errors import RcProbeError
+from rc_probe.processes.launch import first_to_speak, launched
+
+if TYPE_CHECKING:
+    from rc_probe.processes.world import World
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C. A class of its own: Python ends by the signal itself after a bare KeyboardInterrupt in `exec`."""
+
+
+@contextmanager
+def interrupts() -> Iterator[Callable[[], None]]:
+    """Ctrl-C raises Interrupted; yields a check that raises it when a library has swallowed the first one."""
+    seen = []
+
+    def note(number: int, frame: object) -> None:
+        seen.append(number)
+        raise Interrupted
+
+    def check() -> None:
+        if seen:
+            raise Interrupted
+
+    def ignored(event: Any) -> None:
+        if event.exc_type is not Interrupted:  # swallowed in some __del__; `check` raises it again
+            hook_before(event)
+
+    before, hook_before = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    sys.unraisablehook = ignored
+    ours = threading.current_thread() is threading.main_thread()  # others cannot set handlers
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        sys.unraisablehook = hook_before
+        if ours:
+            signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def one_line_errors(world: World | None = None) -> Iterator[None]:
+    """What a user can run into ends the process with one line on standard error and exit code 2.
+
+    Of the processes of `world`, one on each machine says it.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt) and launched() is not None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # launchers hand it on, to those who know already
+        line = _line(error)
+        if not (first_to_speak() if world is None else world.post(error)):
+            raise SystemExit(2) from None
+        if line is None:  # a fault of ours; Python's own exit code would be that of a failed check
+            traceback.print_exc()
+            raise SystemExit(2) from error
+        fail(line)
+
+
+def _line(error: BaseException) -> str | None:
+    """What to say about an error; None about those that are no user's."""
+    if isinstance(error, RcProbeError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted. Nothing was written; the same command starts anew"
+    if out_of_memory(error):
+        return "out of memory. Try a smaller --batch-size or --length, or --dtype bfloat16"
+    return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether torch could not allocate, on the GPU or on the CPU."""
+    text = str(error)
+    return "out of memory" in text or "can't allocate memory" in text or isinstance(error, MemoryError)
+
+
+def fail(line: str) -> NoReturn:
+    """One line on standard error, exit code 2."""
+    typer.echo(f"rc-probe: {' '.join(line.split())}", err=True)
+    raise SystemExit(2)

@@ -1,0 +1,67 @@
+"""One run of the command: measure with a progress bar, save, report the checks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import typer
+
+from rc_probe.results.checks import table_of
+
+from .errors import one_line_errors
+from .job import Job, check_target
+
+if TYPE_CHECKING:
+    from rc_probe.result import ProbeResult
+    from rc_probe.results.checks import Outcome
+
+
+def run(
+    job: Job, check: Callable[[], None], *, quiet: bool, label: str = ""
+) -> tuple[ProbeResult, list[Outcome]] | None:
+    """Measure with a progress bar, and save with what the job's checks found. None in all processes but the first.
+
+    check: called on every step; label: before what the bar says
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's own words when a process is gone
+    from rc_probe.processes.world import World
+
+    from .finished_runs import asked
+    from .terminal import progress_bar
+
+    wanted = asked(job)
+    joined = World.join(cpu=(job.settings.device or "").startswith("cpu"))
+    several = one_line_errors(joined) if joined.size > 1 else nullcontext()
+    with joined as world, several, progress_bar(hidden=quiet or world.rank > 0) as show:
+        if world.rank == 0:
+            check_target(job.target)
+
+        def report(stage: str, done: int, total: int) -> None:
+            check()
+            show(label + stage, done, total)
+
+        from rc_probe import api
+
+        result = api.measure(job.model, job.settings, progress=report, command=job.command, world=world)
+        result.settings["asked"] = wanted
+        outcomes = job.checks.evaluate(result)
+        if outcomes:
+            result.tables["checks"] = table_of(outcomes)
+        report("writing the report", 1, 1)
+        if world.rank == 0:
+            result.save(job.target)
+        world.gather(None, "end")
+    return (result, outcomes) if world.rank == 0 else None
+
+
+def conclude(result: ProbeResult, outcomes: list[Outcome], *, quiet: bool, name: str | None = None) -> None:
+    """A line for each check on standard error: standard output stays the summary, or JSON."""
+    from .github import tell
+
+    def say(line: str) -> None:
+        typer.echo(f"{name}: {line}" if name and not line.startswith("::") else line, err=True)
+
+    tell(name or str(result.model["id"]), result.verdict["sentence"], outcomes, say, quiet=quiet)

@@ -1,0 +1,267 @@
+"""Samples as the inputs of a model, in batches, such that no number depends on how they were batched.
+
+Texts are padded on the right to the longest of their batch, and masked. On the right even where the
+tokenizer would pad on the left: a text then has the positions that it has alone, whatever the model makes
+of position ids, and causal attention never meets the padding at all. Sounds are never padded: a batch holds equal shapes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rc_probe.hooks.errors import RcProbeError
+from rc_probe.models.libraries import first_line
+from rc_probe.models.load import Loaded
+from rc_probe.models.model_inputs import accepts, input_device
+
+from .columns import THINGS
+from .samples import Samples, open_image
+from .sounds import features, fixed_length, shape
+
+Ids = dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """inputs: the model's keyword arguments, on its device; mask: (B, T) bool, None if all is real.
+
+    start: the number of its first sample in the data, from 0
+    """
+
+    inputs: dict[str, Tensor]
+    mask: Tensor | None
+    start: int = 0
+
+
+class Batches:
+    """The batches of a run, made anew by each iteration; `len` is their number.
+
+    length: tokens at most in a text, after the model's own limit; None for images and sounds
+    tokens: real tokens in all; None for images and sounds (the model makes them)
+    truncated: how many texts were cut to `length`
+    note: for the reader, "" if nothing to say
+    """
+
+    def __init__(self, loaded: Loaded, items: list[Any], batch_size: int) -> None:
+        self.loaded, self.items = loaded, items
+        self.length: int | None = None
+        self.tokens: int | None = None
+        self.truncated, self.note = 0, ""
+        self.slices: list[list[Any]] = []
+        shapes = _shapes(loaded, items)
+        for i, item in enumerate(items):
+            if i and len(self.slices[-1]) < batch_size and shapes[i] == shapes[i - 1]:
+                self.slices[-1].append(item)
+            else:
+                self.slices.append([item])
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.of(range(len(self)))
+
+    def of(self, numbers: Sequence[int]) -> Iterator[Batch]:
+        """The batches with these numbers, from 0; only these are made."""
+        make = {"text": _text_batch, "image": _image_batch, "audio": _sound_batch}[self.loaded.modality]
+        starts = [0, *itertools.accumulate(map(len, self.slices))]
+        return (replace(make(self.loaded, self.slices[n]), start=starts[n]) for n in numbers)
+
+
+def batches(
+    samples: Samples, loaded: Loaded, *, length: int = 128, batch_size: int = 8, special_tokens: bool = True
+) -> Batches:
+    """The batches of `samples` for `loaded.model`, in the order of the samples.
+
+    Texts are cut to `length` tokens, or to what the model's positions allow. `special_tokens=False` leaves
+    out what the tokenizer adds to a text ([CLS], [SEP], ...). Encoder-decoder models get the text, shifted
+    right by one, as the decoder's input.
+
+    Raises RcProbeError for texts and sounds of fewer than two tokens, and for unknown token ids.
+    """
+    if samples.kind != loaded.modality:
+        what = f"the model takes {THINGS[loaded.modality]}, and the samples are {THINGS[samples.kind]}"
+        raise RcProbeError(what, where=loaded.id, todo="Give other --data")
+    if samples.kind != "text":
+        made = Batches(loaded, samples.items, batch_size)
+        made.note = fixed_length(loaded, samples.items[0]) if samples.kind == "audio" else ""
+        return made
+    limit = max_length(loaded)
+    cut = min(length, limit or length)
+    # One token more than is kept tells whether a text was cut.
+    longer = tokenize(loaded.processor, samples.items, cut + 1, special_tokens)
+    encoded = tokenize(loaded.processor, samples.items, cut, special_tokens)
+    _check_ids(encoded, loaded, samples.source)
+    made = Batches(loaded, encoded, batch_size)
+    made.length, made.tokens = cut, sum(map(_length, encoded))
+    made.truncated = sum(_length(text) > cut for text in longer)
+    if cut < length and made.truncated:
+        made.note = f"--length cut from {length} to {cut}, all the positions that the model has"
+    return made
+
+
+def long_enough(loaded: Loaded, special_tokens: bool = True) -> Callable[[Any], bool] | None:
+    """For load_samples: whether a sample has the two tokens that a residual needs; None for images."""
+    if loaded.modality == "audio":
+        return lambda sound: shape(loaded, sound) is not None
+    if loaded.modality == "image":
+        return None
+    return lambda text: _length(tokenize(loaded.processor, [text], 4, special_tokens)[0]) >= 2
+
+
+def max_length(loaded: Loaded) -> int | None:
+    """How many tokens the model has positions for, or None if it has no limit."""
+    config = loaded.config.get_text_config()
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    limits = [getattr(config, name, None) for name in names]
+    limits.append(getattr(loaded.processor, "model_max_length", None))  # 1e30 stands for no limit
+    found = [int(limit) for limit in limits if limit and 0 < limit < 1e9]
+    # RoBERTa and its kin count positions from padding_idx + 1, in a table that has a padding row.
+    for name, module in loaded.model.named_modules():
+        if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None:
+            found.append(module.num_embeddings - module.padding_idx - 1)
+    return min(found, default=None)
+
+
+def tokenize(tokenizer: Any, texts: list[str], length: int, special_tokens: bool) -> list[Ids]:
+    """input_ids, and token_type_ids if the tokenizer makes them, of each text, at most `length` of them."""
+    with _as_before(tokenizer):
+        made = tokenizer(
+            texts, truncation=True, max_length=length, add_special_tokens=special_tokens, padding=False,
+            return_attention_mask=False,
+        )  # fmt: skip
+    keys = [key for key in ("input_ids", "token_type_ids") if key in made]
+    return [{key: list(made[key][i]) for key in keys} for i in range(len(texts))]
+
+
+@contextmanager
+def _as_before(tokenizer: Any) -> Iterator[None]:
+    """A call sets the tokenizer's truncation and padding for good, even in what save_pretrained writes."""
+    rust = getattr(tokenizer, "backend_tokenizer", None)
+    truncation, padding = getattr(rust, "truncation", None), getattr(rust, "padding", None)
+    try:
+        yield
+    finally:
+        if rust is not None:
+            rust.enable_truncation(**truncation) if truncation else rust.no_truncation()
+            rust.enable_padding(**padding) if padding else rust.no_padding()
+
+
+def _length(text: Ids) -> int:
+    return len(text["input_ids"])
+
+
+def _shapes(loaded: Loaded, items: list[Any]) -> list[Any]:
+    """For each sample, what must be equal within a batch: where no mask is given there is no padding."""
+    if loaded.modality == "audio":
+        shapes = [shape(loaded, sound) for sound in items]
+        if None in shapes:
+            what = (
+                f"sound {shapes.index(None)} has fewer than two tokens, and one cannot collapse onto another"
+            )
+            raise RcProbeError(what, where=loaded.id, todo="Leave it out, or give longer sounds")
+        return shapes
+    if loaded.modality == "text" and not accepts(loaded.model, "attention_mask"):
+        return [_length(text) for text in items]
+    return [None] * len(items)
+
+
+def _check_ids(encoded: list[Ids], loaded: Loaded, source: str) -> None:
+    if any(_length(text) < 2 for text in encoded):
+        which = next(i for i, text in enumerate(encoded) if _length(text) < 2)
+        what = f"text {which} has fewer than two tokens, and one token cannot collapse onto another"
+        raise RcProbeError(what, where=source, todo="Leave it out, or give longer texts")
+    embedding = loaded.model.get_input_embeddings()
+    rows = getattr(embedding, "num_embeddings", None)
+    largest = max(max(text["input_ids"]) for text in encoded)
+    if rows is not None and largest >= rows:
+        what = f"the tokenizer makes token {largest}, the model knows {rows}"
+        raise RcProbeError(what, where=loaded.id, todo="Use the tokenizer that belongs to the model")
+
+
+def _text_batch(loaded: Loaded, texts: list[Ids]) -> Batch:
+    model, tokenizer = loaded.model, loaded.processor
+    device = input_device(model)
+    lengths = torch.tensor([_length(text) for text in texts])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]  # (B, T)
+    fill = {"input_ids": _pad_id(tokenizer), "token_type_ids": getattr(tokenizer, "pad_token_type_id", 0)}
+    inputs = {}
+    for key in texts[0]:
+        table = torch.full(mask.shape, fill[key])
+        table[mask] = torch.tensor([value for text in texts for value in text[key]])
+        inputs[key] = table
+    inputs["attention_mask"] = mask.long()
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = _shifted(model, inputs["input_ids"])
+        inputs["decoder_attention_mask"] = mask.long()  # one token more in front, the last one less
+    inputs = {key: value.to(device) for key, value in inputs.items() if accepts(model, key)}
+    return Batch(inputs, None if bool(mask.all()) else mask.to(device))
+
+
+def _pad_id(tokenizer: Any) -> int:
+    """Any token does, as it is masked; the pad token where there is one: RoBERTa skips its positions."""
+    for found in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id):
+        if found is not None:
+            return int(found)
+    return 0
+
+
+def _shifted(model: Any, ids: Tensor) -> Tensor:
+    """The decoder's input (B, T): a start token, then the text without its last token."""
+    if hasattr(
+        model, "prepare_decoder_input_ids_from_labels"
+    ):  # mBART starts with the language, which is last
+        return model.prepare_decoder_input_ids_from_labels(labels=ids)  # type: ignore[no-any-return]
+    config = model.config
+    starts = (
+        getattr(config, name, None) for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id")
+    )
+    start = next((token for token in starts if token is not None), 0)
+    return torch.cat([torch.full_like(ids[:, :1], start), ids[:, :-1]], dim=1)
+
+
+def _image_batch(loaded: Loaded, items: list[Any]) -> Batch:
+    model = loaded.model
+    images = [_rgb(item) for item in items]
+    try:
+        made = loaded.processor(images=images, return_tensors="pt")
+    except Exception as error:
+        what = f"the image processor does not take these images ({first_line(error)})"
+        raise RcProbeError(what, where=loaded.id, todo="Try --batch-size 1, or other images") from error
+    return Batch(_taken(model, made), None)
+
+
+def _sound_batch(loaded: Loaded, items: list[Any]) -> Batch:
+    made = [features(loaded, item) for item in items]
+    return Batch(_taken(loaded.model, {key: torch.cat([one[key] for one in made]) for key in made[0]}), None)
+
+
+def _taken(model: Any, made: Any) -> dict[str, Tensor]:
+    """What the model takes of `made`, on its device and in its dtype."""
+    device = input_device(model)
+    inputs = {key: value.to(device) for key, value in made.items() if accepts(model, key)}
+    return {
+        key: value.to(model.dtype) if value.is_floating_point() else value for key, value in inputs.items()
+    }
+
+
+def _rgb(item: Any) -> Any:
+    """The image, the right way up, in RGB; `item` is a PIL image or the path of one."""
+    from PIL import Image, ImageOps
+
+    image = item if isinstance(item, Image.Image) else open_image(item)
+    try:
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:  # decoded only now; each format has errors of its own
+        what = f"not a readable image ({first_line(error)})"
+        raise RcProbeError(what, where=str(item)[:200], todo="Remove or replace it") from error
+    finally:
+        if image is not item:
+            image.close()

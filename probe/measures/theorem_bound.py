@@ -1,0 +1,327 @@
+"""The bound of theorems 2.2 and 2.3 (Dong et al. 2021), with constants from the weights and the data.
+
+One attention layer on X = 1 x^T + R, heads h, D = d_qk:  E_h = R W_Q,h W_K,h^T R^T / sqrt(D) are the scores
+less what is common to all rows, and W_h = W_V,h W_O,h. If no row of E_h spreads by more than 1.256,
+
+    ||res(sum_h P_h X W_h)|| <= c ||R||^3,    c = 4 gamma beta H / sqrt(D),    ||·|| = sqrt(||·||_1 ||·||_inf)
+
+beta = max_h ||W_Q,h W_K,h^T||_1 ||W_h||. The paper leaves gamma open; here, with the spreads D_i of row i of
+E_h, it is sqrt(sum_i D_i max_i D_i) / (2 ||E_h||_1) for one head. ||·|| is not a norm, so heads are summed in
+its two factors, and gamma is what then stands before beta H.
+
+Why it holds for the token mean on the left: P_ij / q_j is within e^{±D_i}, q the pattern of E = 0; so
+|P_ij - q_j| <= 2 D_i q_j, and sum_j |P_ij - q_j| <= 2 tanh(D_i / 4). With the mean pattern instead of q,
+column sums of absolute differences are at most 4 sum_i D_i and row sums at most max_i D_i: the product of
+the two is within 4 sum_i D_i max_i D_i.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rc_probe.hooks.edits.edits import Edits
+from rc_probe.hooks.errors import RcProbeError
+from rc_probe.hooks.proofs.replay import Replay
+from rc_probe.hooks.split.rules import Attention, Split, propagate, watching
+from rc_probe.hooks.structure.structure import Block
+
+SPREAD = 1.256  # largest D with exp(D) <= 1 + 2 D
+NOT_COVERED = "No bound is computed"
+COLUMNS = (
+    "layer", "heads", "d_qk", "beta", "gamma", "coefficient", "spread", "residual_in", "residual_out",
+    "bound_out", "log10_bound_unrolled", "vacuous", "reason",
+)  # fmt: skip
+AGREE = 1e-6  # relative; what was taken apart must give the layer back
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The weights of one attention layer, its scores being (X w_q)(X w_k)^T / sqrt(d_qk).
+
+    w_q, w_k (H, D, d_qk), w_v (H, D, d), w_o (H, d, D).
+    """
+
+    w_q: Tensor
+    w_k: Tensor
+    w_v: Tensor
+    w_o: Tensor
+
+
+def norm_1(x: Tensor) -> Tensor:
+    """Largest column sum of |x|, (..., n, m) -> (...)."""
+    return x.abs().sum(-2).amax(-1)
+
+
+def norm_inf(x: Tensor) -> Tensor:
+    """Largest row sum of |x|, (..., n, m) -> (...)."""
+    return x.abs().sum(-1).amax(-1)
+
+
+def composite(x: Tensor) -> Tensor:
+    """sqrt(||x||_1 ||x||_inf), (..., n, m) -> (...). A root each, or 1e-170 underflows."""
+    return norm_1(x).sqrt() * norm_inf(x).sqrt()
+
+
+def layer_bound(residual: Tensor, heads: Heads) -> dict[str, Any]:
+    """The bound for one layer: residual R (T, D) of the tokens that enter it, from any X = 1 x^T + R.
+
+    Returns heads, d_qk, beta, gamma, coefficient, spread (the largest D_i), residual_in (||R||), bound_out
+    (for the residual of the layer's output; None beyond floats), vacuous, reason. All norms are absolute.
+    """
+    size = float(residual.abs().max()) or 1.0
+    r = residual / size  # E is of second order: do not let it underflow
+    count, _, d_qk = heads.w_q.shape
+    beta, spread = 0.0, 0.0
+    columns, rows, plain_columns, plain_rows = 0.0, 0.0, 0.0, 0.0  # ||·||_1 and ||·||_inf, summed over heads
+    for w_q, w_k, w_v, w_o in zip(heads.w_q, heads.w_k, heads.w_v, heads.w_o, strict=True):
+        w_qk, w = float(norm_1(w_q @ w_k.mT)), w_v @ w_o
+        w_1, w_inf = float(norm_1(w)), float(norm_inf(w))
+        e = (r @ w_q) @ (r @ w_k).mT / math.sqrt(d_qk)
+        d = e.amax(-1) - e.amin(-1)
+        e_1 = float(norm_1(e)) or 1.0
+        beta = max(beta, w_qk * math.sqrt(w_1 * w_inf))
+        spread = max(spread, float(d.max()) * size * size)
+        columns += float(d.sum()) / (2 * e_1) * w_qk * w_1
+        rows += float(d.max()) / (2 * e_1) * w_qk * w_inf
+        plain_columns, plain_rows = plain_columns + w_1, plain_rows + w_inf
+    coefficient = 4 * math.sqrt(columns) * math.sqrt(rows) / math.sqrt(d_qk)
+    residual_in = float(composite(r)) * size
+    log_bound = _log10(coefficient) + 3 * _log10(residual_in)
+    trivial = residual_in * math.sqrt(len(r) * plain_columns * plain_rows)  # any patterns at all
+    reason = _vacuous(spread, coefficient * residual_in**2, log_bound, trivial)
+    return {
+        "heads": count,
+        "d_qk": d_qk,
+        "beta": beta,
+        "gamma": coefficient * math.sqrt(d_qk) / (4 * beta * count) if beta else 0.0,
+        "coefficient": coefficient,
+        "spread": spread,
+        "residual_in": residual_in,
+        "bound_out": 10**log_bound if log_bound < 308 else None,
+        "vacuous": bool(reason),
+        "reason": reason,
+    }
+
+
+def _log10(x: float) -> float:
+    return math.log10(x) if x > 0 else -math.inf
+
+
+def _vacuous(spread: float, shrinks: float, log_bound: float, trivial: float) -> str:
+    if spread > SPREAD:
+        return f"scores spread by {spread:.3g} within a row, the theorem allows {SPREAD}"
+    if log_bound >= _log10(trivial):
+        return f"not below {trivial:.3g}, which holds for any attention patterns"
+    if shrinks >= 1:
+        return f"does not promise a smaller residual (coefficient × residual² = {shrinks:.3g}, not below 1)"
+    return ""
+
+
+def unrolled(rows: Sequence[dict[str, Any]]) -> list[float | None]:
+    """log10 of theorem 2.2's bound on residual_out after layers 1 … l, c^((3^l - 1)/2) r_0^(3^l).
+
+    rows: coefficient, residual_in, residual_out of consecutive layers. c is the largest coefficient so far,
+    times n^3 where a norm between two layers scales the residual by n (measured; the theorem's network
+    has none). r_0 is the first residual_in. None where it is beyond floats.
+    """
+    found: list[float | None] = []
+    base = -math.inf
+    for number, row in enumerate(rows, start=1):
+        gain = row["residual_in"] / rows[number - 2]["residual_out"] if number > 1 else 1.0
+        base = max(base, _log10(row["coefficient"]) + 3 * _log10(gain))
+        power = 3.0**number if number < 600 else math.inf
+        value = (power - 1) / 2 * base + power * _log10(rows[0]["residual_in"])
+        found.append(value if math.isfinite(value) else None)
+    return found
+
+
+class Bounds:
+    """Rows of the table `bounds` (without `weights`), layer by layer as a recursion goes on.
+
+    branch(l) is what runs block l and returns its attention branch's value (see `take_apart`). An instance is
+    what `recursion` calls with `each`. `why` says why there are no rows, "" if there are.
+    """
+
+    def __init__(self, branch: Callable[[int], Callable[[Split], Split]], mask: Tensor | None = None) -> None:
+        self.branch, self.mask = branch, mask
+        self.measured: list[dict[str, Any]] = []
+        self.why = ""
+
+    def __call__(self, layer: int, stream: Split) -> None:
+        if self.why:
+            return
+        try:
+            tokens, heads, out = take_apart(self.branch(layer), stream)
+        except RcProbeError as error:
+            self.why = f"block {layer}: {error}"
+            return
+        row = layer_bound(one_sample(tokens, self.mask), heads)
+        residual_out = float(composite(one_sample(out, self.mask)))
+        self.measured.append({"layer": layer, **row, "residual_out": residual_out})
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Rows with log10_bound_unrolled; empty if a layer is not covered."""
+        if self.why:
+            return []
+        both = zip(self.measured, unrolled(self.measured), strict=True)
+        return [{key: row.get(key, log_bound) for key in COLUMNS} for row, log_bound in both]
+
+
+# ---- the weights of a layer, taken from its own computation
+
+
+class _Enough(Exception):  # noqa: N818 - a signal, not an error
+    """What was wanted was seen: the rest of the block is not needed."""
+
+
+def attention_branch(replay: Replay, block: Block, edits: Edits) -> Callable[[Split], Split]:
+    """Runs `block` with `edits` up to the add of its one attention branch, and returns the branch's value."""
+    sites = [branch.site for branch in block.branches if branch.kind == "attention"]
+    if len(sites) != 1:
+        raise RcProbeError(
+            f"it has {len(sites)} attention branches, not one",
+            where=f"block {block.index + 1}",
+            todo=NOT_COVERED,
+        )
+    found: list[Split] = []
+
+    def capture(value: Any) -> Any:
+        found.append(value)
+        raise _Enough
+
+    stopping = replace(edits, operands={**edits.operands, sites[0]: capture})
+
+    def run(x: Split) -> Split:
+        try:
+            replay.run(block, x, stopping)
+        except _Enough:
+            if not found:
+                raise  # somebody else had enough, within the branch
+        return found.pop()
+
+    return run
+
+
+def take_apart(branch: Callable[[Split], Split], x: Split) -> tuple[Split, Heads, Split]:
+    """An attention branch as the theorem sees it, without knowing its modules.
+
+    branch(x) runs the block and returns what its attention branch adds to the stream, before the skip and any
+    norm after it. x is the stream that enters the block, one sample.
+    The tokens of the theorem are what enters the weight matrices of queries, keys and values: the stream
+    (post-LN) or the normed stream (pre-LN). The matrices are read off by sending the unit vectors in
+    their place, the output matrices by sending them in place of the heads' results. The parts are
+    put together again and must give the branch's residual.
+
+    Returns the tokens, the heads, the branch's value. Raises RcProbeError, saying why, where the theorem does
+    not apply: causal masks, relative or rotary positions, norms of queries and keys, gates.
+    """
+    with watching() as watch:
+        out = propagate(branch, x)
+    if len(watch.seen) != 1:
+        raise RcProbeError(f"the branch has {len(watch.seen)} attentions, not one", todo=NOT_COVERED)
+    tokens, numbers = _tokens(watch.seen[0])
+    with torch.no_grad():
+        w_q, w_k, w_v = _input_weights(branch, x, tokens, numbers)
+        heads = Heads(w_q, w_k, w_v, _output_weights(branch, x, watch.seen[0].value))
+    _check(heads, tokens.residual.reshape(-1, tokens.shape[-1]), watch.seen[0], one_sample(out))
+    return tokens, heads, out
+
+
+def one_sample(x: Split, mask: Tensor | None = None) -> Tensor:
+    """The residual (T, D) of the real tokens of one sample, about their mean."""
+    residual = x.recentred(mask).residual.movedim(x.axis, -2)
+    residual = residual.reshape(residual.shape[-2:])
+    return residual if mask is None else residual[mask]
+
+
+def _tokens(attention: Attention) -> tuple[Split, list[int]]:
+    """What enters the weight matrices of queries, keys and values, and their numbers."""
+    if attention.pattern.common is None:
+        raise RcProbeError(
+            "scores have no row common to all queries (causal mask, relative or rotary positions), "
+            "which the theorem does not cover",
+            todo=NOT_COVERED,
+        )
+    sources = [part.source for part in (attention.query, attention.key, attention.value)]
+    found = [source for source in sources if source is not None]
+    if len(found) < 3 or any(not torch.equal(x.residual, found[0][1].residual) for _, x in found):
+        raise RcProbeError(
+            "queries, keys and values are not linear in the same tokens, which the theorem does not cover",
+            todo=NOT_COVERED,
+        )
+    return found[0][1], [number for number, _ in found]
+
+
+def _input_weights(
+    branch: Callable[[Split], Split], x: Split, tokens: Split, numbers: list[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """w_q, w_k, w_v (H, D, d): what the unit vectors give as queries, keys and values."""
+    parts: list[list[Tensor]] = [[], [], []]
+    scale = 0.0
+
+    def stop(out: Split) -> Split:
+        raise _Enough
+
+    def put(rows: Tensor, number: int, token: Split) -> Split:
+        return _instead(rows, token) if number in numbers else token
+
+    eye = torch.eye(tokens.shape[-1], dtype=torch.float64, device=tokens.device)
+    for rows in eye.split(tokens.shape[tokens.axis]):
+        with watching(stop, partial(put, rows)) as watch, contextlib.suppress(_Enough):
+            branch(x)
+        seen = watch.seen[0]
+        query, key, value = seen.query.residual, seen.key.residual.mT, seen.value.residual
+        for kept, part in zip(parts, (query, key, value), strict=True):
+            kept.append(part.flatten(0, -3)[:, : len(rows)])
+        scale = scale or _scale(query @ key.mT, seen.pattern.scores.rest)
+    w_q, w_k, w_v = (torch.cat(kept, dim=1) for kept in parts)
+    return w_q * scale * math.sqrt(w_q.shape[-1]), w_k, w_v
+
+
+def _scale(product: Tensor, scores: Tensor) -> float:
+    at = product.abs().argmax()
+    return float(scores.flatten()[at] / product.flatten()[at])
+
+
+def _instead(rows: Tensor, x: Split) -> Split:
+    """A Split of the shape of x: `rows` (n, ..., D) as its first tokens, zero for the others, centre zero."""
+    residual = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
+    first = residual.movedim(x.axis, 0)[: len(rows)]
+    first.copy_(rows.view(len(rows), *[1] * (first.ndim - rows.ndim), *rows.shape[1:]))
+    return Split(torch.zeros_like(residual.narrow(x.axis, 0, 1)), residual, x.axis)
+
+
+def _output_weights(branch: Callable[[Split], Split], x: Split, value: Split) -> Tensor:
+    """w_o (H, d, D): what the unit vectors, in place of the heads' results, give as the branch's value."""
+    *_, count, tokens, dim = value.shape
+    eye = torch.eye(count * dim, dtype=torch.float64, device=value.device).view(-1, count, dim)
+    found = []
+    for rows in eye.split(tokens):
+        with watching(partial(_instead, rows)):
+            given = branch(x).residual
+        found.append(given.reshape(tokens, -1)[: len(rows)])
+    return torch.cat(found).view(count, dim, -1)
+
+
+def _check(heads: Heads, tokens: Tensor, attention: Attention, out: Tensor) -> None:
+    """Scores and result put together from the parts are those of the model."""
+    pattern = attention.pattern.rest.flatten(0, -3)
+    scores = attention.pattern.scores.rest.flatten(0, -3)
+    parts = (tokens @ heads.w_q) @ (tokens @ heads.w_k).mT / math.sqrt(heads.w_q.shape[-1])
+    result = (pattern @ (tokens @ heads.w_v) @ heads.w_o).sum(0)
+    result = result - result.mean(0)
+    for whole, made in ((scores, parts), (out, result)):
+        if not bool((whole - made).abs().max() <= AGREE * whole.abs().max()):
+            raise RcProbeError(
+                "scores or results are not linear in the tokens (norms of queries and keys, gates), "
+                "which the theorem does not cover",
+                todo=NOT_COVERED,
+            )

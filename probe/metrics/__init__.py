@@ -1,0 +1,1 @@
+"""Pure functions of streams: how far the tokens are apart."""

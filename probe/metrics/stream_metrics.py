@@ -1,0 +1,329 @@
+"""The metrics: how far the tokens of a stream are apart. Pure, aware of padding, each with its rounding
+floor.
+
+Everywhere X is the stream of one sample, one row per real token; B samples, T tokens with padding, D
+dimensions. Each metric is a function (x (B, T, D), mask (B, T) or None) -> (B,) float64 on the device of x,
+and one recipe over `Tokens`, which shares the passes over the stream; `measure` runs many metrics at once.
+
+Conventions, the same for all metrics
+- Half precision is computed in float32, float32 and float64 in their own. Nothing here waits for the device,
+  except the SVD and solver metrics.
+- NaN and infinite values of real tokens come out as NaN (or infinite); those of padded positions do not
+  enter.
+- A sample without real tokens is NaN. One token: residuals 0, ranks 1, cosines NaN (there is no pair).
+- Zero stream: residuals 0 (its rows are equal), ranks 0, cosines 0. A zero token has cosine 0 with every
+  other.
+
+Rounding floors (in the metric's unit; below them a number is noise)
+The stream itself carries the rounding of the network that made it. Per token it is taken as `NOISE` eps of
+the token's size, eps of the stream's own dtype before any upcast (or, under autocast, of the coarser one
+that products are computed in): a collapsed float32 network shows
+relative residuals of 1.0e-7 to 3.0e-7, that is .8 to 2.5 eps (the upper end where trained MLPs amplify the
+noise of a collapsed stream). Every floor is what noise of that size does
+to the metric.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property, wraps
+
+import torch
+from torch import Tensor
+
+from rc_probe.hooks.errors import RcProbeError
+from rc_probe.registry import select
+
+from .best_residual import argmin_residual
+
+NOISE = 4.0  # rounding noise of a stream, in eps of its dtype, relative to its size
+ONE_THREAD = 2**22  # entries of a stream up to which one CPU thread measures it (16 MiB of float32)
+
+Reading = tuple[Tensor, Tensor]  # values (B,) and rounding floors (B,), float64
+MetricFunction = Callable[..., Tensor]  # (x (B, T, D), mask (B, T) or None) -> values (B,)
+
+_READERS: dict[str, "Callable[[Tokens], Reading]"] = {}
+
+
+def measure(x: Tensor, mask: Tensor | None = None, names: Iterable[str] | None = None) -> dict[str, Reading]:
+    """Several metrics of one stream, sharing their intermediates; which ones, `select(names)` says.
+
+    x: (B, T, D) floating; mask: (B, T), nonzero = real token, or None when there is no padding (see
+    `useful_mask`).
+    Returns name -> (values (B,), rounding floors (B,)), float64, on the device of x.
+    Takes memory for at most three tensors of the size of x (two without a mask), for the SVD metrics a few
+    more.
+    Raises RcProbeError for wrong shapes and for a name that is not in the registry.
+    """
+    readings = {}
+    with _one_thread(x):
+        tokens = Tokens(x, mask)
+        for name in select(names):
+            values, floors = _READERS[name](tokens)
+            readings[name] = values.where(tokens.count > 0, torch.nan), floors
+    return readings
+
+
+@contextmanager
+def _one_thread(x: Tensor) -> Iterator[None]:
+    """Measure small CPU streams on one thread; the thread count is as before on leaving.
+
+    A pass over a few MiB takes about 50 µs, so more threads win nothing; but on a busy machine each pass
+    waits, spinning, until the last thread gets its turn: measured, 20 times the CPU time of one thread.
+    """
+    threads = torch.get_num_threads()
+    if x.device.type != "cpu" or threads == 1 or x.numel() > ONE_THREAD:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def useful_mask(mask: Tensor | None) -> Tensor | None:
+    """None if the mask hides nothing, else the mask as bool. Waits for the device: call it once per batch."""
+    return None if mask is None or bool(mask.bool().all()) else mask.bool()
+
+
+def composite_norm(x: Tensor) -> Tensor:
+    """‖X‖₁,∞ = sqrt(‖X‖₁) sqrt(‖X‖∞) (B,) float64 of x (B, T, D): largest column and row of absolute sums.
+
+    Two square roots, since the product of the norms underflows first. Not a norm (no triangle inequality).
+    Source: Dong et al. 2021, section 2.
+    """
+    size = x.abs()
+    return size.sum(1).amax(1).double().sqrt() * size.sum(2).amax(1).double().sqrt()
+
+
+class Tokens:
+    """One stream and what the metrics share of it; each quantity is computed once, when first asked for."""
+
+    def __init__(self, x: Tensor, mask: Tensor | None = None) -> None:
+        if x.ndim != 3 or not x.is_floating_point():
+            what = f"a stream must be floating of shape (batch, tokens, dim), not {x.dtype} {tuple(x.shape)}"
+            raise RcProbeError(what, where="metrics")
+        if mask is not None and mask.shape != x.shape[:2]:
+            what = f"a mask of shape {tuple(mask.shape)} does not fit a stream of shape {tuple(x.shape)}"
+            raise RcProbeError(what, where="metrics")
+        self.noise = NOISE * _eps(x)
+        self._padding = None if mask is None else ~mask.bool()[..., None]  # (B, T, 1)
+        x = x.detach()
+        x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        self.x = x if self._padding is None else x.masked_fill(self._padding, 0)  # (B, T, D), padding 0
+        if mask is None:
+            self.count = torch.full(x.shape[:1], x.shape[1], dtype=torch.float64, device=x.device)
+        else:
+            self.count = mask.bool().sum(1).double()  # (B,) real tokens
+
+    @cached_property
+    def centred(self) -> Tensor:
+        """res(X) = X - 1 mean(X)ᵀ (B, T, D), padding 0.
+
+        The mean is subtracted twice. The first mean is rounded, and that error, the same in all rows, would
+        alone show as a residual of 1.6e-7 in float32; the second mean is that error, and takes it away.
+        """
+        residual = self._clear(self.x - self._mean(self.x))
+        return self._clear(residual.sub_(self._mean(residual)))
+
+    @cached_property
+    def size(self) -> Tensor:
+        """‖X‖₁,∞ (B,)."""
+        return composite_norm(self.x)
+
+    @cached_property
+    def centred_size(self) -> Tensor:
+        """‖res X‖₁,∞ (B,)."""
+        return composite_norm(self.centred)
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """‖x_i‖₂ (B, T), padding 0."""
+        lengths: Tensor = torch.linalg.vector_norm(self.x, dim=2)
+        return lengths
+
+    @cached_property
+    def centred_lengths(self) -> Tensor:
+        """‖x_i - mean‖₂ (B, T), padding 0."""
+        lengths: Tensor = torch.linalg.vector_norm(self.centred, dim=2)
+        return lengths
+
+    @cached_property
+    def singular_values(self) -> Tensor:
+        """Singular values of X (B, min(T, D)), in float64; NaN for a sample that is not finite."""
+        x = self.x.double()
+        finite = x.isfinite().all(2).all(1)[:, None]  # (B, 1)
+        x = x.where(finite[..., None], 0.0)
+        tall = x.mT if x.shape[2] > x.shape[1] else x  # LAPACK is much faster on tall matrices
+        values: Tensor = torch.linalg.svdvals(tall)
+        return values.where(finite, torch.nan)
+
+    @cached_property
+    def best(self) -> tuple[Tensor, Tensor]:
+        """Upper and lower bound (B,) of min over x of ‖X - 1 xᵀ‖₁,∞."""
+        samples = list(self.x) if self._padding is None else [
+            x[~padding[:, 0]] for x, padding in zip(self.x, self._padding, strict=True)
+        ]  # fmt: skip
+        bounds = [argmin_residual(x)[:2] if len(x) else (torch.nan, torch.nan) for x in samples]
+        upper, lower = self.count.new_tensor(bounds).reshape(-1, 2).unbind(1)
+        return upper, lower
+
+    def constant(self, value: float) -> Tensor:
+        """(B,) of one value."""
+        return torch.full_like(self.count, value)
+
+    def mean_cosine(self, vectors: Tensor, lengths: Tensor) -> Reading:
+        """Mean cosine over pairs of different real tokens (B,), in O(T D).
+
+        The squared length of the sum of the unit vectors is the sum of all cosines, the diagonal included.
+        vectors: (B, T, D) and their lengths (B, T), padding 0. A token's noise turns it by at most
+        noise ‖x_i‖ / length (at most 1 is counted), and a cosine moves by no more than its two angles: the
+        floor.
+        """
+        absent = lengths == 0
+        units = vectors / lengths.masked_fill(absent, 1)[..., None]
+        total = units.sum(1).double().square().sum(1)  # (B,)
+        cosine = (total - (~absent).sum(1)) / (self.count * (self.count - 1))
+        turn = (self.noise * self.lengths / lengths).clamp(max=1).masked_fill(absent, 1)[..., None]
+        floor = 2 * self._clear(turn).sum(dim=(1, 2)).double() / self.count
+        return cosine.clamp(-1, 1).where(self.count != 1, torch.nan), floor
+
+    def _clear(self, y: Tensor) -> Tensor:
+        """Zero the padding of y (B, T, n), in place."""
+        return y if self._padding is None else y.masked_fill_(self._padding, 0)
+
+    def _mean(self, y: Tensor) -> Tensor:
+        return y.sum(1, keepdim=True) / self.count.to(y.dtype)[:, None, None]  # (B, 1, D)
+
+
+def _eps(x: Tensor) -> float:
+    """Of the coarsest dtype that a stream was computed in, as far as is known here."""
+    eps = torch.finfo(x.dtype).eps
+    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
+        eps = max(eps, torch.finfo(torch.get_autocast_dtype(x.device.type)).eps)
+    return eps
+
+
+def _metric(recipe: Callable[[Tokens], Reading]) -> MetricFunction:
+    """Register a recipe under its name, and make it a function (x, mask=None) -> values (B,)."""
+    _READERS[recipe.__name__] = recipe
+
+    @wraps(recipe)
+    def metric(x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return measure(x, mask, [recipe.__name__])[recipe.__name__][0]
+
+    return metric
+
+
+def _ratio(part: Tensor, whole: Tensor) -> Tensor:
+    return part / whole.masked_fill(whole == 0, 1)  # whole 0: so is the part
+
+
+@_metric
+def residual(t: Tokens) -> Reading:
+    """‖res X‖₁,∞ / ‖X‖₁,∞ with the token mean, a ratio in [0, 2]; 0 exactly when all rows are equal.
+
+    It can exceed 1, since the mean is not the best x; it is at most twice `residual_argmin`.
+    Source: Dong et al. 2021, section 2 (whose code takes the mean). Floor: the noise of the
+    stream.
+    """
+    return _ratio(t.centred_size, t.size), t.constant(t.noise)
+
+
+@_metric
+def residual_frobenius(t: Tokens) -> Reading:
+    """‖res X‖_F / ‖X‖_F, a ratio in [0, 1]. Source: Wu et al. 2024, μ(X), divided by the size of X.
+
+    Floor: the noise of the stream.
+    """
+    part, whole = (torch.linalg.vector_norm(v.double(), dim=1) for v in (t.centred_lengths, t.lengths))
+    return _ratio(part, whole).clamp(max=1), t.constant(t.noise)
+
+
+@_metric
+def residual_absolute(t: Tokens) -> Reading:
+    """‖res X‖₁,∞, a norm in the unit of the stream. Source: Dong et al. 2021, section 2 (the bounded
+    quantity).
+
+    It mixes collapse with the scale of the weights: read it beside `residual`. Floor: the noise times ‖X‖₁,∞.
+    """
+    return t.centred_size, t.noise * t.size
+
+
+@_metric
+def cosine(t: Tokens) -> Reading:
+    """Mean cosine over pairs of different tokens, in [-1/(tokens - 1), 1]; 1 when all point one way.
+
+    Source: Shi et al. 2022 (arXiv 2202.08625), their measure of over-smoothing. Floor: two tokens, each
+    turned by the noise.
+    """
+    return t.mean_cosine(t.x, t.lengths)
+
+
+@_metric
+def cosine_centred(t: Tokens) -> Reading:
+    """Mean cosine over pairs of different tokens after subtracting the token mean, in [-1/(tokens - 1), 1].
+
+    The common part of the tokens hides in it; what is left shows whether the rest spreads out or lies on a
+    line.
+    Floor: as for `cosine`, but the noise is that of the whole token and the vector may be short, so it
+    nears 2 when the stream has collapsed.
+    """
+    return t.mean_cosine(t.centred, t.centred_lengths)
+
+
+@_metric
+def norm(t: Tokens) -> Reading:
+    """Mean Euclidean length of a token, in the unit of the stream. Floor: the noise times that length."""
+    mean = t.lengths.double().sum(1) / t.count
+    return mean, t.noise * mean
+
+
+@_metric
+def effective_rank(t: Tokens) -> Reading:
+    """exp of the entropy (nats) of p = σ / Σσ, in [1, min(tokens, D)]; the singular values are those of raw
+    X.
+
+    Source: Roy, Vetterli 2007, definition 1. (Not RankMe's with an added eps, nor the entropy of σ².)
+    Floor: the noise E has ‖E‖_F = noise ‖X‖_F, and moves the k singular values by at most sqrt(k) ‖E‖_F in
+    all (Mirsky), so p by δ = that / Σσ in total variation, and the entropy by δ ln(k - 1) + h(δ) (Fannes,
+    Audenaert).
+    """
+    s = t.singular_values
+    total, most = s.sum(1), t.count.clamp(max=t.x.shape[2])
+    entropy = torch.special.entr(_ratio(s, total[:, None])).sum(1)
+    rank = entropy.exp().where(total != 0, 0.0)
+    delta = _ratio(t.noise * most.sqrt() * torch.linalg.vector_norm(s, dim=1), total).clamp(max=0.5)
+    binary = torch.special.entr(delta) + torch.special.entr(1 - delta)
+    moved = delta * (most - 1).clamp_min(1).log() + binary
+    return rank, torch.minimum(rank * moved.expm1(), most)
+
+
+@_metric
+def stable_rank(t: Tokens) -> Reading:
+    """‖X‖_F² / σ₁² of raw X, in [1, rank X]. Source: Rudelson, Vershynin 2007 (numerical rank).
+
+    Floor: the noise moves ‖X‖_F and σ₁ each by at most noise ‖X‖_F; to first order, twice the relative
+    errors.
+    """
+    s = t.singular_values
+    first = s.amax(1)
+    root = _ratio(torch.linalg.vector_norm(s, dim=1), first)  # of the stable rank
+    rank = root.square()
+    return rank, torch.minimum(2 * t.noise * (1 + root) * rank, t.count)
+
+
+@_metric
+def residual_argmin(t: Tokens) -> Reading:
+    """min over x of ‖X - 1 xᵀ‖₁,∞ / ‖X‖₁,∞, in [0, 1]: the value attained by a convex solver (about a
+    second).
+
+    The true minimum lies between `residual_argmin_low` and this. Source: Dong et al. 2021, section 2.
+    """
+    return _ratio(t.best[0], t.size), t.constant(t.noise)
+
+
+@_metric
+def residual_argmin_low(t: Tokens) -> Reading:
+    """Certified lower bound of `residual_argmin`; see `rc_probe.metrics.best_residual`."""
+    return _ratio(t.best[1], t.size), t.constant(t.noise)

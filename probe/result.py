@@ -1,0 +1,178 @@
+"""What a probe found: tidy tables with what they were measured on, saved and loaded without loss."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import pandas as pd
+
+from rc_probe.hooks.errors import RcProbeError
+from rc_probe.results.files import (
+    HTML_NAME,
+    JSON_NAME,
+    SCHEMA,
+    frame_of,
+    plain,
+    read_json,
+    save_files,
+    tables_as_json,
+    tidy,
+    write_files,
+)
+
+if TYPE_CHECKING:
+    from rc_probe.results.checks import Outcome
+
+
+@dataclass(eq=False, repr=False)
+class ProbeResult:
+    """The outcome of one probe.
+
+    Parameters
+    ----------
+    model: what was probed: id, class, blocks, dim, …
+    settings: what it was probed with: data, samples, length, dtype, seed, the command to repeat it, …
+    environment: versions, platform, date, seconds
+    tables: tidy frames by name (`residuals`, `ablations`, …), a row a number
+
+    NaN and infinity become missing values here, once, so that what is saved is what was held.
+    """
+
+    model: dict[str, Any]
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.model, self.settings, self.environment = map(
+            plain, (self.model, self.settings, self.environment)
+        )
+        self.tables = {name: tidy(name, frame) for name, frame in self.tables.items()}
+
+    def __repr__(self) -> str:
+        tables = ", ".join(f"{name} ({len(frame)} rows)" for name, frame in self.tables.items())
+        return f"<ProbeResult: {self.verdict['sentence']} Tables: {tables or 'none'}>"
+
+    @cached_property
+    def verdict(self) -> dict[str, Any]:
+        """The finding in words and numbers, computed from the tables (see `rc_probe.results.verdict`)."""
+        from rc_probe.results.verdict import judge
+
+        found: dict[str, Any] = plain(judge(self))
+        return found
+
+    def table(self, name: str) -> pd.DataFrame:
+        """The table `name`; `RcProbeError` where this result has none of that name."""
+        if name not in self.tables:
+            raise RcProbeError(f"no table {name!r} in this result", todo=f"It has: {', '.join(self.tables)}")
+        return self.tables[name]
+
+    @property
+    def residuals(self) -> pd.DataFrame:
+        """Each metric by weights, variant and layer: mean, std (ddof 1), count, rounding floor."""
+        return self.table("residuals")
+
+    @property
+    def ablations(self) -> pd.DataFrame:
+        """Each ablation's value at the last layer beside the model's own: value, baseline, change."""
+        return self.table("ablations")
+
+    @property
+    def recursion(self) -> pd.DataFrame:
+        """The residual of pure attention below the float floor, by layer."""
+        return self.table("recursion")
+
+    @property
+    def bounds(self) -> pd.DataFrame:
+        """The bound of theorem 2.2 by layer, with its constants."""
+        return self.table("bounds")
+
+    @property
+    def structure(self) -> pd.DataFrame:
+        """The model's blocks, junctions and branches as they were found."""
+        return self.table("structure")
+
+    def fail_if(
+        self,
+        *conditions: str,
+        baseline: "str | os.PathLike[str] | ProbeResult | None" = None,
+        max_drop: str | float | Sequence[str | float] | None = None,
+    ) -> "list[Outcome]":
+        """AssertionError where a condition such as `residual@last<0.1` holds; for tests of your own.
+
+        Parameters
+        ----------
+        conditions: METRIC@WHERE[:VARIANT] OP NUMBER; WHERE is a layer, first, last, min, max or mean
+        baseline: an earlier result on the same samples (or its folder), that no layer may fall below by
+            more than max_drop: `0.05` (of the residual, the default), `"cosine=0.02"`, or several
+
+        Returns what was found where every check passed. RcProbeError where one cannot be evaluated.
+        """
+        from rc_probe.results.checks import Checks, fail_if
+
+        name, loaded = "the baseline", baseline
+        if isinstance(baseline, str | os.PathLike):
+            name, loaded = str(baseline), ProbeResult.load(baseline)
+        return fail_if(self, Checks.of(conditions, loaded, max_drop, name))
+
+    def to_json(self) -> str:
+        """All of it as JSON: floats at full precision, NaN never. `columns` holds the tables' dtypes."""
+        return json.dumps(
+            {
+                "schema": SCHEMA,
+                "model": self.model,
+                "settings": self.settings,
+                "environment": self.environment,
+                "verdict": self.verdict,
+                **tables_as_json(self.tables),
+            },
+            indent=1,
+            allow_nan=False,
+        )
+
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """The report as one self-contained page; written to `path` too where one is given."""
+        from rc_probe.reports.pages.run import render
+
+        html = render(self)
+        if path is not None:
+            target = Path(path)
+            write_files(target.parent, {target.name: html})
+        return html
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `results.json`, one CSV per table and `report.html` into `folder`, none half-written.
+
+        Tables of an earlier result in the same folder that this one lacks are removed.
+        `RcProbeError` where the folder cannot be written or the disk is full.
+        """
+        return save_files(folder, self.tables, {HTML_NAME: self.to_html(), JSON_NAME: self.to_json()})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read back what `save` wrote, equal bit for bit.
+
+        `path`: the folder, its `results.json`, or the `results.json.gz` that the report holds.
+        """
+        source = Path(path)
+        source = source / JSON_NAME if source.is_dir() else source
+        saved = read_json(source)
+        if saved.get("kind") == "comparison":
+            todo = "Give one of the runs that it compares"
+            raise RcProbeError("a comparison, not a run", where=str(source), todo=todo)
+        try:
+            tables = {
+                name: frame_of(rows, saved.get("columns", {}).get(name))
+                for name, rows in saved["tables"].items()
+            }
+            return cls(saved["model"], saved["settings"], saved["environment"], tables)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise RcProbeError(
+                f"the results are damaged ({type(error).__name__}: {error})",
+                where=str(source),
+                todo="Run the probe again",
+            ) from error

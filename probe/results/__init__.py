@@ -1,0 +1,1 @@
+"""What a result says: its files, curves, verdict and checks. No torch here."""

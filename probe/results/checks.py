@@ -1,0 +1,236 @@
+"""Checks that fail a build: conditions on a result, and drops against a baseline.
+
+They fail closed: a check that cannot be evaluated (a number is missing, NaN or lost in rounding, the baseline was
+measured on something else) is neither passed nor failed, and counts as an error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from rc_probe.hooks.errors import RcProbeError
+from rc_probe.registry import METRICS
+
+from .conditions import WHOLE, Condition, Drop, parse_condition, parse_drop
+from .like_for_like import unlike
+from .protocols import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from rc_probe.settings import Settings
+
+PASSED, FAILED, UNKNOWN = 0, 1, 2  # exit codes
+DEFAULT_DROP = 0.05
+PAPER = ("SAN", "SAN+MLP", "SAN+skip", WHOLE)  # always measured
+SHOWN_DROPS = 3
+COLUMNS = {"weights", "metric", "variant", "layer", "mean", "count", "floor"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one check. passed: None where it could not be evaluated; `said` tells the numbers or why."""
+
+    check: str
+    metric: str
+    variant: str
+    layer: int | None
+    value: float | None
+    limit: float
+    passed: bool | None
+    said: str
+
+    @property
+    def line(self) -> str:
+        verdict = {True: "pass", False: "FAIL", None: "ERROR"}[self.passed]
+        return f"{verdict}: {self.check}: {self.said}"
+
+
+class Point(NamedTuple):
+    """A metric at one layer, the mean over `samples`."""
+
+    mean: float
+    samples: float
+    floor: float
+
+
+class _UnknownError(Exception):
+    """Why a check cannot be evaluated."""
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What was asked to be checked. Empty: nothing."""
+
+    conditions: tuple[Condition, ...] = ()
+    drops: tuple[Drop, ...] = ()
+    baseline: Result | None = None
+    baseline_name: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.conditions or self.drops)
+
+    @property
+    def words(self) -> list[str]:
+        """The options of the command that ask for these checks."""
+        pairs = [("--fail-if", each.text) for each in self.conditions]
+        pairs += [("--baseline", self.baseline_name)] if self.baseline is not None else []
+        pairs += [("--max-drop", each.text) for each in self.drops]
+        return [word for pair in pairs for word in pair]
+
+    @classmethod
+    def of(
+        cls,
+        fail_if: Sequence[str] = (),
+        baseline: Result | None = None,
+        max_drop: Sequence[str | float] | str | float | None = None,
+        name: str = "the baseline",
+    ) -> Self:
+        """From texts; `name` is the baseline's.
+
+        Raises RcProbeError for what is misspelt.
+        """
+        conditions = tuple(parse_condition(text) for text in dict.fromkeys(fail_if))
+        limits = [max_drop] if isinstance(max_drop, str | int | float) else list(max_drop or ())
+        if limits and baseline is None:
+            todo = "Give --baseline, the results.json of an earlier run"
+            raise RcProbeError("there is nothing to drop against", where="--max-drop", todo=todo)
+        if baseline is None:
+            return cls(conditions)
+        drops = tuple(parse_drop(text) for text in dict.fromkeys(limits or [DEFAULT_DROP]))
+        return cls(conditions, drops, baseline, name)
+
+    def plan(self, chosen: Settings) -> None:
+        """RcProbeError for a check on what these settings do not measure. Called before anything is loaded."""
+        every: list[Condition | Drop] = [*self.conditions, *self.drops]
+        for asked in every:
+            if asked.metric not in chosen.measured:
+                todo = (
+                    f"Add it to --metrics (or raise --svd-samples); measured are {', '.join(chosen.measured)}"
+                )
+                raise RcProbeError(f"{asked.metric} is not measured", where=asked.text, todo=todo)
+            variants = [*PAPER, *chosen.ablate]
+            if asked.variant not in variants:
+                todo = f"There are {', '.join(variants)}; ablations are measured with --ablate"
+                raise RcProbeError(f"no variant {asked.variant!r} is measured", where=asked.text, todo=todo)
+
+    def evaluate(self, result: Result) -> list[Outcome]:
+        """One outcome a check, on the pretrained weights' rows of the table `residuals`."""
+        return [_condition(result, each) for each in self.conditions] + [
+            _drop(result, self.baseline, self.baseline_name, each)
+            for each in self.drops
+            if self.baseline is not None
+        ]
+
+
+def table_of(outcomes: Sequence[Outcome]) -> pd.DataFrame:
+    """The table `checks`, a row a check: check, metric, variant, layer, value, limit, passed, said."""
+    import pandas as pd
+
+    frame = pd.DataFrame([asdict(outcome) for outcome in outcomes])
+    return frame.astype({"layer": "Int64", "value": "float64", "passed": "boolean"})
+
+
+def exit_code(outcomes: Sequence[Outcome]) -> int:
+    """0 all passed, 1 a check failed, 2 a check could not be evaluated."""
+    if any(outcome.passed is None for outcome in outcomes):
+        return UNKNOWN
+    return PASSED if all(outcome.passed for outcome in outcomes) else FAILED
+
+
+def fail_if(result: Result, checks: Checks) -> list[Outcome]:
+    """See `ProbeResult.fail_if`."""
+    if not checks:
+        raise RcProbeError("nothing to check", where="fail_if", todo="Give a condition or a baseline")
+    outcomes = checks.evaluate(result)
+    unknown = [outcome for outcome in outcomes if outcome.passed is None]
+    if unknown:
+        raise RcProbeError("; ".join(outcome.said for outcome in unknown), where=unknown[0].check)
+    failed = [outcome.line for outcome in outcomes if not outcome.passed]
+    if failed:
+        raise AssertionError("; ".join(failed))
+    return outcomes
+
+
+def _condition(result: Result, asked: Condition) -> Outcome:
+    about = (asked.text, asked.metric, asked.variant)
+    try:
+        layer, value = _value(_curve(result, asked.metric, asked.variant), asked)
+    except _UnknownError as why:
+        return Outcome(*about, None, None, asked.limit, None, str(why))
+    at = "over the layers" if layer is None else f"at layer {layer}"
+    return Outcome(*about, layer, value, asked.limit, not asked.holds(value), f"{value:.6g} {at}")
+
+
+def _curve(result: Result, metric: str, variant: str) -> dict[int, Point]:
+    """The metric by layer, every layer of the model there and finite."""
+    table = result.tables.get("residuals")
+    if table is None or table.empty:
+        raise _UnknownError("no residuals were measured")
+    if lacking := COLUMNS - set(table):
+        raise _UnknownError(f"the table residuals has no column {', '.join(sorted(lacking))}")
+    mine = table["weights"].eq("pretrained") & table["metric"].eq(metric) & table["variant"].eq(variant)
+    columns = (table[mine][name].tolist() for name in ("layer", "mean", "count", "floor"))
+    curve = {int(layer): Point(*map(float, rest)) for layer, *rest in zip(*columns, strict=True)}
+    if not curve:
+        raise _UnknownError(f"{metric} of {variant} was not measured")
+    layers = range(int(result.model.get("blocks") or max(curve)) + 1)
+    missing = [layer for layer in layers if layer not in curve or not math.isfinite(curve[layer].mean)]
+    if missing:
+        raise _UnknownError(f"{metric} of {variant} has no number at {_layers(missing)}")
+    return curve
+
+
+def _layers(numbers: Sequence[int]) -> str:
+    return f"layer{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+
+
+def _value(curve: dict[int, Point], asked: Condition) -> tuple[int | None, float]:
+    """(layer, value) that the condition is about; no layer where it is a mean."""
+    if asked.where == "mean":
+        return None, math.fsum(point.mean for point in curve.values()) / len(curve)
+    low, high = min(curve, key=lambda n: curve[n].mean), max(curve, key=lambda n: curve[n].mean)
+    named = {"first": 0, "last": max(curve), "min": low, "max": high}
+    layer = asked.where if isinstance(asked.where, int) else named[asked.where]
+    if layer not in curve:
+        raise _UnknownError(f"there is no layer {layer}, only 0 to {max(curve)}")
+    value, _, floor = curve[layer]
+    if abs(value) <= floor and abs(asked.limit) <= floor:
+        raise _UnknownError(
+            f"{value:.3g} at layer {layer} and the limit are both within the rounding floor {floor:.3g}"
+        )
+    return layer, value
+
+
+def _drop(result: Result, baseline: Result, name: str, asked: Drop) -> Outcome:
+    about = (asked.text, asked.metric, asked.variant)
+    try:
+        _alike(result, baseline, name)
+        now, before = (_curve(each, asked.metric, asked.variant) for each in (result, baseline))
+        if any(now[layer].samples != before[layer].samples for layer in now):
+            raise _UnknownError(f"{name} measured {asked.metric} on other numbers of samples")
+    except _UnknownError as why:
+        return Outcome(*about, None, None, asked.most, None, str(why))
+    sign = 1.0 if METRICS[asked.metric].better == "higher" else -1.0
+    drops = {layer: sign * (before[layer].mean - now[layer].mean) for layer in now}
+    worst = sorted(drops, key=lambda layer: -drops[layer])
+    too_far = [layer for layer in worst if drops[layer] > asked.most]
+    shown = [
+        f"{drops[n]:.6g} at layer {n} ({before[n].mean:.6g} → {now[n].mean:.6g})"
+        for n in (too_far or worst[:1])[:SHOWN_DROPS]
+    ]
+    more = f" and {len(too_far) - SHOWN_DROPS} more layers" if len(too_far) > SHOWN_DROPS else ""
+    said = f"{'' if too_far else 'at most '}{', '.join(shown)}{more}, against {name}"
+    return Outcome(*about, worst[0], drops[worst[0]], asked.most, not too_far, said)
+
+
+def _alike(result: Result, baseline: Result, name: str) -> None:
+    """Whether the two were measured on the same samples in the same way, at the same layers."""
+    mine, theirs = result.model.get("blocks"), baseline.model.get("blocks")
+    if mine != theirs:
+        raise _UnknownError(f"cannot be compared: {name} has {theirs} layers and this model {mine}")
+    for what, (was, now) in unlike([baseline.settings, result.settings], tokens=True).items():
+        raise _UnknownError(f"cannot be compared: {what} was {was} in {name} and is {now}")

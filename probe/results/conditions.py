@@ -1,0 +1,131 @@
+"""Conditions on a result, written as text: `residual@last<0.1`, `cosine@max:SAN+skip>0.99`.
+
+No torch and no pandas here: a misspelt condition is refused before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from rc_probe.hooks.errors import RcProbeError
+from rc_probe.registry import METRICS
+
+FORM = "METRIC@WHERE[:VARIANT] OP NUMBER in quotes, for example 'residual@last<0.1' or 'cosine@max:SAN>0.99'"
+WHOLE = "transformer"
+WHERE = ("first", "last", "min", "max", "mean")  # or the number of a layer
+OPERATORS: dict[str, Callable[[float, float], bool]] = {
+    "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
+}  # fmt: skip
+_PATTERN = re.compile(
+    r"\s*(?P<metric>[^@:<>=!]+?)\s*@\s*(?P<where>[^@:<>=!]*?)\s*(:\s*(?P<variant>[^<>]+?))?\s*"
+    r"(?P<op><=|>=|<|>)\s*(?P<limit>[^<>=\s]+)\s*"
+)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """`metric` at `where` of `variant` stands in the relation `op` to `limit`. where: a layer or one of WHERE."""
+
+    text: str
+    metric: str
+    where: int | str
+    variant: str
+    op: str
+    limit: float
+
+    def holds(self, value: float) -> bool:
+        return OPERATORS[self.op](value, self.limit)
+
+
+@dataclass(frozen=True)
+class Drop:
+    """`metric` of `variant` gets worse by more than `most` against a baseline, at any layer."""
+
+    metric: str
+    variant: str
+    most: float
+
+    @property
+    def text(self) -> str:
+        of = "" if self.variant == WHOLE else f":{self.variant}"
+        return f"drop of {self.metric}{of}>{self.most:g}"
+
+
+def parse_condition(text: str) -> Condition:
+    """One `--fail-if`. RcProbeError, with the nearest name, for what is misspelt or can never tell anything."""
+    where = f"--fail-if {text}"
+    match = _PATTERN.fullmatch(text)
+    if not match:
+        raise RcProbeError(_why_not(text), where=where, todo=f"Write {FORM}")
+    name, place, variant, op, number = match.group("metric", "where", "variant", "op", "limit")
+    metric = _metric(name, where)
+    if not place.isdecimal() and place not in WHERE:
+        near = get_close_matches(place, WHERE, n=1)
+        todo = f"Did you mean {near[0]!r}?" if near else f"Give a layer's number, or {', '.join(WHERE)}"
+        raise RcProbeError(f"{place!r} is no layer", where=where, todo=todo)
+    limit = _number(number, where)
+    _can_tell(metric, op, limit, where)
+    return Condition(
+        text.strip(), metric, int(place) if place.isdecimal() else place, variant or WHOLE, op, limit
+    )
+
+
+def parse_drop(text: str | float) -> Drop:
+    """One `--max-drop`: `0.05` (of the residual), `cosine=0.02`, `residual:SAN=0.1`."""
+    where = f"--max-drop {text}"
+    name, _, number = str(text).rpartition("=") if "=" in str(text) else ("residual", "", str(text))
+    metric, _, variant = name.partition(":")
+    metric = _metric(metric.strip(), where)
+    if METRICS[metric].better is None:
+        todo = f"Choose one of {', '.join(m.name for m in METRICS.values() if m.better)}"
+        raise RcProbeError(f"more or less {metric} is neither better nor worse", where=where, todo=todo)
+    most = _number(number.strip(), where)
+    if most < 0:
+        raise RcProbeError(f"{most:g} is below 0", where=where, todo="Give 0 or more")
+    return Drop(metric, variant.strip() or WHOLE, most)
+
+
+def _metric(name: str, where: str) -> str:
+    if name not in METRICS:
+        near = get_close_matches(name, METRICS, n=1)
+        todo = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(METRICS)}"
+        raise RcProbeError(f"no metric is called {name!r}", where=where, todo=todo)
+    return name
+
+
+def _number(text: str, where: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise RcProbeError(f"{text!r} is not a number to compare with", where=where, todo=f"Write {FORM}")
+    return number
+
+
+def _why_not(text: str) -> str:
+    """What is wrong with a text that is no condition."""
+    if re.search(r"==|!=|<>|[^<>]=\s*[-\d.]+\s*$", text):
+        return "measured numbers are never equal to a limit, so only < <= > >= are known"
+    if not re.search("[<>]", text):
+        return "nothing to compare with (without quotes the shell takes < and > for itself)"
+    if "@" not in text:
+        return "where is missing: @last, @min or @ and the number of a layer"
+    return "it is not a condition"
+
+
+def _can_tell(metric: str, op: str, limit: float, where: str) -> None:
+    """Refuse a condition that holds always or never, whatever is measured."""
+    low = -math.inf if (end := METRICS[metric].low) is None else end
+    high = math.inf if (end := METRICS[metric].high) is None else end
+    at_low, at_high = OPERATORS[op](low, limit), OPERATORS[op](high, limit)
+    if at_low == at_high:
+        span = f"{low:g} to {high:g}".replace("inf", "∞")
+        said = "always holds" if at_low else "never holds"
+        todo = "Give a limit inside this range"
+        raise RcProbeError(f"it {said}, for {metric} lies in {span}", where=where, todo=todo)

@@ -1,0 +1,168 @@
+"""Results in files: tables as JSON and CSV, saved and loaded without loss."""
+
+import contextlib
+import errno
+import gzip
+import json
+import math
+import os
+import re
+import uuid
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from rc_probe.hooks.errors import RcProbeError
+
+if TYPE_CHECKING:
+    pass
+
+SCHEMA = 1
+JSON_NAME, HTML_NAME = "results.json", "report.html"
+_TABLE_NAME = re.compile(r"[a-z][a-z0-9_]*")  # a table's name is a file's name
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: Python scalars, lists, dicts. A number that is not finite becomes None."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        items = sorted(value) if isinstance(value, set | frozenset) else value
+        return [plain(item) for item in items]
+    if value is pd.NA or value is pd.NaT:
+        return None
+    return str(value)
+
+
+def tidy(name: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """`frame` with a plain index and no infinity: a number that overflowed is a missing number."""
+    if not _TABLE_NAME.fullmatch(name):
+        raise RcProbeError(f"{name!r} cannot name a table", todo="Use lower-case letters, digits and _")
+    frame = frame.reset_index(drop=True)
+    floats = frame.select_dtypes("float").columns
+    return frame.assign(**{column: frame[column].where(np.isfinite(frame[column])) for column in floats})
+
+
+def _cells(column: pd.Series) -> list[Any]:
+    return [plain(cell) for cell in column.astype(object).where(column.notna(), None)]
+
+
+def to_csv(frame: pd.DataFrame) -> str:
+    """The table as CSV: a header, then a line a row, floats at full precision, missing values empty."""
+    return frame.to_csv(index=False, lineterminator="\n")
+
+
+def tables_as_json(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    """`columns`, the tables' dtypes, and `tables`, their rows, as JSON can hold them."""
+    return {
+        "columns": {
+            name: {str(column): str(frame[column].dtype) for column in frame}
+            for name, frame in tables.items()
+        },
+        "tables": {name: _rows(frame) for name, frame in tables.items()},
+    }
+
+
+def save_files(
+    folder: str | os.PathLike[str], tables: Mapping[str, pd.DataFrame], files: Mapping[str, str]
+) -> Path:
+    """Write `files` and one CSV per table into `folder`, none half-written; CSVs of an earlier result go."""
+    home = Path(folder)
+    everything = {f"{name}.csv": to_csv(frame) for name, frame in tables.items()} | dict(files)
+    stale = _csv_names(home) - set(everything)
+    write_files(home, everything)
+    for name in stale:
+        (home / name).unlink(missing_ok=True)
+    return home
+
+
+def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    cells = [_cells(frame[column]) for column in frame]
+    names = [str(column) for column in frame]
+    return [dict(zip(names, row, strict=True)) for row in zip(*cells, strict=True)]
+
+
+def frame_of(rows: list[dict[str, Any]], dtypes: dict[str, str] | None) -> pd.DataFrame:
+    """The frame of JSON rows; `dtypes` in the order of the columns, guessed by pandas where not given."""
+    if dtypes is None:
+        return pd.DataFrame(rows)
+    columns: dict[str, pd.Series] = {
+        name: pd.Series([row[name] for row in rows], dtype=dtype) for name, dtype in dtypes.items()
+    }
+    return pd.DataFrame(columns)
+
+
+def _refuse_constant(token: str) -> None:
+    raise ValueError(f"{token} is not JSON")
+
+
+def read_json(source: Path) -> dict[str, Any]:
+    try:
+        content = source.read_bytes()
+        text = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+        saved = json.loads(text, parse_constant=_refuse_constant)
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise RcProbeError(f"damaged ({error})", where=str(source), todo="Download it again") from error
+    except OSError as error:
+        raise RcProbeError(
+            f"cannot read the results ({error.strerror})",
+            where=str(source),
+            todo=f"Give a folder that rc-probe wrote, or its {JSON_NAME}",
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise RcProbeError(
+            f"not a file of results ({error})", where=str(source), todo=f"Give the {JSON_NAME} of a probe"
+        ) from error
+    if not isinstance(saved, dict) or saved.get("schema") != SCHEMA:
+        schema = saved.get("schema") if isinstance(saved, dict) else None
+        raise RcProbeError(
+            f"schema {schema!r}, and this version reads schema {SCHEMA}",
+            where=str(source),
+            todo="Load it with the version of rc-probe that wrote it, or run the probe again",
+        )
+    return saved
+
+
+def _csv_names(home: Path) -> set[str]:
+    """The CSV files of the result that stands in `home`, none where there is no readable one."""
+    try:
+        names = read_json(home / JSON_NAME).get("tables", {})
+    except RcProbeError:
+        return set()
+    return {f"{name}.csv" for name in names if _TABLE_NAME.fullmatch(str(name))}
+
+
+def write_files(home: Path, files: Mapping[str, str]) -> None:
+    """Write `files` into `home`: all beside their places first, then moved over them."""
+    fresh: dict[Path, Path] = {}
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            target = home / name
+            if target.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "a folder has its name", str(target))
+            part = home / f".{name}.{uuid.uuid4().hex}.part"
+            fresh[part] = target
+            part.write_bytes(text.encode("utf-8", "backslashreplace"))
+        for part, target in fresh.items():
+            os.replace(part, target)
+    except OSError as error:
+        raise RcProbeError(
+            f"cannot write the results ({error.strerror or error})",
+            where=str(error.filename or home),
+            todo="Free some space or give another folder with --out",
+        ) from error
+    finally:
+        for part in fresh:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)

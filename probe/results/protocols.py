@@ -1,0 +1,70 @@
+"""What reports and checks read of a result, and of several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Tables(Protocol):
+    """Whatever has tables."""
+
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Tidy frames by name."""
+
+    def to_json(self) -> str:
+        """All of it as JSON."""
+
+
+class Result(Tables, Protocol):
+    """One run; see `rc_probe.ProbeResult`."""
+
+    model: dict[str, Any]
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+
+    @property
+    def verdict(self) -> dict[str, Any]:
+        """The finding in words and numbers."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One result in a comparison. step: of the training, where it is a checkpoint."""
+
+    name: str
+    result: Result
+    step: int | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that could not be made, and why."""
+
+    name: str
+    error: str
+
+
+class Compared(Tables, Protocol):
+    """Several runs; see `rc_probe.comparison.Comparison`."""
+
+    runs: Sequence[Run]
+    failures: Sequence[Failure]
+    title: str
+    command: str | None
+
+    @property
+    def training(self) -> bool:
+        """Whether the runs are checkpoints of one model."""
+
+    @property
+    def differences(self) -> dict[str, dict[str, str]]:
+        """What was not measured alike, by setting and run."""
+
+    def common_ablations(self) -> pd.DataFrame:
+        """The residual at the last layer under each ablation that all runs have."""

@@ -1,0 +1,239 @@
+"""The report: one HTML file that needs nothing else, made from a saved result."""
+
+import base64
+import gzip
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import pandas as pd
+
+from rc_probe.registry import METRICS, Metric
+from rc_probe.reports.figures.panels import Figure
+from rc_probe.reports.figures.run import (
+    WEIGHTS,
+    ablation_figure,
+    metrics_figure,
+    recursion_figure,
+    residual_figure,
+)
+from rc_probe.reports.sections.paths import path_sections
+from rc_probe.reports.table_cells import Cell, Table, cell, plain_table
+from rc_probe.results.curves import METRIC, PAPER, Curve, curves
+from rc_probe.results.protocols import Result, Tables
+from rc_probe.results.verdict import LEVELS
+from rc_probe.results.words import name_of, number
+
+from .template import fill
+
+# Bytes of table data inside the page, and of the page with them; what is larger stays in the files beside it.
+MOST_EMBEDDED, MOST_PAGE = 168 * 1024, 490_000
+
+LABELS = {
+    "id": "model", "model_type": "architecture", "dim": "width", "signature": "block", "norm": "norms",
+    "length": "tokens of a text at most", "tokens": "tokens measured", "truncated": "truncated samples",
+    "svd_samples": "samples for SVD metrics", "init_seeds": "initialisations", "rc_probe": "rc-probe",
+    "stacks": "other stacks", "modality": "kind of data", "seconds": "time (s)", "ablate": "ablations",
+    "digest": "digest of the samples",
+}  # fmt: skip
+
+
+def _by_layer(name: str, caption: str, found: dict[tuple[str, str], Curve]) -> Table | None:
+    """A row per layer, a column per weights and variant, in each mean ± std."""
+    if not found:
+        return None
+    keys = sorted(found, key=lambda key: list(WEIGHTS).index(key[0]) if key[0] in WEIGHTS else len(WEIGHTS))
+    rows = []
+    for layer in sorted({layer for curve in found.values() for layer in curve.layers}):
+        row = [cell(layer)]
+        for key in keys:
+            curve = found[key]
+            if layer not in curve.layers:
+                row.append(cell(None))
+                continue
+            place = curve.layers.index(layer)
+            mean, std = cell(curve.means[place]), curve.stds[place]
+            row.append(Cell(mean.text + (f" ± {number(std)}" if math.isfinite(std) else ""), mean.value))
+        rows.append(row)
+    weights = list(dict.fromkeys(key[0] for key in keys))
+    groups = [(WEIGHTS.get(name, name), sum(key[0] == name for key in keys)) for name in weights]
+    return Table(name, caption, ["layer", *(key[1] for key in keys)], rows, groups)
+
+
+def _metric_tables(result: Result) -> list[Table]:
+    tables = []
+    for name, metric in METRICS.items():
+        found = curves(result, name)
+        others = name == METRIC  # whose paper variants stand above; other metrics' ablations are in the CSV
+        found = {key: curve for key, curve in found.items() if (key[1] in PAPER) != others}
+        title = f"{metric.title} by layer" + (", ablations" if others else "")
+        table = _by_layer(f"by-layer-{name}", title, found)
+        if table:
+            tables.append(table)
+    return tables
+
+
+def _ablation_table(frame: pd.DataFrame | None) -> Table | None:
+    """The ablations, with the paper's variants to compare; None where there are only these, shown elsewhere."""
+    if frame is None or frame.empty or frame["component"].isin(PAPER).all():
+        return None
+    return plain_table("ablations", "Every ablation and metric at the last layer", frame)
+
+
+def _bound_summary(frame: pd.DataFrame | None) -> list[str]:
+    """At how many layers the theorem's bound says something, a sentence for each weights."""
+    sentences = []
+    for weights, rows in [] if frame is None or frame.empty else frame.groupby("weights", sort=False):
+        useful = int((~rows["vacuous"].astype(bool)).sum())
+        said = f"not vacuous at {useful} of the" if 0 < useful < len(rows) else "vacuous at none of the"
+        said = said if useful else "vacuous at all"
+        name = WEIGHTS.get(str(weights), str(weights))
+        sentences.append(f"{name}: the bound of theorem 2.2 is {said} {many(len(rows), 'layer')} measured.")
+    return sentences
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}" if value >= 10_000 else str(value)
+    return number(value, 3) if isinstance(value, float) else str(value)
+
+
+def _facts(group: dict[str, Any], without: Iterable[str] = ()) -> list[tuple[str, str]]:
+    """Label and value of what is known, in the result's order."""
+    return [
+        (LABELS.get(key, key.replace("_", " ")), _fact(value))
+        for key, value in group.items()
+        if value is not None and value not in ("", []) and key not in without
+    ]
+
+
+def _strip(result: Result) -> list[str]:
+    """The few facts that a reader needs before the figures."""
+    model, settings = result.model, result.settings
+    thing = {"image": "image", "audio": "sound"}.get(str(settings.get("modality")), "text")
+    parts = [
+        many(model["blocks"], "layer") if model.get("blocks") else "",
+        f"width {model['dim']}" if model.get("dim") else "",
+        f"{_count(model['parameters'])} parameters" if model.get("parameters") else "",
+        many(settings["samples"], thing) if settings.get("samples") else "",
+        f"{settings['tokens']:,} tokens" if settings.get("tokens") else "",
+        f"{settings['dtype']} on {settings.get('device', '?')}" if settings.get("dtype") else "",
+        str(result.environment.get("date") or "")[:10],
+    ]
+    return [part for part in parts if part]
+
+
+def many(count: int, thing: str) -> str:
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
+def _count(value: float) -> str:
+    for size, unit in ((1e9, "billion"), (1e6, "million")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:,}"
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file of the result; `href` holds it where it is small enough to be inside the page."""
+
+    name: str
+    href: str | None
+
+
+def downloads(result: Tables, room: int = MOST_EMBEDDED) -> list[Download]:
+    """The CSV files and the JSON, the smallest ones inside the page as far as there is `room` (bytes)."""
+    from rc_probe.results.files import JSON_NAME, to_csv
+
+    links = {
+        f"{name}.csv": "data:text/csv;charset=utf-8,"
+        + quote(to_csv(frame), safe=" ,.:;+-_@/()|*=", errors="replace")
+        for name, frame in result.tables.items()
+    }
+    inside = set()
+    for name in sorted(links, key=lambda name: len(links[name])):
+        room -= len(links[name])
+        if room < 0:
+            break
+        inside.add(name)
+    found = [Download(name, link if name in inside else None) for name, link in links.items()]
+    packed = base64.b64encode(gzip.compress(result.to_json().encode(), mtime=0)).decode()
+    if len(packed) > room:
+        return [*found, Download(JSON_NAME, None)]
+    return [*found, Download(f"{JSON_NAME}.gz", f"data:application/gzip;base64,{packed}")]
+
+
+def _range(metric: Metric) -> str:
+    ends = [("−∞", metric.low), ("∞", metric.high)]
+    low, high = (unknown if end is None else f"{end:g}".replace("-", "−") for unknown, end in ends)
+    return f"{low} to {high}"
+
+
+def _sections(result: Result) -> dict[str, Any]:
+    tables = result.tables
+    figures: dict[str, Figure | None] = {
+        "residual": residual_figure(result),
+        "recursion": recursion_figure(result),
+        "metrics": metrics_figure(result),
+        "ablations": ablation_figure(result),
+    }
+    paper = {key: curve for key, curve in curves(result).items() if key[1] in PAPER}
+    return {
+        "figures": figures,
+        "residual_table": _by_layer(
+            "residual-by-layer", f"{METRICS[METRIC].title} by layer, mean ± std", paper
+        ),
+        "recursion_table": plain_table("recursion", "The recursion by layer", tables.get("recursion")),
+        "bounds_table": plain_table("bounds", "The bound of theorem 2.2 by layer", tables.get("bounds")),
+        "bound_summary": _bound_summary(tables.get("bounds")),
+        "ablation_table": _ablation_table(tables.get("ablations")),
+        "structure_table": plain_table(
+            "structure", "Blocks, junctions and branches", tables.get("structure")
+        ),
+        "seeds_table": plain_table("seeds", "Further initialisations", tables.get("init_seeds")),
+        "metric_tables": _metric_tables(result),
+    }
+
+
+def _checks(frame: pd.DataFrame | None) -> list[tuple[str, str, str]]:
+    """What was checked, as (level of the colour, verdict in a word, the rest of the line)."""
+    words = {"True": ("healthy", "pass"), "False": ("collapsed", "fail")}
+    rows = [] if frame is None else frame[["passed", "check", "said"]].astype(str).to_numpy().tolist()
+    return [
+        (*words.get(passed, ("watch", "not evaluated")), f"{check}: {said}") for passed, check, said in rows
+    ]
+
+
+def render(result: Result) -> str:
+    """The page as text: the same result gives the same bytes."""
+    verdict = result.verdict
+    shown = number(verdict["value"]) if verdict["value"] is not None else ""
+    measured = {row for row in METRICS if curves(result, row)}
+    parts = dict(
+        **_sections(result),
+        paths=path_sections(result),
+        name=name_of(result),
+        model=result.model,
+        settings=result.settings,
+        verdict=verdict,
+        shown=shown,
+        checks=_checks(result.tables.get("checks")),
+        rest=verdict["sentence"].removeprefix(shown).strip(),
+        levels=LEVELS,
+        strip=_strip(result),
+        metrics=[(metric, _range(metric)) for name, metric in METRICS.items() if name in measured],
+        notes=[*result.model.get("notes", []), *result.settings.get("notes", [])],
+        model_facts=_facts(result.model, without=["proved", "notes", "paths"]),
+        setting_facts=_facts(result.settings, without=["command", "metrics", "notes", "asked"]),
+        environment_facts=_facts(result.environment),
+    )
+    bare = fill("report.html", **parts, downloads=[])
+    room = min(MOST_PAGE - len(bare.encode(errors="replace")), MOST_EMBEDDED)
+    return fill("report.html", **parts, downloads=downloads(result, room))

@@ -1,0 +1,86 @@
+"""The tables `recursion` and `bounds` of a run: split arithmetic on the model's own blocks."""
+
+import math
+
+import pytest
+import torch
+from support import zoo
+
+from rc_probe.data.batches import Batch, batches
+from rc_probe.data.samples import load_samples
+from rc_probe.hooks.attach import find_structure
+from rc_probe.measures.below_float_floor import below_the_floor, first_sample
+from rc_probe.models.load import Loaded
+
+
+def test_real_weights_below_the_floor(demo: Loaded) -> None:
+    batch = next(iter(batches(load_samples(None, modality="text", samples=2), demo)))
+    below = below_the_floor(find_structure(demo.model, batch.inputs), batch, "pretrained")
+    rows = below.recursion
+    assert [row["layer"] for row in rows] == list(range(7))
+    for row in rows[:4]:
+        assert row["residual"] == pytest.approx(row["residual_direct"], rel=1e-4)
+    assert rows[6]["residual"] < 1e-30
+    assert rows[6]["residual_direct"] > 1e-8
+    assert all(0.02 < row["ratio_cubed"] < 5 for row in rows[1:])
+    assert [row["layer"] for row in below.bounds] == [1, 2, 3, 4, 5, 6]
+    for row in below.bounds:
+        assert row["heads"] == 12
+        assert row["residual_out"] <= row["bound_out"]
+        assert row["vacuous"] == bool(row["reason"])
+    assert below.bounds[0]["vacuous"]
+    assert not below.bounds[-1]["vacuous"]
+    assert below.notes == []
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "vit", "llama", "albert", "gemma2", "gpt_neox", "opt"])
+def test_families(name: str) -> None:
+    """The recursion agrees with the model's own float64 arithmetic while that has digits."""
+    model, inputs = zoo.build(name, dtype=torch.float64)
+    below = below_the_floor(find_structure(model, inputs), Batch(inputs, None), "pretrained")
+    assert len(below.recursion) == len(zoo.ZOO[name].paths) + 1
+    for row in below.recursion:
+        if row["residual_direct"] > 1e-6:  # norms of some families compute in float32
+            assert math.isclose(row["residual"], row["residual_direct"], rel_tol=1e-5)
+    covered = name in ("bert", "vit", "albert")
+    assert bool(below.bounds) == covered
+    assert covered == (not any("No bound" in note for note in below.notes))
+
+
+def test_what_has_no_rule_is_said_and_the_model_is_as_before() -> None:
+    model, inputs = zoo.build("bert")
+    strange = model.encoder.layer[1].attention.output.dense
+    handle = strange.register_forward_hook(lambda module, args, out: torch.special.expm1(out))
+    below = below_the_floor(find_structure(model, inputs), Batch(inputs, None), "init")
+    handle.remove()
+    assert below.recursion == below.bounds == []
+    assert len(below.notes) == 1
+    assert "block 2" in below.notes[0]
+    assert "expm1" in below.notes[0]
+    assert not torch.overrides._get_current_function_mode_stack()
+    assert not model.encoder.layer[0]._forward_hooks
+
+
+def test_a_family_without_a_rule_gets_a_note() -> None:
+    model, inputs = zoo.build("xlnet")
+    below = below_the_floor(find_structure(model, inputs), Batch(inputs, None), "init")
+    assert below.recursion == []
+    assert "`einsum` has no rule" in below.notes[0]
+
+
+def test_a_stream_that_changes_between_blocks_gets_a_note() -> None:
+    model, inputs = zoo.build("swin")
+    below = below_the_floor(find_structure(model, inputs), Batch(inputs, None), "init")
+    assert below.recursion == []
+    assert "between blocks 2 and 3" in below.notes[0]
+
+
+def test_first_sample_has_no_padding() -> None:
+    model, inputs = zoo.build("bert", padded=True)
+    mask = inputs["attention_mask"].bool()
+    mask[0, 5:] = False
+    sample = first_sample(Batch(inputs, mask))
+    assert sample.mask is None
+    assert {value.shape for value in sample.inputs.values()} == {(1, 5)}
+    structure = find_structure(model, inputs)
+    assert len(below_the_floor(structure, Batch(inputs, mask), "init").recursion) == 4

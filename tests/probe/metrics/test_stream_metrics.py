@@ -1,0 +1,337 @@
+"""The metrics: closed forms, numpy, and what must not change them."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rc_probe.hooks.errors import RcProbeError
+from rc_probe.metrics import stream_metrics as metrics
+from rc_probe.metrics.stream_metrics import Tokens, composite_norm, measure, useful_mask
+from rc_probe.registry import METRICS, select
+
+CHEAP = [name for name, metric in METRICS.items() if metric.cost == "cheap"]
+QUICK = [name for name, metric in METRICS.items() if metric.cost != "solver"]
+EPS = torch.finfo(torch.float32).eps
+seeds = st.integers(0, 10_000)
+
+
+def stream(seed: int, B: int = 2, T: int = 7, D: int = 5, shift: float = 1.0) -> Tensor:
+    """Random tokens with a common part (float64)."""
+    random = torch.Generator().manual_seed(seed)
+    common = torch.randn(B, 1, D, dtype=torch.float64, generator=random)
+    return torch.randn(B, T, D, dtype=torch.float64, generator=random) + shift * common
+
+
+def values(x: Tensor, mask: Tensor | None = None, names: list[str] = QUICK) -> dict[str, Tensor]:
+    return {name: value for name, (value, _) in measure(x, mask, names).items()}
+
+
+def by_numpy(X: np.ndarray) -> dict[str, float]:
+    """Each metric of one sample (T, D), the plain way."""
+    T = len(X)
+    R = X - X.mean(0)
+
+    def size(Y: np.ndarray) -> float:
+        return float(np.sqrt(np.linalg.norm(Y, 1) * np.linalg.norm(Y, np.inf)))
+
+    def cosine(Y: np.ndarray) -> float:
+        unit = Y / np.linalg.norm(Y, axis=1, keepdims=True)
+        return float((unit @ unit.T)[~np.eye(T, dtype=bool)].mean())
+
+    s = np.linalg.svd(X, compute_uv=False)
+    p = s / s.sum()
+    return {
+        "residual": size(R) / size(X),
+        "residual_frobenius": float(np.linalg.norm(R) / np.linalg.norm(X)),
+        "residual_absolute": size(R),
+        "cosine": cosine(X),
+        "cosine_centred": cosine(R),
+        "norm": float(np.linalg.norm(X, axis=1).mean()),
+        "effective_rank": float(np.exp(-(p * np.log(p)).sum())),
+        "stable_rank": float(np.linalg.norm(X) ** 2 / np.linalg.norm(X, 2) ** 2),
+    }
+
+
+@given(seeds, st.integers(2, 9), st.integers(1, 9))
+@settings(deadline=None)
+def test_equal_to_numpy(seed: int, T: int, D: int) -> None:
+    x = stream(seed, 2, T, D)
+    found = values(x)
+    for b, X in enumerate(x.numpy()):
+        for name, expected in by_numpy(X).items():
+            assert float(found[name][b]) == pytest.approx(expected, rel=1e-9, abs=1e-12), name
+
+
+@given(seeds, st.integers(1, 6), st.sampled_from([math.nan, math.inf, 1e30, 0.0]))
+@settings(deadline=None)
+def test_padding_does_not_enter(seed: int, pads: int, garbage: float) -> None:
+    """Left, right or scattered padding with anything in it: the numbers of the tokens alone."""
+    x = stream(seed).float()
+    B, T, D = x.shape
+    random = torch.Generator().manual_seed(seed)
+    place = torch.rand(B, T + pads, generator=random).argsort(1)[:, :T].sort(1).values
+    mask = torch.zeros(B, T + pads, dtype=torch.bool).scatter(1, place, True)
+    padded = torch.full((B, T + pads, D), garbage)
+    padded[mask] = x.reshape(-1, D)
+    plain, hidden = measure(x, None, QUICK), measure(padded, mask, QUICK)
+    for name in QUICK:
+        for expected, got in zip(plain[name], hidden[name], strict=True):
+            torch.testing.assert_close(got, expected, rtol=2e-6, atol=1e-6, msg=name)
+    assert bool(padded[~mask].isnan().all()) == math.isnan(garbage)  # the input is left alone
+
+
+@given(seeds)
+@settings(deadline=None)
+def test_a_mask_that_hides_nothing_changes_nothing(seed: int) -> None:
+    x = stream(seed)
+    for mask in (torch.ones(2, 7, dtype=torch.bool), torch.ones(2, 7, dtype=torch.int64)):
+        for name, value in values(x, mask).items():
+            torch.testing.assert_close(value, values(x)[name], rtol=1e-12, atol=1e-14, msg=name)
+        assert useful_mask(mask) is None
+    assert useful_mask(None) is None
+    hiding = torch.tensor([[1, 1], [1, 0]])
+    assert torch.equal(useful_mask(hiding), hiding.bool())  # type: ignore[arg-type]
+
+
+@given(seeds)
+@settings(deadline=None)
+def test_samples_are_apart_and_tokens_have_no_order(seed: int) -> None:
+    x = stream(seed, B=3)
+    shuffled = x[:, torch.randperm(7, generator=torch.Generator().manual_seed(seed))]
+    found, moved = values(x), values(shuffled)
+    for name in QUICK:
+        alone = torch.cat([values(x[b : b + 1], names=[name])[name] for b in range(3)])
+        torch.testing.assert_close(alone, found[name], rtol=1e-12, atol=1e-13, msg=name)
+        torch.testing.assert_close(moved[name], found[name], rtol=1e-11, atol=1e-12, msg=name)
+
+
+@given(seeds, st.sampled_from([1e-9, 1e-3, 7.0, 1e9]))
+@settings(deadline=None)
+def test_scale(seed: int, factor: float) -> None:
+    """Norms scale with the stream, all else is unmoved."""
+    x = stream(seed).float()
+    for name, value in values(x * factor).items():
+        unit = factor if METRICS[name].unit == "norm" else 1
+        torch.testing.assert_close(value, values(x)[name] * unit, rtol=3e-6, atol=3e-6 * unit, msg=name)
+
+
+@given(seeds, st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+@settings(deadline=None)
+def test_low_precision_equals_float64_of_the_same_numbers(seed: int, dtype: torch.dtype) -> None:
+    """Half precision is not summed in half precision."""
+    x = stream(seed, T=40, D=30).to(dtype)
+    for name, value in values(x).items():
+        assert value.dtype == torch.float64
+        torch.testing.assert_close(value, values(x.double())[name], rtol=3e-6, atol=1e-6, msg=name)
+
+
+@given(seeds, st.integers(1, 200), st.integers(1, 40), st.sampled_from([torch.float32, torch.bfloat16]))
+@settings(deadline=None)
+def test_equal_rows(seed: int, T: int, D: int, dtype: torch.dtype) -> None:
+    """Exactly 0, however the mean is rounded: any T, no luck with powers of two."""
+    x = stream(seed, 1, 1, D).to(dtype).expand(2, T, D)
+    found = measure(x, None, QUICK)
+    for name in ("residual", "residual_frobenius", "residual_absolute"):
+        assert torch.equal(found[name][0], torch.zeros(2, dtype=torch.float64)), name
+    if T > 1:
+        assert found["cosine"][0].tolist() == pytest.approx([1, 1], abs=2e-6)
+        assert (found["cosine_centred"][1] >= 2).all()  # nothing left to compare: all noise
+    for name in ("effective_rank", "stable_rank"):
+        torch.testing.assert_close(found[name][0], torch.ones(2, dtype=torch.float64), rtol=0, atol=1e-9)
+
+
+def test_nearly_equal_rows_keep_their_digits() -> None:
+    """A float32 stream a few ulps from equal: the float64 residual of these very numbers, to six digits."""
+    random = torch.Generator().manual_seed(0)
+    x = (1 + EPS * torch.randint(-2, 3, (2, 100, 64), generator=random)) * torch.randn(
+        1, 1, 64, generator=random
+    )
+    for name in ("residual", "residual_frobenius", "residual_absolute", "cosine_centred"):
+        exact = values(x.double(), names=[name])[name]
+        torch.testing.assert_close(values(x, names=[name])[name], exact, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_argmin_against_the_mean() -> None:
+    """argmin in [0, 1]; mean <= 2 argmin; the certified bound below; padding out."""
+    x = stream(3, B=4, T=12, D=10, shift=0.3)
+    x[1, 2] *= 30
+    x[2, :, 4] *= 30
+    mask = torch.ones(4, 12, dtype=torch.bool)
+    mask[3, 5:] = False
+    x[3, 5:] = torch.nan
+    found = values(x, mask, ["residual", "residual_argmin"])
+    mean, high, low = found["residual"], found["residual_argmin"], found["residual_argmin_low"]
+    assert (low > 0).all() and (low <= high).all() and (high <= 1).all()
+    assert (high <= mean * (1 + 1e-12)).all() and (mean <= 2 * low).all()
+    alone = values(x[3:, :5], None, ["residual_argmin"])["residual_argmin"]
+    torch.testing.assert_close(high[3:], alone, rtol=1e-9, atol=0)
+
+
+def test_the_mean_residual_can_exceed_one() -> None:
+    """One huge coordinate per token, none shared: the mean spreads it over all rows."""
+    x = torch.tensor([[[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [-7.0, 1.0]]])
+    # mean (-1, 1): rows of R (2, 0) x 3, (-6, 0): l1 12, linf 6; X: l1 10, linf 8
+    assert float(metrics.residual(x)) == pytest.approx(math.sqrt(72 / 80), rel=1e-6)
+    x = torch.tensor([[[0.0, 1.0]] * 9 + [[0.0, -1.0]]])  # l1 of R 3.6, linf 1.8
+    assert float(metrics.residual_absolute(x)) == pytest.approx(math.sqrt(3.6 * 1.8), rel=1e-6)
+    x = torch.tensor([[[1.0]] + [[0.0]] * 3])  # l1 of R 1.5, linf .75; of X 1, 1
+    assert float(metrics.residual(x)) == pytest.approx(math.sqrt(1.5 * 0.75), rel=1e-6) and 1.5 * 0.75 > 1
+
+
+@pytest.mark.parametrize("n", [2, 3, 6])
+def test_closed_forms(n: int) -> None:
+    identity = torch.eye(n)[None] * 3
+    found = {name: float(value) for name, value in values(identity).items()}
+    assert found["effective_rank"] == pytest.approx(n) and found["stable_rank"] == pytest.approx(n)
+    assert found["cosine"] == pytest.approx(0, abs=1e-7)
+    assert found["cosine_centred"] == pytest.approx(-1 / (n - 1), abs=1e-6)  # a regular simplex
+    assert found["norm"] == pytest.approx(3)
+    assert found["residual"] == pytest.approx(2 * (1 - 1 / n), rel=1e-6)
+    assert found["residual_frobenius"] == pytest.approx(math.sqrt(1 - 1 / n), rel=1e-6)
+    opposite = torch.tensor([[[1.0, 2.0], [-1.0, -2.0]]])
+    assert float(metrics.cosine(opposite)) == pytest.approx(-1)
+    assert float(metrics.residual(opposite)) == pytest.approx(1)
+    two = torch.diag(torch.tensor([3.0, 1.0, 0.0]))[None]  # p = 3/4, 1/4
+    assert float(metrics.effective_rank(two)) == pytest.approx(4 / 3**0.75)
+    assert float(metrics.stable_rank(two)) == pytest.approx(10 / 9)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_bad_numbers_show_and_stay_in_their_sample(bad: float) -> None:
+    x = stream(0, B=2).float()
+    clean = values(x)
+    x[1, 2, 3] = bad
+    for name, value in values(x).items():
+        assert not bool(value[1].isfinite()), name
+        torch.testing.assert_close(value[0], clean[name][0], rtol=1e-6, atol=1e-7, msg=name)
+    assert all(math.isnan(v[1]) for v in values(x, names=["residual_argmin"]).values())
+
+
+def test_edges() -> None:
+    """Zero stream, zero token, one token, no token."""
+    zero = measure(torch.zeros(1, 4, 3), None, QUICK)
+    assert all(float(value) == 0 for value, _ in zero.values())
+    assert float(zero["cosine"][1]) == float(zero["cosine_centred"][1]) == 2
+
+    one_zero = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]]])
+    assert float(metrics.cosine(one_zero)) == pytest.approx(1 / 3)  # one pair of three
+
+    one = values(torch.tensor([[[3.0, 4.0]]]))
+    assert [float(one[n]) for n in ("residual", "residual_frobenius", "residual_absolute")] == [0, 0, 0]
+    assert float(one["norm"]) == pytest.approx(5)
+    assert float(one["effective_rank"]) == pytest.approx(1) and float(one["stable_rank"]) == pytest.approx(1)
+    assert math.isnan(one["cosine"]) and math.isnan(one["cosine_centred"])
+
+    mask = torch.tensor([[True, True], [False, False]])
+    for name, value in values(torch.randn(2, 2, 3), mask, list(METRICS)).items():
+        assert math.isfinite(value[0]) and math.isnan(value[1]), name
+
+
+@pytest.mark.parametrize("collapse", [1.0, 1e-2, 1e-4])
+@pytest.mark.parametrize("name", QUICK)
+def test_floor_covers_rounding_noise(name: str, collapse: float) -> None:
+    """Noise of one eps per entry moves a metric by less than its floor, and the floor is some eps."""
+    x = stream(1, B=6, T=24, D=32)
+    x = (x.mean(1, keepdim=True) + collapse * (x - x.mean(1, keepdim=True))).float().double()
+    random = torch.Generator().manual_seed(2)
+    noisy = x * (1 + EPS * (2 * torch.rand(x.shape, dtype=x.dtype, generator=random) - 1))
+    floor = measure(x.float(), None, [name])[name][1]
+    moved = (values(noisy, names=[name])[name] - values(x, names=[name])[name]).abs()
+    assert (moved <= floor).all()
+    if collapse == 1:
+        assert (floor <= 200 * EPS * values(x, names=[name])[name].clamp(min=1)).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "eps"), [(torch.float64, 2**-52), (torch.float32, 2**-23), (torch.bfloat16, 2**-7)]
+)
+def test_floor_is_of_the_streams_own_dtype(dtype: torch.dtype, eps: float) -> None:
+    x = stream(0).to(dtype)
+    found = measure(x, None, ["residual", "residual_absolute", "cosine"])
+    assert torch.equal(found["residual"][1], torch.full((2,), 4 * eps, dtype=torch.float64))
+    size = composite_norm(x.double())
+    torch.testing.assert_close(found["residual_absolute"][1], 4 * eps * size, rtol=1e-6, atol=0)
+    assert found["cosine"][1].tolist() == pytest.approx([8 * eps] * 2, rel=1e-6)
+
+
+def test_composite_norm_does_not_underflow() -> None:
+    x = torch.full((1, 2, 2), 1e-200, dtype=torch.float64)
+    assert float(composite_norm(x)) == pytest.approx(2e-200, rel=1e-12, abs=0)
+
+
+def test_measure_shares_its_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The norms of X and of res X are taken once for all metrics that need them."""
+    calls: list[Tensor] = []
+    real: Callable[[Tensor], Tensor] = composite_norm
+    monkeypatch.setattr(metrics, "composite_norm", lambda y: calls.append(y) or real(y))  # type: ignore[func-returns-value]
+    measure(stream(0), None, CHEAP)
+    assert len(calls) == 2
+
+
+def test_the_thread_count_is_given_back() -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        measure(stream(0), None, CHEAP)
+        with pytest.raises(RcProbeError):
+            measure(torch.zeros(1), None, CHEAP)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_no_graph_and_no_autocast() -> None:
+    x = stream(0).float().requires_grad_()
+    plain = values(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = values(x)
+    for name in QUICK:
+        assert not plain[name].requires_grad
+        assert torch.equal(plain[name], cast[name]), name
+
+
+def test_non_contiguous_stream() -> None:
+    """Time-first models hand over a transposed view."""
+    x = stream(0)
+    view = x.transpose(0, 1).contiguous().transpose(0, 1)
+    for name, value in values(view).items():
+        torch.testing.assert_close(value, values(x)[name], rtol=1e-12, atol=1e-13, msg=name)
+
+
+def test_registry_and_recipes_agree() -> None:
+    assert set(metrics._READERS) == set(METRICS)
+    x = stream(0)
+    for name, value in values(x, names=list(METRICS)).items():
+        assert torch.equal(getattr(metrics, name)(x), value)
+        low, high = METRICS[name].low, METRICS[name].high
+        assert low is None or (value >= low).all()
+        assert high is None or (value <= high).all()
+
+
+def test_select() -> None:
+    assert select() == QUICK
+    assert select(["cosine", "residual"]) == ["residual", "cosine"]
+    assert select(["residual_argmin"]) == ["residual_argmin", "residual_argmin_low"]
+    with pytest.raises(RcProbeError, match=r"'cosin'.*Did you mean 'cosine'"):
+        select(["cosin"])
+    with pytest.raises(RcProbeError, match="Choose from residual,"):
+        select(["qqq"])
+
+
+@pytest.mark.parametrize(
+    ("x", "mask"),
+    [
+        (torch.zeros(3, 4), None),
+        (torch.zeros(1, 2, 3, dtype=torch.long), None),
+        (torch.zeros(1, 2, 3), torch.ones(1, 3)),
+    ],
+)
+def test_wrong_shapes_are_refused(x: Tensor, mask: Tensor | None) -> None:
+    with pytest.raises(RcProbeError, match="shape"):
+        Tokens(x, mask)

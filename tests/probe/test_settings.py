@@ -1,0 +1,95 @@
+"""Options: checked before anything is loaded, without torch, the same from the command and from Python."""
+
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import rc_probe
+from rc_probe.hooks.errors import RcProbeError
+from rc_probe.models import load
+from rc_probe.registry import METRICS
+from rc_probe.settings import DTYPES, Settings
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "samples": ({"samples": 0}, "--samples: 0 is too small. Give at least 1"),
+    "length": ({"length": 1}, "--length: 1 is too small. Give at least 2"),
+    "batch size": ({"batch_size": 0}, "--batch-size: 0 is too small. Give at least 1"),
+    "svd samples": ({"svd_samples": -1}, "--svd-samples: -1 is too small. Give at least 0"),
+    "init seeds": ({"init_seeds": 0}, "--init-seeds: 0 is too small. Give at least 1"),
+    "seed": ({"seed": -1}, "--seed: -1 is too small. Give at least 0"),
+    "large seed": ({"seed": 2**63}, "--seed: 9223372036854775808 is too large"),
+    "text": ({"samples": "3"}, "--samples: '3' is not a whole number"),
+    "half": ({"batch_size": 1.5}, "--batch-size: 1.5 is not a whole number"),
+    "truth": ({"length": True}, "--length: True is not a whole number"),
+    "dtype": ({"dtype": "float8"}, "--dtype: no such dtype 'float8'. Choose one of float32"),
+    "metric": ({"metrics": ("residul",)}, "Did you mean 'residual'?"),
+    "one metric": ({"metrics": "residul"}, "Did you mean 'residual'?"),
+    "no metric": ({"metrics": ()}, "--metrics: no metric is left"),
+    "only slow": ({"metrics": ("effective_rank",), "svd_samples": 0}, "--metrics: no metric is left"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_options_are_refused_before_anything_is_loaded(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rc_probe import api
+
+    monkeypatch.setattr(api, "load_model", lambda *args, **options: pytest.fail("loaded"))
+    options, says = BAD[case]
+    with pytest.raises(RcProbeError, match=re.escape(says)):
+        Settings(**options).check()
+    with pytest.raises(RcProbeError, match=re.escape(says)):
+        rc_probe.probe("no-such/model", **options)
+
+
+def test_an_unknown_option_is_named() -> None:
+    with pytest.raises(RcProbeError, match=r"no option is called 'bach_size'.*batch_size"):
+        rc_probe.probe("no-such/model", bach_size=3)
+
+
+def test_the_command_refuses_without_torch() -> None:
+    script = (
+        "import sys\nsys.argv = ['rc-probe', 'gpt2', '--batch-size', '0']\nfrom rc_probe.cli.app import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    print(end.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "2 False\n"
+    assert done.stderr == "rc-probe: --batch-size: 0 is too small. Give at least 1\n"
+
+
+def test_defaults_and_edges_are_good() -> None:
+    Settings().check()
+    Settings(length=2, samples=1, batch_size=1, svd_samples=0, seed=2**63 - 1, dtype="auto").check()
+
+
+def test_what_is_measured() -> None:
+    assert Settings().measured == [name for name, metric in METRICS.items() if metric.default]
+    assert Settings(metrics="cosine").measured == ["cosine"]
+    assert Settings(metrics=["stable_rank", "residual"], svd_samples=0).measured == ["residual"]
+
+
+def test_one_text_stands_for_a_tuple_of_one() -> None:
+    assert Settings(ablate="mlp@3").ablate == ("mlp@3",)  # type: ignore[arg-type]
+    assert Settings(metrics="norm", ablate=["mlp@3"]).metrics == ("norm",)  # type: ignore[arg-type]
+
+
+def test_dtypes_are_those_that_load() -> None:
+    assert set(DTYPES) == set(load.DTYPES)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"stack": ""}, "--stack: it is empty"),
+        ({"blocks": ""}, "--blocks: it is empty"),
+        ({"label_column": ""}, "--label-column: it is empty"),
+        ({"stack": "encoder", "blocks": "encoder.layer.*"}, "both are given"),
+    ],
+)
+def test_names_of_stacks_and_blocks(options: dict[str, str], says: str) -> None:
+    with pytest.raises(RcProbeError, match=says):
+        Settings(**options).check()
