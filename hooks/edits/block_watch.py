@@ -20,16 +20,23 @@ class BlockWatch(AbstractContextManager["BlockWatch"]):
 
     A module that is called several times in a pass (ALBERT) is told apart by its turn; turns start
     anew whenever a module that contains all blocks is called. `leave` gets None when the block
-    raised. Hooks are removed when the context closes, whatever happened.
+    raised. Hooks are removed when the context closes, whatever happened. The first `skipped` block calls of
+    every pass are not made.
     """
 
-    def __init__(self, structure: Structure, indices: Iterable[int]) -> None:
+    prepend = True  # before the user's own hooks on a block
+
+    def __init__(self, structure: Structure, indices: Iterable[int], *, skipped: int = 0) -> None:
         self.structure = structure
         self.model = structure.model  # the structure alone keeps no model alive
         self.wanted = set(indices)
         self._thread = threading.get_ident()
         self.forced: int | None = None  # a replay says itself which block call it stands for
-        self._turns: dict[nn.Module, int] = {}
+        self._skipped: dict[nn.Module, int] = {}
+        for block in structure.blocks[:skipped]:
+            module = structure.module(block)
+            self._skipped[module] = self._skipped.get(module, 0) + 1
+        self._turns = dict(self._skipped)
         self._running: list[Block | None] = []
         self._exit = ExitStack()
 
@@ -48,7 +55,7 @@ class BlockWatch(AbstractContextManager["BlockWatch"]):
         for module, calls in by_module.items():
             if any(b.index in self.wanted for b in calls):
                 self._hook(module.register_forward_pre_hook(self._before(calls), with_kwargs=True))
-                self._hook(module.register_forward_hook(self._after, prepend=True, always_call=True))
+                self._hook(module.register_forward_hook(self._after, prepend=self.prepend, always_call=True))
         for name in self.structure.ancestors:
             self._hook(self.model.get_submodule(name).register_forward_pre_hook(self._reset))
         return self
@@ -60,7 +67,7 @@ class BlockWatch(AbstractContextManager["BlockWatch"]):
         self._exit.callback(handle.remove)
 
     def _reset(self, module: nn.Module, args: Any) -> None:
-        self._turns.clear()
+        self._turns = dict(self._skipped)
 
     def _before(self, calls: list[Block]) -> Callable[..., Any]:
         by_turn = {b.turn: b for b in calls}

@@ -20,7 +20,7 @@ from rc_probe.hooks.structure.structure import INTERFACE, AttentionOp, Block, Si
 
 from .attention_interface import OpCall, Run, owned
 from .block_mode import BlockMode, Function, OpEdit, OpKey, OpWatch, Plan
-from .block_watch import BlockWatch
+from .block_watch import BlockWatch, fetch, replace
 from .model_state import recomputing
 
 
@@ -32,17 +32,43 @@ class Edits:
     ops: dict[tuple[int, OpKey], OpEdit] = field(default_factory=dict)
     watches: dict[tuple[int, OpKey], OpWatch] = field(default_factory=dict)
     bypass: set[tuple[int, int]] = field(default_factory=set)  # (block, junction) whose norms are left out
+    identity: set[int] = field(default_factory=set)  # blocks whose stream leaves as it entered
 
     def at(self, site: Site, function: Function) -> None:
         first = self.operands.get(site)
-        self.operands[site] = function if first is None else lambda x: function(first(x))
+        once = first is None or (first is zero and function is zero)
+        self.operands[site] = function if once else _then(first, function)
+
+    @property
+    def removed(self) -> set[Site]:
+        """The operands that are set to zero, whatever they are."""
+        return {site for site, function in self.operands.items() if function is zero}
+
+    def then(self, other: Edits) -> Edits:
+        """These edits, and after them the others."""
+        both = Edits(
+            dict(self.operands),
+            dict(self.ops),
+            dict(self.watches),
+            self.bypass | other.bypass,
+            self.identity | other.identity,
+        )
+        for site, function in other.operands.items():
+            both.at(site, function)
+        for key, edit in other.ops.items():
+            both._around(key, edit)
+        for key, watch in other.watches.items():
+            both._watch(key, watch)
+        return both
 
     def around_op(self, block: int, op: AttentionOp, edit: OpEdit) -> None:
         """Edit what enters or leaves an attention op: `edit` gets the call and the function that runs it.
 
         New masks and temperatures go here, as `lambda call, run: run(replace(call, args=…))`.
         """
-        key = _key(block, op)
+        self._around(_key(block, op), edit)
+
+    def _around(self, key: tuple[int, OpKey], edit: OpEdit) -> None:
         first = self.ops.get(key)
         self.ops[key] = edit if first is None else lambda call, run: edit(call, lambda c: first(c, run))
 
@@ -57,7 +83,9 @@ class Edits:
 
     def watch_op(self, block: int, op: AttentionOp, watch: OpWatch) -> None:
         """See an attention op as it runs, whatever other contexts do to its operands."""
-        key = _key(block, op)
+        self._watch(_key(block, op), watch)
+
+    def _watch(self, key: tuple[int, OpKey], watch: OpWatch) -> None:
         first = self.watches.get(key)
 
         def both(call: OpCall, result: Any) -> None:
@@ -70,7 +98,7 @@ class Edits:
     @property
     def blocks(self) -> set[int]:
         ops = {block for block, _ in (*self.ops, *self.watches)}
-        return {s.block for s in self.operands} | ops | {b for b, _ in self.bypass}
+        return {s.block for s in self.operands} | ops | {b for b, _ in self.bypass} | self.identity
 
     @property
     def routed(self) -> bool:
@@ -85,6 +113,10 @@ def _key(block: int, op: AttentionOp) -> tuple[int, OpKey]:
 def zero(x: Tensor) -> Tensor:
     """The edit that removes an operand exactly."""
     return torch.zeros_like(x)
+
+
+def _then(first: Function, second: Function) -> Function:
+    return lambda x: second(first(x))
 
 
 def _plans(structure: Structure, edits: Edits, owning: bool) -> dict[int, Plan]:
@@ -110,8 +142,9 @@ class Editing(BlockWatch):
     `own` takes the attention interface over even where no edit needs it.
     """
 
-    def __init__(self, structure: Structure, edits: Edits, *, own: bool = False) -> None:
-        super().__init__(structure, edits.blocks)
+    def __init__(self, structure: Structure, edits: Edits, *, own: bool = False, skipped: int = 0) -> None:
+        super().__init__(structure, edits.blocks, skipped=skipped)
+        self._identity, self._entered = edits.identity, dict[int, Tensor]()
         self.own = own or edits.routed
         self._plans = _plans(structure, edits, self.own)
         self._modes: list[BlockMode] = []
@@ -133,13 +166,21 @@ class Editing(BlockWatch):
                 "call cannot be told",
                 "Run it without gradient checkpointing",
             )
+        if block.index in self._identity:
+            self._entered[block.index] = fetch(
+                (args, kwargs), block.entry
+            ).clone()  # the block may write into it
         self._modes.append(BlockMode(block, self._plans[block.index]).__enter__())
 
-    def leave(self, block: Block, output: Any) -> None:
+    def skip_adds(self, count: int) -> None:
+        """A module that would have made so many adds of stream shape was not called in the block that runs."""
+        self._modes[-1].adds += count
+
+    def leave(self, block: Block, output: Any) -> Any:
         mode = self._modes.pop()
         mode.__exit__(None, None, None)
         if output is None:
-            return
+            return None
         # How many attention operations there are may depend on the inputs, one for each image of a batch.
         fits = mode.adds == block.adds
         if mode.plan.ops or mode.plan.watches:
@@ -154,6 +195,14 @@ class Editing(BlockWatch):
                 f"{block.routed} were seen when the model was attached",
                 "Attach again with inputs like the ones that you run",
             )
+        if block.index not in self._identity:
+            return None
+        stream = self._entered.pop(block.index)
+        if stream.shape != fetch(output, block.exit).shape:
+            raise self.structure.error(
+                block, "its stream leaves in another shape than it enters", "It cannot be left out"
+            )
+        return replace(output, block.exit, stream)
 
     def _close_modes(self) -> None:
         while self._modes:

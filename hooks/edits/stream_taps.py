@@ -28,8 +28,12 @@ class Tap(BlockWatch):
     the pass ends after the last layer by StreamDone; use `run_stopped`.
     """
 
-    def __init__(self, structure: Structure, on_stream: OnStream, *, stop: bool = False) -> None:
-        super().__init__(structure, range(structure.depth))
+    prepend = False  # what edits and the user's hooks make of a block's output goes on to the next
+
+    def __init__(
+        self, structure: Structure, on_stream: OnStream, *, stop: bool = False, skipped: int = 0
+    ) -> None:
+        super().__init__(structure, range(structure.depth), skipped=skipped)
         self.on_stream, self.stop = on_stream, stop
 
     def enter(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

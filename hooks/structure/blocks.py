@@ -6,6 +6,7 @@ from torch import nn
 
 from rc_probe.hooks.errors import RcProbeError
 
+from .flow import read_flow
 from .structure import REPORT, AttentionOp, Block, Branch, Junction, NormAfter, Site, form, is_attention_op
 from .tape import NORMS, SDPA, Call, Node, Tape
 
@@ -50,7 +51,7 @@ def read_block(tape: Tape, call: Call, spine: list[Node], index: int, batch: int
     turns = sum(c.module is call.module for c in tape.calls)
     return Block(
         index, call.name, call.turn, turns, junctions, entry, exits[0], forms, len(adds), len(ops), len(shape),
-        shape[features], batch_axis, features,
+        shape[features], batch_axis, features, flow=read_flow(tape, call, adds, exits[0]),
     )  # fmt: skip
 
 

@@ -157,7 +157,10 @@ def _read_stack(tape: Tape, calls: dict[int, list[Node]], model: nn.Module, batc
     ]
     inside = [set(_stack(tape, c)) for c in calls]
     ancestors = [c.name for c in once if c.index not in calls and all(c.index in stack for stack in inside)]
-    return Structure(_shared_path([b.name for b in blocks]), weakref.ref(model), blocks, ancestors or [""])
+    above, first = {call.index for call in once if call.name in ancestors}, tape.calls[min(calls)].first
+    before = tuple(c.name for c in once if c.parent in above and c.first <= c.last < first)
+    name = _shared_path([b.name for b in blocks])
+    return Structure(name, weakref.ref(model), blocks, ancestors or [""], before=before)
 
 
 def _shared_path(names: list[str]) -> str:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from rc_probe.hooks.errors import RcProbeError
 
 from .tape import SDPA, Path
+
+if TYPE_CHECKING:
+    from .flow import Flow
 
 KIND_LETTER = {"attention": "A", "cross": "X", "mixer": "C", "mlp": "M"}
 INTERFACE = "interface"
@@ -99,6 +103,7 @@ class Block:
     batch_axis: int | None
     feature_axis: int = -1  # 1 in convolutional blocks, whose stream is (batch, features, height, width)
     scaled: bool = False  # its skips carry the stream times a fixed factor
+    flow: Flow | None = None  # what of it is used for what
     routed: int = 0  # how many calls of the library's attention interface one call makes
 
     @property
@@ -128,6 +133,9 @@ class Structure:
     blocks: list[Block]
     ancestors: list[str]  # modules whose call contains all block calls, once per forward pass
     proved: list[str] = field(default_factory=list)
+    before: tuple[
+        str, ...
+    ] = ()  # modules called once, and done before the first block is called: encoders, embeddings
     others: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
     # Proved when paths are first drawn: branches carry nothing past their heads, blocks nothing past these steps.

@@ -1,0 +1,214 @@
+"""Passes of a model on one batch: a plain one, recorded, and edited ones that begin where their edits begin.
+
+In an edited pass the model's own forward runs again, and with it all that lies between blocks. Blocks before the
+first edit, and modules that are done before the stack begins (an encoder, embeddings), return copies of what they
+returned in the plain pass. Modules whose results are only removed again are not called; the adds that they would make
+are counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rc_probe.hooks.structure.example_inputs import with_no_cache
+from rc_probe.hooks.structure.structure import Structure
+
+from .block_watch import fetch
+from .edits import Editing, Edits
+from .module_calls import AroundCalls, Call
+from .recording import NotRecordable, copied, form_of, size_of, zeros_like
+from .stream_taps import StreamDone, Tap, batch_first
+
+OnStream = Callable[[int, Tensor], None]
+LIMIT = 2**31  # bytes of recorded outputs
+
+
+class Passes:
+    """The plain pass on `inputs`, and edited ones. Use inside `measuring(model)`.
+
+    >>> passes = Passes(structure, inputs, [edits])               # doctest: +SKIP
+    >>> whole = passes.plain(on_stream)                            # doctest: +SKIP
+    >>> without = passes.edited(edits, on_stream)                  # doctest: +SKIP
+
+    wanted: the edits that will be asked for; base: edits of every pass, the plain one too
+    model: whose forward runs, if not the structure's own: one that holds or is held by it
+    shortcuts: False makes each pass a full one; limit: bytes of outputs that are kept
+    """
+
+    def __init__(
+        self,
+        structure: Structure,
+        inputs: dict[str, Any],
+        wanted: Iterable[Edits] = (),
+        *,
+        base: Edits | None = None,
+        model: nn.Module | None = None,
+        shortcuts: bool = True,
+        limit: int = LIMIT,
+    ) -> None:
+        self.structure, self.model = structure, model or structure.model
+        self.inputs = with_no_cache(self.model, inputs)
+        self.base, self.shortcuts, self.limit = base or Edits(), shortcuts, limit
+        self.recorded: list[Any] = []  # outputs of the first blocks, as far as the limit allows
+        self.finished: dict[nn.Module, Any] = {}  # outputs of modules that are done before block 1
+        self.forms: dict[tuple[int, nn.Module], Any] = {}
+        self._room = limit
+        self._numbers = {(structure.module(b), b.turn): b.index for b in structure.blocks}
+        self._turns: dict[nn.Module, int] = {}
+        self._inside = -1  # the block call that runs
+        self._wanted = {key for edits in wanted for key in self._unused(edits)} if shortcuts else set()
+
+    def first(self, edits: Edits) -> int:
+        """The number of blocks, from the first, that an edited pass does not run."""
+        return min(edits.blocks, default=len(self.recorded)) if self.shortcuts else 0
+
+    # ---- the two kinds of passes
+
+    def plain(self, on_stream: OnStream | None = None, *, stop: bool = False) -> Any:
+        """The model's output; None with `stop`, which ends the pass behind the last block.
+
+        on_stream: gets layer and stream (batch, tokens, dim), layers 0 … L
+        """
+        around = self._record if self.shortcuts else None
+        return self._run(self.base, on_stream, stop, around, 0)
+
+    def edited(self, edits: Edits, on_stream: OnStream | None = None, *, stop: bool = False) -> Any:
+        """The output under `edits`; `on_stream` gets layers behind the first edited block: the others are as before."""
+        skipped = min(self.first(edits), len(self.recorded))
+        together = self.base.then(edits)
+        unused = self._unused(together) if self.shortcuts else {}
+        unused = {key: adds for key, adds in unused.items() if key in self.forms}
+        first = min(edits.blocks, default=self.structure.depth)
+
+        def beyond(layer: int, x: Tensor) -> None:
+            if on_stream is not None and layer > first:
+                on_stream(layer, x)
+
+        if not skipped and not unused and not self.finished:
+            return self._run(together, beyond, stop, None, 0)
+        with Editing(self.structure, together, skipped=skipped) as editing:
+
+            def serve(module: nn.Module, call: Call) -> Any:
+                if module in self.finished:
+                    return copied(self.finished[module])
+                number = self._number(module)
+                if number is not None:
+                    return copied(self.recorded[number]) if number < skipped else self._within(number, call)
+                key = (self._inside, module)
+                if key not in unused:
+                    return call()
+                editing.skip_adds(unused[key])
+                return zeros_like(self.forms[key])
+
+            return self._run(None, beyond, stop, serve, skipped, [module for _, module in unused])
+
+    def _run(
+        self,
+        edits: Edits | None,
+        on_stream: OnStream | None,
+        stop: bool,
+        around: Callable[[nn.Module, Call], Any] | None,
+        skipped: int,
+        inner: Sequence[nn.Module] = (),
+    ) -> Any:
+        self._turns.clear()
+        self._inside = -1
+        tap = Tap(self.structure, on_stream or _nothing, stop=stop, skipped=skipped)
+        with ExitStack() as stack:
+            stack.enter_context(Editing(self.structure, edits) if edits is not None else nullcontext())
+            if on_stream is not None or stop:
+                stack.enter_context(tap)
+            if around is not None:
+                blocks = [module for module, _ in self._numbers]
+                modules = [*blocks, *self._before(), *(inner or [m for _, m in self._wanted])]
+                stack.enter_context(AroundCalls(modules, around))
+            try:
+                return self.model(**self.inputs)
+            except StreamDone:
+                return None
+
+    # ---- recording
+
+    def _record(self, module: nn.Module, call: Call) -> Any:
+        number = self._number(module)
+        output = call() if number is None else self._within(number, call)
+        try:
+            if number is not None:
+                self._keep_block(number, output)
+            elif self._inside < 0:
+                self.finished[module] = copied(output)
+            elif (self._inside, module) in self._wanted:
+                self.forms[self._inside, module] = form_of(output)
+        except NotRecordable:
+            pass
+        return output
+
+    def _keep_block(self, number: int, output: Any) -> None:
+        if number != len(self.recorded):
+            return
+        self._room -= size_of(output)
+        if self._room >= 0:
+            self.recorded.append(copied(output))
+
+    def _number(self, module: nn.Module) -> int | None:
+        """Which block call this is; None where the module is no block."""
+        turn = self._turns.get(module, 0)
+        number = self._numbers.get((module, turn))
+        if number is not None:
+            self._turns[module] = turn + 1
+        return number
+
+    def _within(self, number: int, call: Call) -> Any:
+        self._inside = number
+        try:
+            return call()
+        finally:
+            self._inside = -1
+
+    def stream(self, layer: int) -> Tensor:
+        """The stream (batch, tokens, dim) of a layer from 1 on, as it was recorded."""
+        block = self.structure.blocks[layer - 1]
+        return batch_first(fetch(self.recorded[layer - 1], block.exit), block)
+
+    def _before(self) -> list[nn.Module]:
+        return [self.structure.model.get_submodule(name) for name in self.structure.before]
+
+    # ---- what is not needed
+
+    def _unused(self, edits: Edits) -> dict[tuple[int, nn.Module], int]:
+        """The modules that need not be called, each in its block, and the adds that they would make."""
+        found: dict[tuple[int, nn.Module], int] = {}
+        watched = {block for block, _ in (*edits.ops, *edits.watches)}
+        for block in (self.structure.blocks[index] for index in edits.blocks - watched):
+            sites = {site for site in edits.removed if site.block == block.index}
+            whole = block.index in edits.identity
+            if block.flow is None or not (sites or whole):
+                continue
+            for call in block.flow.unused(sites, whole=whole):
+                module = self.structure.model.get_submodule(call.name)
+                if not _hooked(module):
+                    found[block.index, module] = call.adds
+        return found
+
+
+def _nothing(layer: int, x: Tensor) -> None:
+    """For passes of which no stream is read."""
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether somebody listens to it or to a part of it, who would miss the call."""
+    return any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two outputs are of the same form and equal bit by bit."""
+    mine: list[Tensor] = []
+    copied(a, lambda x: mine.append(x) or x)
+    theirs: list[Tensor] = []
+    copied(b, lambda x: theirs.append(x) or x)
+    return len(mine) == len(theirs) and all(torch.equal(x, y) for x, y in zip(mine, theirs, strict=True))
