@@ -65,16 +65,17 @@ def build(name: str, folder: Path) -> None:
 
 
 def measure(out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
     for name in ("demo", *MODELS):
         options = OPTIONS
         model = name
         if name != "demo":
-            model = str(out / "models" / name)
-            build(name, Path(model))
+            model = f"models/{name}"
+            build(name, out / model)
             options = (*OPTIONS, *MODELS[name][3], "--paths", "2", "--repeats", "2", "--metrics", "all")
-        command = [sys.executable, "-m", "rc_probe", model, "--out", str(out / name), *options]
+        command = [sys.executable, "-m", "rc_probe", model, "--out", name, *options]
         print(name, flush=True)
-        subprocess.run(command, check=True)
+        subprocess.run(command, check=True, cwd=out)  # so that tables hold no path of this machine
 
 
 def differences(before: Path, after: Path, tolerance: float) -> list[str]:
