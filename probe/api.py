@@ -230,10 +230,11 @@ class _Run:
             self.done += 1
             self.report(f"{stage}: {name}", self.done, self.total)
 
-        curves = measure_variants(
+        curves, notes = measure_variants(
             structure, self.made.of(self.mine), variants, self.chosen.measured, few=self.chosen.svd_samples,
             advance=advance,
         )  # fmt: skip
+        self.notes += [note for note in notes if note not in self.notes]
         return gather_curves(curves, partial(self.world.gather, what=stage))
 
     def tables(self) -> dict[str, pd.DataFrame]:

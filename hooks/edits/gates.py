@@ -25,6 +25,7 @@ COMPONENTS = {
     "mixer": "the branch that mixes tokens without attention (state space, convolution …)",
     "mixer.skip": "the skip around that branch",
     "head": "one attention head",
+    "block": "the whole block: the stream leaves it as it entered",
 }
 
 
@@ -81,6 +82,8 @@ def gate_edits(structure: Structure, gates: Sequence[Gate]) -> Edits:
         for block in _blocks(structure, gate):
             if gate.component == "head":
                 _gate_heads(structure, block, gate, edits)
+            elif gate.component == "block":
+                _leave_out(structure, block, gate, edits)
             else:
                 _gate_part(structure, block, gate, edits)
     return edits
@@ -111,6 +114,8 @@ def _kind(component: str) -> str:
 
 
 def has_component(block: Block, component: str) -> bool:
+    if component == "block":
+        return True
     if component == "mlp.skip" and is_parallel(block):
         return False  # the one skip of a parallel block is the attention skip
     return any(b.kind == _kind(component) for b in block.branches)
@@ -119,6 +124,14 @@ def has_component(block: Block, component: str) -> bool:
 def is_parallel(block: Block) -> bool:
     """Whether attention and MLP are added to the stream in one junction."""
     return any({"attention", "mlp"} <= {b.kind for b in j.branches} for j in block.junctions)
+
+
+def _leave_out(structure: Structure, block: Block, gate: Gate, edits: Edits) -> None:
+    if isinstance(gate.value, Tensor) or gate.value != 0:
+        raise structure.error(
+            block, "a whole block can only be left out (gate 0)", "Gate its branches instead"
+        )
+    edits.identity.add(block.index)
 
 
 def _gate_part(structure: Structure, block: Block, gate: Gate, edits: Edits) -> None:

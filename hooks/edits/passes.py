@@ -12,17 +12,15 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rc_probe.hooks.structure.example_inputs import with_no_cache
 from rc_probe.hooks.structure.structure import Structure
 
-from .block_watch import fetch
 from .edits import Editing, Edits
 from .module_calls import AroundCalls, Call
 from .recording import NotRecordable, copied, form_of, size_of, zeros_like
-from .stream_taps import StreamDone, Tap, batch_first
+from .stream_taps import StreamDone, Tap
 
 OnStream = Callable[[int, Tensor], None]
 LIMIT = 2**31  # bytes of recorded outputs
@@ -38,6 +36,7 @@ class Passes:
     wanted: the edits that will be asked for; base: edits of every pass, the plain one too
     model: whose forward runs, if not the structure's own: one that holds or is held by it
     shortcuts: False makes each pass a full one; limit: bytes of outputs that are kept
+    proving: everything is recorded, for edits that are not in `wanted`
     """
 
     def __init__(
@@ -49,6 +48,7 @@ class Passes:
         base: Edits | None = None,
         model: nn.Module | None = None,
         shortcuts: bool = True,
+        proving: bool = False,
         limit: int = LIMIT,
     ) -> None:
         self.structure, self.model = structure, model or structure.model
@@ -61,11 +61,15 @@ class Passes:
         self._numbers = {(structure.module(b), b.turn): b.index for b in structure.blocks}
         self._turns: dict[nn.Module, int] = {}
         self._inside = -1  # the block call that runs
-        self._wanted = {key for edits in wanted for key in self._unused(edits)} if shortcuts else set()
+        self._wanted: set[tuple[int, nn.Module]] = set()
+        self._reach = structure.depth if proving else 0  # how many blocks are recorded
+        for edits in wanted if shortcuts else ():
+            self._wanted |= set(self._unused(self.base.then(edits)))
+            self._reach = max(self._reach, min(edits.blocks, default=0))
 
     def first(self, edits: Edits) -> int:
         """The number of blocks, from the first, that an edited pass does not run."""
-        return min(edits.blocks, default=len(self.recorded)) if self.shortcuts else 0
+        return min(len(self.recorded), *edits.blocks) if self.shortcuts else 0
 
     # ---- the two kinds of passes
 
@@ -79,7 +83,7 @@ class Passes:
 
     def edited(self, edits: Edits, on_stream: OnStream | None = None, *, stop: bool = False) -> Any:
         """The output under `edits`; `on_stream` gets layers behind the first edited block: the others are as before."""
-        skipped = min(self.first(edits), len(self.recorded))
+        skipped = self.first(edits)
         together = self.base.then(edits)
         unused = self._unused(together) if self.shortcuts else {}
         unused = {key: adds for key, adds in unused.items() if key in self.forms}
@@ -149,7 +153,7 @@ class Passes:
         return output
 
     def _keep_block(self, number: int, output: Any) -> None:
-        if number != len(self.recorded):
+        if number != len(self.recorded) or number >= self._reach:
             return
         self._room -= size_of(output)
         if self._room >= 0:
@@ -169,11 +173,6 @@ class Passes:
             return call()
         finally:
             self._inside = -1
-
-    def stream(self, layer: int) -> Tensor:
-        """The stream (batch, tokens, dim) of a layer from 1 on, as it was recorded."""
-        block = self.structure.blocks[layer - 1]
-        return batch_first(fetch(self.recorded[layer - 1], block.exit), block)
 
     def _before(self) -> list[nn.Module]:
         return [self.structure.model.get_submodule(name) for name in self.structure.before]
@@ -203,12 +202,3 @@ def _nothing(layer: int, x: Tensor) -> None:
 def _hooked(module: nn.Module) -> bool:
     """Whether somebody listens to it or to a part of it, who would miss the call."""
     return any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two outputs are of the same form and equal bit by bit."""
-    mine: list[Tensor] = []
-    copied(a, lambda x: mine.append(x) or x)
-    theirs: list[Tensor] = []
-    copied(b, lambda x: theirs.append(x) or x)
-    return len(mine) == len(theirs) and all(torch.equal(x, y) for x, y in zip(mine, theirs, strict=True))

@@ -1,4 +1,4 @@
-"""Measure: the variants of one model over the same batches, one pass each, statistics streamed."""
+"""Measure: the variants of one model over the same batches, statistics streamed."""
 
 from __future__ import annotations
 
@@ -7,16 +7,46 @@ from typing import Any
 
 from torch import Tensor
 
+from rc_probe import engine
 from rc_probe.data.batches import Batch
 from rc_probe.hooks.edits.edits import Editing, Edits
 from rc_probe.hooks.edits.gates import gate_edits
-from rc_probe.hooks.edits.model_state import measuring
 from rc_probe.hooks.edits.stream_taps import Tap, run_stopped
 from rc_probe.hooks.structure.example_inputs import with_no_cache
 from rc_probe.hooks.structure.structure import Structure
 
-from .curves import Curves
+from .curves import Curves, Measured
 from .variants import Variant
+
+
+class CurveReader:
+    """A reader of the engine that keeps the curves of each variant; what all share is measured once."""
+
+    wants_output = False
+
+    def __init__(self, names: Iterable[str], metrics: Sequence[str], few: int) -> None:
+        self.curves = {name: Curves(metrics, few) for name in names}
+        self._plain: dict[int, Measured] = {}  # of the batch that runs
+
+    def begin(self, batch: Batch) -> None:
+        self._plain = {}
+        for curves in self.curves.values():
+            curves.mask, curves.samples = batch.mask, batch.start
+
+    def stream(self, name: str, layer: int, x: Tensor) -> None:
+        if name == engine.WHOLE:
+            self._plain[layer] = next(iter(self.curves.values())).read(layer, x)
+            if name in self.curves:
+                self.curves[name].add(layer, self._plain[layer])
+        else:
+            self.curves[name].on_stream(layer, x)
+
+    def as_plain(self, name: str, layers: range) -> None:
+        for layer in layers:
+            self.curves[name].add(layer, self._plain[layer])
+
+    def output(self, name: str, output: Any) -> None:
+        """Streams are all that is read."""
 
 
 def measure_variants(
@@ -27,34 +57,20 @@ def measure_variants(
     *,
     few: int = 4,
     advance: Callable[[str], None] = lambda name: None,
-) -> dict[str, Curves]:
-    """One forward pass for each batch and variant, stopped after the last layer.
+) -> tuple[dict[str, Curves], list[str]]:
+    """The curves of every variant over all batches, and notes. The model is as before.
 
-    `advance(variant)` is called after each pass. The model is as before at the end.
+    `advance(variant)` is called after each pass.
     """
-    model = structure.model
     edits = {variant.name: gate_edits(structure, variant.gates) for variant in variants}
-    curves = {variant.name: Curves(metrics, few) for variant in variants}
-    with measuring(model):
-        for batch in batches:
-            _refuse_packed(structure, batch)
-            for name, edit in edits.items():
-                curves[name].mask, curves[name].samples = batch.mask, batch.start
-                stream_pass(structure, batch.inputs, edit, curves[name].on_stream)
-                advance(name)
-    return curves
+    reader = CurveReader(edits, metrics, few)
+    notes = engine.run(structure, batches, edits, [reader], advance=advance)
+    return reader.curves, notes
 
 
 def stream_pass(
     structure: Structure, inputs: dict[str, Any], edits: Edits, on_stream: Callable[[int, Tensor], None]
 ) -> None:
-    """One forward pass with `edits`, the stream of layers 0 … L handed to `on_stream`."""
+    """One whole forward pass with `edits`, the stream of layers 0 … L handed to `on_stream`."""
     with Tap(structure, on_stream, stop=True), Editing(structure, edits):
         run_stopped(lambda: structure.model(**with_no_cache(structure.model, inputs)))
-
-
-def _refuse_packed(structure: Structure, batch: Batch) -> None:
-    size = next(int(t.shape[0]) for t in batch.inputs.values() if isinstance(t, Tensor))
-    first = structure.blocks[0]
-    if first.batch_axis is None and size > 1:
-        raise structure.error(first, "its stream packs all samples into one sequence", "Use --batch-size 1")

@@ -12,6 +12,7 @@ from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.structure.structure import Structure
 
 FORM = "COMPONENT[@BLOCKS][:HEADS][=GATE], for example attention.skip@3-5, mlp@7, attention@all, head@2:5"
+MOST = 9999  # blocks or heads: no model has more
 _PATTERN = re.compile(r"(?P<component>[a-z.]+)(@(?P<blocks>[^:=]+))?(:(?P<heads>[^=]+))?(=(?P<value>.+))?")
 
 
@@ -103,6 +104,10 @@ def _gate(text: str, value: str, component: str) -> float:
         raise _error(text, f"the gate {value!r} is not a finite number")
     if component == "mlp.sublayer" and gate != 0:
         raise _error(text, "a sublayer can only be removed", "Use mlp=… to scale the MLP branch")
+    if component == "block" and gate != 0:
+        raise _error(
+            text, "a whole block can only be left out", "Use attention=…+mlp=… to scale its branches"
+        )
     return gate
 
 
@@ -111,8 +116,10 @@ def _numbers(text: str, spec: str) -> tuple[int, ...]:
     numbers: list[int] = []
     for part in spec.split(","):
         ends = part.strip().split("-")
-        if len(ends) > 2 or not all(end.isdigit() for end in ends):
+        if len(ends) > 2 or not all(end.isascii() and end.isdigit() for end in ends):
             raise _error(text, f"{part.strip()!r} is not a number or a range such as 3-5")
+        if any(len(end) > len(str(MOST)) or int(end) > MOST for end in ends):
+            raise _error(text, f"{part.strip()!r} is beyond {MOST:,}", "Give numbers of blocks or heads")
         first, last = int(ends[0]), int(ends[-1])
         if last < first:
             raise _error(text, f"the range {part.strip()!r} runs backwards")

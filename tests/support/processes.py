@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 import rc_probe
+from rc_probe.hooks.edits.passes import Passes
 from rc_probe.hooks.errors import RcProbeError
-from rc_probe.measures import variant_passes as run
 from rc_probe.processes import heartbeat as pulse
 from rc_probe.processes.world import World
 
@@ -31,9 +31,9 @@ def inject(fault: str) -> None:
     kind, _, rank = fault.partition("@")
     if os.environ.get("RANK", "0") != rank:
         return
-    whole, passes = run.stream_pass, []
+    whole, passes = Passes.edited, []
 
-    def broken(structure: Any, *others: Any) -> None:
+    def broken(self: Passes, *others: Any, **how: Any) -> Any:
         passes.append(1)
         if len(passes) == 2:
             if kind == "error":
@@ -51,10 +51,10 @@ def inject(fault: str) -> None:
                 time.sleep(20)
             if kind == "nan":
                 with torch.no_grad():
-                    next(structure.model.parameters()).fill_(torch.nan)
-        whole(structure, *others)
+                    next(self.structure.model.parameters()).fill_(torch.nan)
+        return whole(self, *others, **how)
 
-    run.stream_pass = broken
+    Passes.edited = broken
 
 
 def command(*arguments: str) -> None:

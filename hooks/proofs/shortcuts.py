@@ -1,0 +1,124 @@
+"""What is proved of shortcuts: a pass that begins at its first edit gives, bit by bit, what the full pass gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rc_probe.hooks.edits.edits import Edits, zero
+from rc_probe.hooks.edits.model_state import full_precision, measuring
+from rc_probe.hooks.edits.passes import Passes
+from rc_probe.hooks.edits.recording import NotRecordable, copied
+from rc_probe.hooks.errors import RcProbeError
+from rc_probe.hooks.structure.example_inputs import batch_size, small
+from rc_probe.hooks.structure.structure import Block, Structure
+
+
+def shortcut_problem(
+    structure: Structure, inputs: dict[str, Any], model: nn.Module | None = None
+) -> str | None:
+    """Why passes on such inputs have to be full ones; None where shortcuts are proved.
+
+    On a few samples of `inputs`. After the plain pass another one runs, with the samples in another order and without
+    the first block's branches, so that whatever a model keeps outside of what its blocks return is no longer that of
+    the plain pass.
+    """
+    if why := _not_meant(structure):
+        return why
+    problem = None
+    for tried in (small(inputs), inputs):
+        try:
+            with measuring(structure.model), full_precision(structure.model):
+                return _first_difference(structure, tried, model)
+        except Exception as error:  # the model's own, of any kind: some run on whole batches only
+            problem = _line(error)
+    return problem
+
+
+def _first_difference(structure: Structure, inputs: dict[str, Any], model: nn.Module | None) -> str | None:
+    edits = _real_edits(structure)
+    passes = Passes(structure, inputs, edits, model=model, proving=True)
+    passes.plain()
+    _full(structure, _reordered(inputs), model, _branches_off(structure.blocks[0]))
+    return next(filter(None, (_difference(passes, each) for each in edits)), None)
+
+
+def _reordered(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The samples of a batch turned by one, where all first axes count samples."""
+    batch = batch_size(inputs)
+    tensors = [t for t in inputs.values() if isinstance(t, Tensor) and t.ndim]
+    if any(t.shape[0] != batch for t in tensors):
+        return inputs
+    return {k: v.roll(1, 0) if isinstance(v, Tensor) and v.ndim else v for k, v in inputs.items()}
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
+def batch_problem(passes: Passes) -> str | None:
+    """The same for the batch of `passes`, whose plain pass has run, by the removal of the last block's branches."""
+    try:
+        return _difference(passes, _branches_off(passes.structure.blocks[-1]))
+    except (RuntimeError, RcProbeError) as error:
+        return _line(error)
+
+
+def _not_meant(structure: Structure) -> str | None:
+    for parameter in structure.model.parameters():
+        if type(parameter).__name__ in {"DTensor", "FlatParameter"} or hasattr(parameter, "ds_id"):
+            return "its weights are shared among processes"
+    return None
+
+
+def _real_edits(structure: Structure) -> list[Edits]:
+    middle = structure.blocks[structure.depth // 2]
+    one, whole = Edits(), Edits()
+    one.at(middle.branches[-1].site, zero)
+    whole.identity.add(middle.index)
+    return [one, whole, _branches_off(structure.blocks[-1])]
+
+
+def _branches_off(block: Block) -> Edits:
+    edits = Edits()
+    for branch in block.branches:
+        edits.at(branch.site, zero)
+    return edits
+
+
+def _full(
+    structure: Structure, inputs: dict[str, Any], model: nn.Module | None, edits: Edits
+) -> tuple[Passes, Any, dict[int, Tensor]]:
+    streams: dict[int, Tensor] = {}
+    passes = Passes(structure, inputs, base=edits, model=model, proving=True)
+    output = passes.plain(lambda layer, x: streams.update({layer: x.clone()}))
+    return passes, output, streams
+
+
+def _difference(passes: Passes, edits: Edits) -> str | None:
+    """How a short pass differs from the full one with the same edits; None where nothing does."""
+    structure, first = passes.structure, passes.first(edits)
+    streams: dict[int, Tensor] = {}
+    short = passes.edited(edits, lambda layer, x: streams.update({layer: x.clone()}))
+    full, output, whole = _full(structure, passes.inputs, passes.model, passes.base.then(edits))
+    for number in range(min(first, len(passes.recorded))):
+        if not same(full.recorded[number], passes.recorded[number]):
+            return f"block {number + 1} returns other numbers than in the pass before"
+    if any(not torch.equal(x, whole[layer]) for layer, x in streams.items()) or not same(short, output):
+        block = structure.blocks[min(edits.blocks)]
+        return f"a pass that begins at block {block.index + 1} ({block.name}) does not give what the whole one gives"
+    return None
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether the tensors in two outputs are equal bit by bit; what holds other things is not the same."""
+    found: tuple[list[Tensor], list[Tensor]] = [], []
+    try:
+        for value, tensors in zip((a, b), found, strict=True):
+            copied(value, lambda x, into=tensors: into.append(x) or x)  # type: ignore[misc]
+    except NotRecordable:
+        return False
+    mine, theirs = found
+    return len(mine) == len(theirs) and all(torch.equal(x, y) for x, y in zip(mine, theirs, strict=True))

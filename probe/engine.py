@@ -1,0 +1,116 @@
+"""One engine runs interventions: per batch a plain pass, then for each intervention a pass that begins at its edits.
+
+Sweeps, ablations and the paper's variants are lists of interventions given to it. What is measured is the readers'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from rc_probe.data.batches import Batch
+from rc_probe.hooks.edits.edits import Edits
+from rc_probe.hooks.edits.model_state import measuring
+from rc_probe.hooks.edits.passes import Passes
+from rc_probe.hooks.proofs.shortcuts import batch_problem, shortcut_problem
+from rc_probe.hooks.structure.structure import Structure
+
+WHOLE = "transformer"  # the name of the plain pass
+
+
+class Reader(Protocol):
+    """What reads passes, by the name of their intervention. `wants_output`: passes run to their end for it."""
+
+    wants_output: bool
+
+    def begin(self, batch: Batch) -> None:
+        """The passes of a new batch follow, the plain one first."""
+
+    def stream(self, name: str, layer: int, x: Tensor) -> None:
+        """The stream x (batch, tokens, dim) of a layer, to be read and not kept."""
+
+    def as_plain(self, name: str, layers: range) -> None:
+        """Of this pass these layers are those of the plain one; they are not handed on again."""
+
+    def output(self, name: str, output: Any) -> None:
+        """What the model returned; for readers that want it."""
+
+
+def run(
+    structure: Structure,
+    batches: Iterable[Batch],
+    interventions: Mapping[str, Edits],
+    readers: Sequence[Reader],
+    *,
+    base: Edits | None = None,
+    model: nn.Module | None = None,
+    advance: Callable[[str], None] = lambda name: None,
+) -> list[str]:
+    """Run every intervention on every batch, and hand what happens to the readers. The model is as before at the end.
+
+    Parameters
+    ----------
+    interventions: edits by name; those without edits are the plain pass
+    base: edits that hold in every pass, the plain one too
+    model: whose forward runs, if not the structure's own
+    advance: called with the name of each pass that is done
+
+    Returns notes: why passes had to be full ones. Raises RcProbeError where a batch cannot be measured.
+    """
+    stop = not any(reader.wants_output for reader in readers)
+    edited = {name: edits for name, edits in interventions.items() if edits.blocks}
+    notes: list[str] = []
+    shortcuts = bool(edited)
+    with measuring(structure.model):
+        for number, batch in enumerate(batches):
+            _refuse_packed(structure, batch)
+            if number == 0 and shortcuts:
+                problem = shortcut_problem(structure, batch.inputs, model)
+                shortcuts = problem is None
+                notes += [f"Every pass was a full one: {problem}."] if problem else []
+            passes = Passes(
+                structure, batch.inputs, edited.values(), base=base, model=model, shortcuts=shortcuts, proving=number == 0
+            )  # fmt: skip
+            for reader in readers:
+                reader.begin(batch)
+            output = passes.plain(_to(readers, WHOLE), stop=stop)
+            if number == 0 and shortcuts and (problem := batch_problem(passes)):
+                notes.append(f"Every pass was a full one: {problem}.")
+                shortcuts = passes.shortcuts = False
+            _hand_on(readers, WHOLE, output, stop)
+            if WHOLE in interventions:
+                advance(WHOLE)
+            for name, edits in interventions.items():
+                if name == WHOLE:
+                    continue
+                layers = range(min(edits.blocks, default=structure.depth) + 1)
+                for reader in readers:
+                    reader.as_plain(name, layers)
+                result = output if name not in edited else passes.edited(edits, _to(readers, name), stop=stop)
+                _hand_on(readers, name, result, stop)
+                advance(name)
+    return notes
+
+
+def _to(readers: Sequence[Reader], name: str) -> Callable[[int, Tensor], None]:
+    def on_stream(layer: int, x: Tensor) -> None:
+        for reader in readers:
+            reader.stream(name, layer, x)
+
+    return on_stream
+
+
+def _hand_on(readers: Sequence[Reader], name: str, output: Any, stopped: bool) -> None:
+    if not stopped:
+        for reader in readers:
+            if reader.wants_output:
+                reader.output(name, output)
+
+
+def _refuse_packed(structure: Structure, batch: Batch) -> None:
+    size = next(int(t.shape[0]) for t in batch.inputs.values() if isinstance(t, Tensor))
+    first = structure.blocks[0]
+    if first.batch_axis is None and size > 1:
+        raise structure.error(first, "its stream packs all samples into one sequence", "Use --batch-size 1")

@@ -1,0 +1,124 @@
+"""Shortcuts are proved before they are taken: a fault in what was recorded is found, and full passes are made."""
+
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from support import zoo
+from torch import Tensor, nn
+
+from rc_probe.hooks.attach import find_structure
+from rc_probe.hooks.edits import passes as module
+from rc_probe.hooks.edits.model_state import measuring
+from rc_probe.hooks.edits.passes import Passes
+from rc_probe.hooks.proofs.shortcuts import batch_problem, shortcut_problem
+from rc_probe.hooks.structure.structure import Structure
+
+
+def attached(name: str) -> tuple[Any, dict[str, Tensor], Structure]:
+    model, inputs = zoo.build(name)
+    return model, inputs, find_structure(model, inputs)
+
+
+@pytest.mark.parametrize("name", ["bert_mlm", "gpt2_lm", "albert_groups", "t5_encoder", "swin", "falcon"])
+def test_shortcuts_are_proved(name: str) -> None:
+    model, inputs, structure = attached(name)
+    assert shortcut_problem(structure, inputs) is None
+    with measuring(model):
+        passes = Passes(structure, inputs, proving=True)
+        passes.plain()
+        assert batch_problem(passes) is None
+
+
+def spoilt(passes: Passes, number: int, item: int | None) -> None:
+    """Change one number of what a block returned, in the tensor `item` of its tuple."""
+    output = passes.recorded[number]
+    tensor = output if item is None else output[item]
+    tensor[(0,) * tensor.ndim] += 1
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "item"),
+    [("bert_mlm", 0, None), ("bert_mlm", 1, None), ("t5_encoder", 0, 0), ("t5_encoder", 0, 1)],
+)
+def test_one_block_that_is_stale_is_found(name: str, number: int, item: int | None) -> None:
+    model, inputs, structure = attached(name)
+    with measuring(model):
+        passes = Passes(structure, inputs, proving=True)
+        passes.plain()
+        if item is None and isinstance(passes.recorded[number], tuple):
+            item = 0
+        assert item is None or isinstance(passes.recorded[number][item], Tensor)
+        spoilt(passes, number, item)
+        assert batch_problem(passes) == f"block {number + 1} returns other numbers than in the pass before"
+
+
+def test_recordings_that_are_written_into_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Writes(nn.Module):
+        """A block that adds to its input in place."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.mlp = nn.LayerNorm(16), nn.Linear(16, 16)
+            self.attention = nn.Linear(16, 48)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.attention(self.norm(x)).chunk(3, -1)
+            x += torch.nn.functional.scaled_dot_product_attention(q, k, v)
+            x += self.mlp(x).tanh()
+            return x
+
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Writes() for _ in range(3))).eval()
+
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.clone()
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    holder, inputs = Holder().eval(), {"x": torch.randn(2, 5, 16)}
+    structure = find_structure(holder, inputs)
+    assert shortcut_problem(structure, inputs) is None  # copies are kept and given
+    monkeypatch.setattr(module, "copied", lambda value, take=None: value)
+    assert shortcut_problem(structure, inputs) is not None
+
+
+def test_what_a_model_keeps_outside_of_its_blocks_is_found() -> None:
+    class Remembers(nn.Module):
+        """The second block adds what the first one left behind."""
+
+        left: ClassVar[list[Tensor]] = []
+
+        def __init__(self, first: bool) -> None:
+            super().__init__()
+            self.first, self.norm = first, nn.LayerNorm(16)
+            self.attention, self.up = nn.Linear(16, 48), nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.attention(self.norm(x)).chunk(3, -1)
+            mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+            if self.first:
+                self.left[:] = [mixed.detach().mean((1, 2), keepdim=True)]
+            x = x + mixed
+            return x + self.up(x) * (1 + self.left[0])
+
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([Remembers(i == 0) for i in range(3)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    torch.manual_seed(0)
+    holder, inputs = Holder().eval(), {"x": torch.randn(2, 5, 16)}
+    structure = find_structure(holder, inputs)
+    assert "does not give what the whole one gives" in (shortcut_problem(structure, inputs) or "")
