@@ -60,38 +60,39 @@ def run(
     Returns notes: why passes had to be full ones. Raises RcProbeError where a batch cannot be measured.
     """
     stop = not any(reader.wants_output for reader in readers)
-    edited = {name: edits for name, edits in interventions.items() if edits.blocks}
+    edited = [edits for edits in interventions.values() if edits.blocks]
     notes: list[str] = []
-    shortcuts = bool(edited)
     with measuring(structure.model):
         for number, batch in enumerate(batches):
             _refuse_packed(structure, batch)
-            if number == 0 and shortcuts:
-                problem = shortcut_problem(structure, batch.inputs, model)
-                shortcuts = problem is None
-                notes += [f"Every pass was a full one: {problem}."] if problem else []
+            if number == 0 and edited:
+                notes = _prove(structure, batch.inputs, model, base)
             passes = Passes(
-                structure, batch.inputs, edited.values(), base=base, model=model, shortcuts=shortcuts, proving=number == 0
-            )  # fmt: skip
+                structure, batch.inputs, edited, base=base, model=model, shortcuts=bool(edited) and not notes
+            )
             for reader in readers:
                 reader.begin(batch)
-            output = passes.plain(_to(readers, WHOLE), stop=stop)
-            if number == 0 and shortcuts and (problem := batch_problem(passes)):
-                notes.append(f"Every pass was a full one: {problem}.")
-                shortcuts = passes.shortcuts = False
-            _hand_on(readers, WHOLE, output, stop)
-            if WHOLE in interventions:
-                advance(WHOLE)
-            for name, edits in interventions.items():
-                if name == WHOLE:
-                    continue
-                layers = range(min(edits.blocks, default=structure.depth) + 1)
+            plain = passes.plain(_to(readers, WHOLE), stop=stop)
+            for name, edits in {WHOLE: Edits(), **interventions}.items():
+                output = plain
+                if name != WHOLE:
+                    for reader in readers:
+                        reader.as_plain(name, range(min(edits.blocks, default=structure.depth) + 1))
+                    output = passes.edited(edits, _to(readers, name), stop=stop) if edits.blocks else plain
                 for reader in readers:
-                    reader.as_plain(name, layers)
-                result = output if name not in edited else passes.edited(edits, _to(readers, name), stop=stop)
-                _hand_on(readers, name, result, stop)
-                advance(name)
+                    if reader.wants_output:
+                        reader.output(name, output)
+                if name in interventions:
+                    advance(name)
     return notes
+
+
+def _prove(
+    structure: Structure, inputs: dict[str, Any], model: nn.Module | None, base: Edits | None
+) -> list[str]:
+    """A note where shortcuts do not hold on such inputs."""
+    problem = shortcut_problem(structure, inputs, model) or batch_problem(structure, inputs, model, base)
+    return [] if problem is None else [f"Every pass was a full one: {problem}."]
 
 
 def _to(readers: Sequence[Reader], name: str) -> Callable[[int, Tensor], None]:
@@ -100,13 +101,6 @@ def _to(readers: Sequence[Reader], name: str) -> Callable[[int, Tensor], None]:
             reader.stream(name, layer, x)
 
     return on_stream
-
-
-def _hand_on(readers: Sequence[Reader], name: str, output: Any, stopped: bool) -> None:
-    if not stopped:
-        for reader in readers:
-            if reader.wants_output:
-                reader.output(name, output)
 
 
 def _refuse_packed(structure: Structure, batch: Batch) -> None:

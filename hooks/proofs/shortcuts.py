@@ -11,7 +11,6 @@ from rc_probe.hooks.edits.edits import Edits, zero
 from rc_probe.hooks.edits.model_state import full_precision, measuring
 from rc_probe.hooks.edits.passes import Passes
 from rc_probe.hooks.edits.recording import NotRecordable, copied
-from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.structure.example_inputs import batch_size, small
 from rc_probe.hooks.structure.structure import Block, Structure
 
@@ -58,11 +57,19 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
-def batch_problem(passes: Passes) -> str | None:
-    """The same for the batch of `passes`, whose plain pass has run, by the removal of the last block's branches."""
+def batch_problem(
+    structure: Structure,
+    inputs: dict[str, Any],
+    model: nn.Module | None = None,
+    base: Edits | None = None,
+) -> str | None:
+    """The same on the first samples of a batch, at their whole length, without the last block's branches."""
     try:
-        return _difference(passes, _branches_off(passes.structure.blocks[-1]))
-    except (RuntimeError, RcProbeError) as error:
+        with measuring(structure.model), full_precision(structure.model):
+            passes = Passes(structure, small(inputs, tokens=None), base=base, model=model, proving=True)
+            passes.plain()
+            return _difference(passes, _branches_off(structure.blocks[-1]))
+    except Exception as error:  # the model's own, of any kind
         return _line(error)
 
 

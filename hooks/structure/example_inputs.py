@@ -75,8 +75,8 @@ def _has_cache(config: Any) -> bool:
     return hasattr(config, "use_cache") or any(part is not None and _has_cache(part) for part in parts)
 
 
-def small(inputs: dict[str, Any]) -> dict[str, Any]:
-    """The first 2 sequences and 16 tokens of a real batch, enough to attach with.
+def small(inputs: dict[str, Any], *, tokens: int | None = TOKENS) -> dict[str, Any]:
+    """The first 2 sequences and 16 tokens (None: all) of a real batch, enough to attach with.
 
     Images keep their size, and so do texts that come with images or sounds. Inputs whose first axes
     differ (patches of several images in one row) are left as they are. A batch of one sample is doubled, so that the batch axis shows; texts of
@@ -96,8 +96,8 @@ def small(inputs: dict[str, Any]) -> dict[str, Any]:
         repeats = -(-wanted // batch)
         value = value.repeat(repeats, *[1] * (value.ndim - 1))[:wanted] if repeats > 1 else value[:wanted]
         for axis in range(1, value.ndim):
-            if length is not None and value.shape[axis] == length:
-                value = value.narrow(axis, 0, min(length, TOKENS))
+            if length is not None and tokens is not None and value.shape[axis] == length:
+                value = value.narrow(axis, 0, min(length, tokens))
         return value
 
     return {key: cut(value) for key, value in inputs.items()}

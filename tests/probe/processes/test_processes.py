@@ -283,7 +283,7 @@ def test_a_process_that_dies_ends_the_others(here: Path, many: Many, fault: str)
 def test_num_processes_reports_what_ended_them(here: Path, fault: str, code: int, says: str) -> None:
     words = [str(MANY), "one", fault, *arguments("broken", *FAST)]
     start = (
-        "import sys\nfrom rc_probe import cli, launch\nwith cli.one_line_errors():\n"
+        "import sys\nfrom rc_probe.cli.errors import one_line_errors\nfrom rc_probe.processes import launch\nwith one_line_errors():\n"
         f"    raise SystemExit(launch.start(2, [sys.executable, *{words!r}]))"
     )
     done = run(here, "-c", start)
