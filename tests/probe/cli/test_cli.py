@@ -22,7 +22,10 @@ import rc_probe
 from rc_probe.cli.job import folder_name
 from rc_probe.models.load import Loaded
 
+pytestmark = pytest.mark.usefixtures("no_figures")
 
+
+@pytest.mark.figures("run", "paths")
 def test_files_and_summary(run: Run, texts: Path) -> None:
     code, out, _ = run("demo", "--data", str(texts), "--ablate", "mlp@3", *FAST)
     assert code == 0
@@ -95,6 +98,7 @@ def test_command_to_repeat_is_the_one_given(run: Run, texts: Path, monkeypatch: 
     assert command == f"rc-probe demo --data {texts} --ablate 'mlp@1 + mlp@2' {' '.join(FAST)}"
 
 
+@pytest.mark.figures("run")
 def test_markup_in_names_and_texts_shows_as_text(run: Run, tmp_path: Path, demo: Loaded) -> None:
     folder = tmp_path / "<img src=x onerror=alert(1)>"
     demo.model.save_pretrained(folder)

@@ -25,6 +25,8 @@ from rc_probe.results.checks import Checks, exit_code, table_of
 from rc_probe.results.conditions import parse_condition, parse_drop
 from rc_probe.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 VALUES = [0.8, 0.3, 0.05, 0.6]
 DOCS = ROOT / "docs"
 
