@@ -306,9 +306,15 @@ def test_module_and_version() -> None:
 
 def test_ctrl_c_for_real(tmp_path: Path) -> None:
     """SIGINT to the process while it measures."""
-    command = [sys.executable, "-m", "rc_probe", "demo", "--samples", "32", "--out", str(tmp_path / "out")]
+    script = (
+        "from rc_probe import api\nwhole = api.measure_variants\ndef told(*args, **options):\n"
+        "    print('measuring', flush=True)\n    return whole(*args, **options)\n"
+        "api.measure_variants = told\nfrom rc_probe.__main__ import main\nmain()"
+    )
+    command = [sys.executable, "-c", script, "demo", "--samples", "32", "--out", str(tmp_path / "out")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        time.sleep(3)
+        assert process.stdout
+        assert process.stdout.readline() == "measuring\n"
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=120)
     assert process.returncode == 2, err
