@@ -1,15 +1,33 @@
-"""Fixtures shared by the tests: the packaged model, loaded once."""
+"""What all tests share: how they run, and the packaged and trained models, each made once in a process."""
 
 import os
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # children's, too: the tests themselves run side by side
 
+import hypothesis
 import pytest
+import torch
 from support import trained
 from support.command import run, texts  # noqa: F401 - fixtures
+from support.pages import no_figures  # noqa: F401 - a fixture
 
 from rc_probe.experiments.sorting import Trained, train_sorting
 from rc_probe.models.load import Loaded, load_model
+
+torch.set_num_threads(1)
+hypothesis.settings.register_profile("no clock", deadline=None)
+hypothesis.settings.load_profile("no clock")
+
+# The files that take longest start first, so that no process is left with one of them at the end.
+LONGEST = (
+    "test_processes", "test_run_page", "test_many_runs", "test_paths", "test_architectures", "test_path_section",
+    "test_result", "test_comparison", "test_unusual_models", "test_checks",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +44,7 @@ def sorting_san() -> Trained:
 
 @pytest.fixture(scope="session")
 def trained_causal() -> Loaded:
-    """A GPT-2 that knows the walks of tests/trained.py. Tests must leave it as it is; 5 seconds."""
+    """A GPT-2 that knows the walks of support/trained.py. Tests must leave it as it is; 5 seconds."""
     return trained.causal()
 
 

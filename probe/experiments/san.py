@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers import initialization
 from transformers.modeling_outputs import BaseModelOutput, TokenClassifierOutput
 
 
@@ -109,8 +110,8 @@ class SANPreTrained(transformers.PreTrainedModel):  # type: ignore[misc]
         """N(0, .02) as in BERT, but for values and outputs, which are U(±1/sqrt(dim)); biases zero."""
         if isinstance(module, Mixing):
             bound = 1 / math.sqrt(module.in_features)
-            transformers.initialization.uniform_(module.weight, -bound, bound)
-            transformers.initialization.zeros_(module.bias)
+            initialization.uniform_(module.weight, -bound, bound)
+            initialization.zeros_(module.bias)
         else:
             super()._init_weights(module)
 

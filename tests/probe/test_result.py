@@ -19,6 +19,8 @@ from support.made_results import ABLATIONS, make_result
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.result import ProbeResult
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 def bits(value: Any) -> Any:
     return struct.pack("<d", value) if isinstance(value, float) else value

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -107,14 +108,19 @@ CASES = {
 }
 
 
+@cache
+def page_of(case: str) -> str:
+    return CASES[case]().to_html()
+
+
 @pytest.fixture(scope="module")
 def full() -> str:
-    return make_result(ablations=ABLATIONS).to_html()
+    return page_of("full")
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_result_makes_a_whole_page(case: str) -> None:
-    text = CASES[case]().to_html()
+    text = page_of(case)
     page = Page(text)
     assert "nan" not in re.findall(r"[a-z]+", "".join(page.text).replace("\n", " ").lower())
     ids = page.values("id")
@@ -175,15 +181,14 @@ def test_what_the_user_wrote_is_shown_and_not_run() -> None:
         ET.fromstring(svg)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_lone_surrogate_does_not_stop_the_writing(tmp_path: Path) -> None:
     make_result(blocks=1, init=False, id="name \ud800").save(tmp_path)
     assert "name" in (tmp_path / "report.html").read_text("utf-8")
 
 
 def test_the_same_result_gives_the_same_bytes() -> None:
-    code = (
-        "from make_result import *; import sys; sys.stdout.write(make_result(ablations=['mlp@7']).to_html())"
-    )
+    code = "from support.made_results import make_result; import sys; sys.stdout.write(make_result(ablations=['mlp@7']).to_html())"
     pages = set()
     for seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(TESTS)}
@@ -203,6 +208,7 @@ def test_the_users_matplotlib_is_left_alone() -> None:
     assert text == make_result(blocks=2).to_html()
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_tables_inside_are_the_tables() -> None:
     result = make_result(ablations=ABLATIONS, paths=False)
     links = dict(re.findall(r'download="([^"]+)" href="([^"]*)"', result.to_html()))
@@ -212,6 +218,7 @@ def test_the_tables_inside_are_the_tables() -> None:
         assert len(pd.read_csv(io.StringIO(content))) == len(frame)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_small_result_is_inside_as_a_whole(tmp_path: Path) -> None:
     result = make_result(blocks=3)
     link = dict(re.findall(r'download="([^"]+)" href="([^"]*)"', result.to_html()))["results.json.gz"]
@@ -259,7 +266,7 @@ def figure_of(text: str, name: str) -> str:
 
 
 def test_bands_over_seeds_say_so(full: str) -> None:
-    shown = figure_of(with_seeds().to_html(), "residual")
+    shown = figure_of(page_of("seeds"), "residual")
     assert "± 1 std over samples and seeds" in shown and "over 2 seeds where freshly initialised" in shown
     assert "± 1 std over samples</li>" in full and "seeds" not in figure_of(full, "residual")
 
@@ -278,9 +285,10 @@ def test_the_bound_is_drawn_above_the_recursion_and_hollow_where_vacuous(full: s
     height = number(residual * row["bound_out"] / row["residual_out"], 3)
     assert f"Bound, layer 3: {height}" in [title for title, _ in bounds]
     assert "bound of theorem 2.2, hollow where vacuous" in shown
-    assert "bound" not in figure_of(drop_table("bounds").to_html(), "recursion").lower()
+    assert "bound" not in figure_of(page_of("no bounds"), "recursion").lower()
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_bound_is_told_for_each_weights() -> None:
     result = make_result()
     bounds = result.tables["bounds"]
@@ -293,7 +301,7 @@ def test_the_bound_is_told_for_each_weights() -> None:
 
 
 def test_the_papers_variants_are_no_ablations_of_the_users(full: str) -> None:
-    assert "With parts of the model off" not in make_result().to_html()
+    assert "With parts of the model off" not in page_of("plain")
     titles = re.findall(r"<title>([^<]*) → [^<]*</title>", figure_of(full, "ablations"))
     assert [title.partition(":0")[0].rpartition(": ")[0] for title in titles] == list(ABLATIONS)
 
@@ -309,7 +317,7 @@ def test_an_ablation_that_collapses_does_not_squeeze_the_others() -> None:
 
 def test_figures_of_seaborn_import_no_torch() -> None:
     code = (
-        "import sys; from make_result import make_result; make_result(blocks=1).to_html()\n"
+        "import sys; from support.made_results import make_result; make_result(blocks=1).to_html()\n"
         "assert 'seaborn' in sys.modules; assert 'torch' not in sys.modules"
     )
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
@@ -404,6 +412,7 @@ RULES = {
 }
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize("case", RULES)
 def test_the_level_says_only_what_applies(case: str) -> None:
     options, rule = RULES[case]
@@ -522,6 +531,7 @@ def test_missing_numbers_are_a_dash() -> None:
     assert power_of_ten(-174) == "10⁻¹⁷⁴"
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_notes_are_told_and_whole_numbers_stay_whole() -> None:
     result = make_result(blocks=2)
     result.tables["structure"]["heads"] = [12.0, math.nan, 12.0, math.nan]

@@ -169,7 +169,7 @@ def test_a_path_that_is_not_there_yet_is_zero(name: str, channels: int) -> None:
     check(f(x, y), f(x.value, y.value), by_derivative(f, [x, whole]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_operands_of_any_shapes_broadcast(data: Any) -> None:
     full = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=4))

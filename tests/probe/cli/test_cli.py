@@ -22,7 +22,10 @@ import rc_probe
 from rc_probe.cli.job import folder_name
 from rc_probe.models.load import Loaded
 
+pytestmark = pytest.mark.usefixtures("no_figures")
 
+
+@pytest.mark.figures("run", "paths")
 def test_files_and_summary(run: Run, texts: Path) -> None:
     code, out, _ = run("demo", "--data", str(texts), "--ablate", "mlp@3", *FAST)
     assert code == 0
@@ -95,6 +98,7 @@ def test_command_to_repeat_is_the_one_given(run: Run, texts: Path, monkeypatch: 
     assert command == f"rc-probe demo --data {texts} --ablate 'mlp@1 + mlp@2' {' '.join(FAST)}"
 
 
+@pytest.mark.figures("run")
 def test_markup_in_names_and_texts_shows_as_text(run: Run, tmp_path: Path, demo: Loaded) -> None:
     folder = tmp_path / "<img src=x onerror=alert(1)>"
     demo.model.save_pretrained(folder)
@@ -302,9 +306,15 @@ def test_module_and_version() -> None:
 
 def test_ctrl_c_for_real(tmp_path: Path) -> None:
     """SIGINT to the process while it measures."""
-    command = [sys.executable, "-m", "rc_probe", "demo", "--samples", "32", "--out", str(tmp_path / "out")]
+    script = (
+        "from rc_probe import api\nwhole = api.measure_variants\ndef told(*args, **options):\n"
+        "    print('measuring', flush=True)\n    return whole(*args, **options)\n"
+        "api.measure_variants = told\nfrom rc_probe.__main__ import main\nmain()"
+    )
+    command = [sys.executable, "-c", script, "demo", "--samples", "32", "--out", str(tmp_path / "out")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        time.sleep(3)
+        assert process.stdout
+        assert process.stdout.readline() == "measuring\n"
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=120)
     assert process.returncode == 2, err

@@ -24,7 +24,9 @@ from rc_probe.result import ProbeResult
 from rc_probe.results.checks import Checks
 from rc_probe.settings import Settings
 
-FAST = ["--data", "t.txt", "--no-recursion", "--metrics", "residual"]
+pytestmark = pytest.mark.usefixtures("no_figures")
+
+FAST = ["--data", "t.txt", "--no-recursion", "--no-paths", "--metrics", "residual"]
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -134,6 +136,7 @@ def test_revisions_of_a_hub_model() -> None:
 # ---- over training
 
 
+@pytest.mark.figures("comparison")
 def test_a_folder_of_checkpoints_is_followed(call: Call, loads: list[str]) -> None:
     save_training(Path("run"))
     code, out, err = call("run", *FAST, "--out", "o")
@@ -147,7 +150,7 @@ def test_a_folder_of_checkpoints_is_followed(call: Call, loads: list[str]) -> No
         assert row["last"] == last
         assert own.settings["init_seeds"] == 0, "fresh weights are the same for all"
         assert own.settings["command"].startswith(f"rc-probe run/{row['run']} --data t.txt")
-        assert own.settings["command"].endswith(f"--no-init --no-recursion --out o/{row['run']}")
+        assert own.settings["command"].endswith(f"--no-init --no-recursion --no-paths --out o/{row['run']}")
     assert rows[0]["first"] > rows[1]["first"] > rows[2]["first"], "these tokens do come together"
     page = Path("o/report.html").read_text()
     assert len(set(re.findall(r"<title>(step \d+, layer \d): ", page))) == 9
@@ -195,6 +198,7 @@ def test_checks_hold_for_every_checkpoint(call: Call) -> None:
 # ---- a list
 
 
+@pytest.mark.figures("comparison")
 def test_a_sweep_measures_each_line_with_its_options(call: Call, loads: list[str]) -> None:
     tiny.saved(Path("a"), tiny.bert(), tiny.tokenizer())
     tiny.saved(Path("b"), tiny.bert(num_hidden_layers=3), tiny.tokenizer())
@@ -215,7 +219,7 @@ def test_a_sweep_measures_each_line_with_its_options(call: Call, loads: list[str
     assert settings["a_dtype_float64"]["dtype"] == "float64"
     assert all(s["init_seeds"] == 0 and s["metrics"] == ["residual"] for s in settings.values())
     assert settings["b"]["command"] == (
-        "rc-probe ./b --data t.txt --length 6 --metrics residual --no-init --no-recursion --out o/b"
+        "rc-probe ./b --data t.txt --length 6 --metrics residual --no-init --no-recursion --no-paths --out o/b"
     )
     assert "Not like for like: length is 4 in a length 4" in out
     assert "[3/4] x: nowhere/at-all/x: no such folder" in err
@@ -321,7 +325,8 @@ def test_a_sweep_refuses_what_is_for_one_run(call: Call, loads: list[str], optio
 def test_the_command_of_a_run_has_the_numbers_behind_paths(call: Call) -> None:
     tiny.saved(Path("a"), tiny.bert(), tiny.tokenizer())
     Path("m.txt").write_text("a\na --no-paths\n")
-    assert call("sweep", "m.txt", "--paths", "2", "3", *FAST, "--no-init", "--out", "o")[0] == 0
+    fast = [word for word in FAST if word != "--no-paths"]
+    assert call("sweep", "m.txt", "--paths", "2", "3", *fast, "--no-init", "--out", "o")[0] == 0
     words = ProbeResult.load("o/a").settings["command"]
     assert " --paths 2 3 " in words and "path-draws" not in words
     words = ProbeResult.load("o/a_no-paths").settings["command"]

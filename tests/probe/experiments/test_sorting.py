@@ -1,6 +1,8 @@
 """The sorting experiment: the model, its data, its baselines, and the paper's paths through it."""
 
 import copy
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -233,3 +235,13 @@ def test_the_command_prints_a_table() -> None:
     assert [line[:32].strip() for line in lines] == names
     assert all(0 <= float(line[32:].split()[0]) < 0.6 for line in lines)
     assert CliRunner().invoke(app, ["--epochs", "-1"]).exit_code == 2
+
+
+def test_the_model_is_made_whatever_of_transformers_was_imported_before() -> None:
+    """`transformers.initialization` is not there for everybody who imports transformers."""
+    code = (
+        "from transformers.models.gpt2.modeling_gpt2 import GPT2Model\n"
+        "from rc_probe.experiments.san import SANConfig, SANForTokenClassification\n"
+        "SANForTokenClassification(SANConfig(hidden_size=8, num_hidden_layers=1))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

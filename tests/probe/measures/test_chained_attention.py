@@ -128,7 +128,7 @@ def test_depth_leaves_every_digit() -> None:
     assert of_product(factors) == pytest.approx(wanted, rel=1e-8, abs=0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.integers(2, 8), st.integers(1, 5), st.floats(0.1, 20))
 def test_the_coefficient_certifies(seed: int, size: int, count: int, sharp: float) -> None:
     """Dobrushin: in [0, 1], of a product at most the product, and a bound on how far apart outputs are."""

@@ -63,7 +63,7 @@ def line_minimum(X: np.ndarray, weight: float) -> float:
 
 
 @given(st.integers(0, 10_000), st.integers(1, 7), st.integers(1, 6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_bounds_hold_for_any_budget(seed: int, T: int, D: int) -> None:
     """Lower and upper bound of many steps lie inside those of few, and no x goes below the lower one."""
     X = random(seed, T, D)

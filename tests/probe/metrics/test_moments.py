@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rc_probe.metrics.moments import Moments
@@ -22,7 +22,6 @@ def close(a: list[float], b: list[float], scale: float) -> bool:
 
 
 @given(st.lists(st.lists(finite, max_size=5), max_size=6))
-@settings(deadline=None)
 def test_add_equals_numpy_for_any_cut(batches: list[list[float]]) -> None:
     moments = Moments()
     for batch in batches:
@@ -39,7 +38,6 @@ def test_add_equals_numpy_for_any_cut(batches: list[list[float]]) -> None:
 
 
 @given(st.lists(finite, max_size=6), st.lists(finite, max_size=6))
-@settings(deadline=None)
 def test_merge_equals_add(left: list[float], right: list[float]) -> None:
     a, b, both = Moments(), Moments(), Moments()
     a.add(torch.tensor(left, dtype=torch.float64))

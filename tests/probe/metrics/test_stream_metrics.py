@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -59,7 +59,6 @@ def by_numpy(X: np.ndarray) -> dict[str, float]:
 
 
 @given(seeds, st.integers(2, 9), st.integers(1, 9))
-@settings(deadline=None)
 def test_equal_to_numpy(seed: int, T: int, D: int) -> None:
     x = stream(seed, 2, T, D)
     found = values(x)
@@ -69,7 +68,6 @@ def test_equal_to_numpy(seed: int, T: int, D: int) -> None:
 
 
 @given(seeds, st.integers(1, 6), st.sampled_from([math.nan, math.inf, 1e30, 0.0]))
-@settings(deadline=None)
 def test_padding_does_not_enter(seed: int, pads: int, garbage: float) -> None:
     """Left, right or scattered padding with anything in it: the numbers of the tokens alone."""
     x = stream(seed).float()
@@ -87,7 +85,6 @@ def test_padding_does_not_enter(seed: int, pads: int, garbage: float) -> None:
 
 
 @given(seeds)
-@settings(deadline=None)
 def test_a_mask_that_hides_nothing_changes_nothing(seed: int) -> None:
     x = stream(seed)
     for mask in (torch.ones(2, 7, dtype=torch.bool), torch.ones(2, 7, dtype=torch.int64)):
@@ -100,7 +97,6 @@ def test_a_mask_that_hides_nothing_changes_nothing(seed: int) -> None:
 
 
 @given(seeds)
-@settings(deadline=None)
 def test_samples_are_apart_and_tokens_have_no_order(seed: int) -> None:
     x = stream(seed, B=3)
     shuffled = x[:, torch.randperm(7, generator=torch.Generator().manual_seed(seed))]
@@ -112,7 +108,6 @@ def test_samples_are_apart_and_tokens_have_no_order(seed: int) -> None:
 
 
 @given(seeds, st.sampled_from([1e-9, 1e-3, 7.0, 1e9]))
-@settings(deadline=None)
 def test_scale(seed: int, factor: float) -> None:
     """Norms scale with the stream, all else is unmoved."""
     x = stream(seed).float()
@@ -122,7 +117,6 @@ def test_scale(seed: int, factor: float) -> None:
 
 
 @given(seeds, st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
-@settings(deadline=None)
 def test_low_precision_equals_float64_of_the_same_numbers(seed: int, dtype: torch.dtype) -> None:
     """Half precision is not summed in half precision."""
     x = stream(seed, T=40, D=30).to(dtype)
@@ -132,7 +126,6 @@ def test_low_precision_equals_float64_of_the_same_numbers(seed: int, dtype: torc
 
 
 @given(seeds, st.integers(1, 200), st.integers(1, 40), st.sampled_from([torch.float32, torch.bfloat16]))
-@settings(deadline=None)
 def test_equal_rows(seed: int, T: int, D: int, dtype: torch.dtype) -> None:
     """Exactly 0, however the mean is rounded: any T, no luck with powers of two."""
     x = stream(seed, 1, 1, D).to(dtype).expand(2, T, D)

@@ -28,6 +28,9 @@ from rc_probe.processes.world import World
 MANY = TESTS / "support" / "processes.py"
 FAST = ("--no-init", "--no-recursion", "--quiet")
 FULL = ("--init-seeds", "2", "--ablate", "mlp@1", "--ablate", "head@2:1", "--svd-samples", "3", "--quiet")
+HANGS = (
+    120  # seconds, on however busy a machine; who waits for a lost process without being told waits for long
+)
 LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_MIXED_PRECISION")
 LAUNCHERS = {
     "torchrun": ["torch.distributed.run", "--nproc_per_node", "2", "-m", "rc_probe"],
@@ -254,7 +257,7 @@ def test_an_error_in_one_process_ends_all_with_one_line(
     assert re.search(says, said(error)[0])
     assert "Traceback" not in error
     assert not (here / "broken").exists()
-    assert found["seconds"] < 30
+    assert found["seconds"] < HANGS
 
 
 @pytest.mark.parametrize("fault", ["kill@1", "kill@0", "stop@2"])
@@ -268,7 +271,7 @@ def test_a_process_that_dies_ends_the_others(here: Path, many: Many, fault: str)
         "is gone" if dead == 0 else f"process {dead} died or hangs|a process of the run died", error
     )
     assert not (here / "broken").exists()
-    assert found["seconds"] < 40
+    assert found["seconds"] < HANGS
 
 
 @pytest.mark.slow
@@ -283,8 +286,9 @@ def test_a_process_that_dies_ends_the_others(here: Path, many: Many, fault: str)
 def test_num_processes_reports_what_ended_them(here: Path, fault: str, code: int, says: str) -> None:
     words = [str(MANY), "one", fault, *arguments("broken", *FAST)]
     start = (
-        "import sys\nfrom rc_probe.cli.errors import one_line_errors\nfrom rc_probe.processes import launch\nwith one_line_errors():\n"
-        f"    raise SystemExit(launch.start(2, [sys.executable, *{words!r}]))"
+        "import sys\nfrom rc_probe.cli.errors import one_line_errors\n"
+        "from rc_probe.processes.launch import start\nwith one_line_errors():\n"
+        f"    raise SystemExit(start(2, [sys.executable, *{words!r}]))"
     )
     done = run(here, "-c", start)
     assert done.returncode == code

@@ -25,6 +25,8 @@ from rc_probe.results.checks import Checks, exit_code, table_of
 from rc_probe.results.conditions import parse_condition, parse_drop
 from rc_probe.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 VALUES = [0.8, 0.3, 0.05, 0.6]
 DOCS = ROOT / "docs"
 
@@ -161,13 +163,13 @@ def test_what_is_not_measured_is_refused_beforehand() -> None:
 
 def test_a_drop_names_its_layers(tmp_path: Path) -> None:
     result_of([0.8, 0.35, 0.125, 0.7]).save(tmp_path)
-    (found,) = Checks.of(baseline=str(tmp_path / "results.json")).evaluate(result_of())
+    (found,) = Checks.of(baseline=ProbeResult.load(tmp_path / "results.json")).evaluate(result_of())
     assert (found.passed, found.layer) == (False, 3)
     assert found.value == pytest.approx(0.1)
     assert "0.1 at layer 3 (0.7 → 0.6)" in found.said
     assert "0.075 at layer 2 (0.125 → 0.05)" in found.said
     assert "layer 1" not in found.said, "0.05 itself is no more than 0.05, to rounding"
-    assert code(result_of(), baseline=str(tmp_path), max_drop=0.11) == 0
+    assert code(result_of(), baseline=ProbeResult.load(tmp_path), max_drop=0.11) == 0
 
 
 def test_worse_is_the_metrics_own_direction() -> None:
@@ -417,7 +419,7 @@ def test_the_pytest_example_runs(tmp_path: Path) -> None:
     tiny.saved(tmp_path / "my-model", model, tiny.tokenizer())
     run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_collapse.py"]
     make = (
-        "import rc_probe\nrc_probe.probe('./my-model', 'texts.txt', init=False, recursion=False)"
+        "import rc_probe\nrc_probe.probe('./my-model', 'texts.txt', init=False, recursion=False, paths=False)"
         ".save('tests/baseline')"
     )
     subprocess.run([sys.executable, "-c", make], cwd=tmp_path, check=True)
@@ -433,18 +435,18 @@ def test_the_pytest_example_runs(tmp_path: Path) -> None:
     assert "2 failed" in done.stdout and "FAIL: residual@last<0.1" in done.stdout
 
 
-def test_the_workflow_is_yaml_and_its_command_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_workflow_is_yaml_and_its_command_is_ours() -> None:
     import shlex
 
     import typer
     import yaml
 
-    from rc_probe.cli.app import app as cli
+    from rc_probe.cli.app import app
 
     (workflow,) = blocks("yaml")
     steps = yaml.safe_load(workflow)["jobs"]["collapse"]["steps"]
     (step,) = [step for step in steps if step.get("run", "").startswith("rc-probe")]
     words = shlex.split(step["run"].replace("\\\n", " "))[1:]
-    context = typer.main.get_command(cli.app).make_context("rc-probe", words)
+    context = typer.main.get_command(app).make_context("rc-probe", words)
     Checks.of(context.params["fail_if"])
     assert context.params["baseline"]
