@@ -34,7 +34,13 @@ def inject(fault: str) -> None:
     kind, _, rank = fault.partition("@")
     if os.environ.get("RANK", "0") != rank:
         return
-    whole, passes = Passes.edited, []
+    plain, edited, passes = Passes.plain, Passes.edited, []
+
+    def spoilt(self: Passes, *others: Any, **how: Any) -> Any:
+        if kind == "nan":
+            with torch.no_grad():
+                next(self.structure.model.parameters()).fill_(torch.nan)
+        return plain(self, *others, **how)
 
     def broken(self: Passes, *others: Any, **how: Any) -> Any:
         if sys._getframe(1).f_globals["__name__"] == "rc_probe.engine":  # not those that prove shortcuts
@@ -53,12 +59,9 @@ def inject(fault: str) -> None:
             if kind == "interrupt":
                 os.killpg(os.getpgid(0), signal.SIGINT)
                 time.sleep(20)
-            if kind == "nan":
-                with torch.no_grad():
-                    next(self.structure.model.parameters()).fill_(torch.nan)
-        return whole(self, *others, **how)
+        return edited(self, *others, **how)
 
-    Passes.edited = broken
+    Passes.plain, Passes.edited = spoilt, broken
 
 
 def command(*arguments: str) -> None:
