@@ -9,7 +9,10 @@ from typing import Annotated
 import typer
 
 from rc_probe.hooks.errors import RcProbeError
-from rc_probe.models import architectures as table
+from rc_probe.models.architectures import KEPT, PATHS, STATUS, counts, line
+from rc_probe.results.tables import Row
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # `python tests/census` put this folder there
 
 app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
 
@@ -31,6 +34,7 @@ def census(
     """
     import torch
     import transformers
+    from census import table
     from census.build import model_types
 
     transformers.utils.logging.set_verbosity_error()
@@ -42,16 +46,16 @@ def census(
         raise RcProbeError("a part of the census is not the table", where="census", todo="Give --out FOLDER")
     wrong = []
 
-    def show(row: table.Row) -> None:
+    def show(row: Row) -> None:
         if row["status"] == "wrong":
             wrong.append(row)
-        typer.echo("  ".join(filter(None, table.line(row)))[:160], err=True)
+        typer.echo("  ".join(filter(None, line(row)))[:160], err=True)
 
     document = table.make(types or model_types(), processes=processes, seconds=seconds, done=show)
-    json_file = out / "architectures.json" if out else table.KEPT
+    json_file = out / "architectures.json" if out else KEPT
     table.write(document, json_file, (out or Path("docs")) / "architectures.md")
-    for name, number in table.counts(document["rows"]):
-        typer.echo(f"{name}: " + ", ".join(f"{number[s]} {s}" for s in (*table.STATUS, table.PATHS)))
+    for name, number in counts(document["rows"]):
+        typer.echo(f"{name}: " + ", ".join(f"{number[s]} {s}" for s in (*STATUS, PATHS)))
     for row in wrong:
         typer.echo(f"WRONG {row['model_type']}: {row['reason']}", err=True)
     raise SystemExit(1 if wrong else 0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -12,6 +14,7 @@ from census.build import NotBuilt, build, category, model_types
 from census.inputs import floats, inputs_for
 from census.sizes import parts, tiny
 from census.workers import Failed, run
+from support.places import ROOT
 from transformers import CONFIG_MAPPING
 
 # one type for each pattern of inputs, with keys that must be among them
@@ -136,3 +139,12 @@ def test_workers_outlive_good_raising_exiting_and_sleeping_tasks() -> None:
         "exits": "exited with code 3",
         "sleeps": "took more than 2 s",
     }
+
+
+def test_the_command_runs_from_the_root_of_the_repository() -> None:
+    """It gets as far as the list of types, which lies beside it."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    words = [sys.executable, "tests/census", "no-such-type"]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "no model type 'no-such-type'" in done.stderr

@@ -315,13 +315,13 @@ def test_an_ablation_that_collapses_does_not_squeeze_the_others() -> None:
     assert "log" not in labels[0]
 
 
-def test_figures_of_seaborn_import_no_torch() -> None:
+def test_figures_of_seaborn_import_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(make_result(blocks=1).to_json())
     code = (
-        "import sys; from support.made_results import make_result; make_result(blocks=1).to_html()\n"
+        "import sys; from rc_probe.result import ProbeResult; ProbeResult.load('results.json').to_html()\n"
         "assert 'seaborn' in sys.modules; assert 'torch' not in sys.modules"
     )
-    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 
 def test_definitions_and_command_are_told(full: str) -> None:

@@ -26,7 +26,7 @@ from rc_probe.models.load import load_model
 from rc_probe.processes.world import World
 
 MANY = TESTS / "support" / "processes.py"
-FAST = ("--no-init", "--no-recursion", "--quiet")
+FAST = ("--no-init", "--no-recursion", "--no-paths", "--quiet")
 FULL = ("--init-seeds", "2", "--ablate", "mlp@1", "--ablate", "head@2:1", "--svd-samples", "3", "--quiet")
 HANGS = (
     120  # seconds, on however busy a machine; who waits for a lost process without being told waits for long
