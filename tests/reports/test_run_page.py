@@ -182,7 +182,7 @@ def test_a_lone_surrogate_does_not_stop_the_writing(tmp_path: Path) -> None:
 
 def test_the_same_result_gives_the_same_bytes() -> None:
     code = (
-        "from make_result import *; import sys; sys.stdout.write(make_result(ablations=['mlp@7']).to_html())"
+        "from support.made_results import *; import sys; sys.stdout.write(make_result(ablations=['mlp@7']).to_html())"
     )
     pages = set()
     for seed in ("1", "2"):
@@ -309,7 +309,7 @@ def test_an_ablation_that_collapses_does_not_squeeze_the_others() -> None:
 
 def test_figures_of_seaborn_import_no_torch() -> None:
     code = (
-        "import sys; from make_result import make_result; make_result(blocks=1).to_html()\n"
+        "import sys; from support.made_results import make_result; make_result(blocks=1).to_html()\n"
         "assert 'seaborn' in sys.modules; assert 'torch' not in sys.modules"
     )
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
