@@ -12,7 +12,7 @@ from rc_probe.results.protocols import Result
 from rc_probe.results.words import name_of, number
 
 from .panels import Figure, Key, Panel, by_layer, panel_of, set_scale
-from .svg import ACCENT, FG, MUTED, THEME, TRANSFORMER
+from .svg import ACCENT, BASE_SIZE, FG, MUTED, THEME, TRANSFORMER
 
 _OF_PATHS, _OF_NORM = "share of all paths", "share of the norm"
 _SOLID = "M9 0h12v12h-12z"
@@ -98,7 +98,7 @@ def _counts_above(
         if length % step == 0:
             top = max(shares.get(length, 0.0), carried.get(length, 0.0))
             axes.text(length, top + room, short(count), rotation=90 if len(counts) > 4 else 0, ha="center", va="bottom",
-                      fontsize=9.5, color=FG)  # fmt: skip
+                      fontsize=float(BASE_SIZE), color=FG)  # fmt: skip
 
 
 def _architectures_panel(result: Result) -> str:
@@ -137,6 +137,6 @@ def _law(panel: Panel, name: str, x: np.ndarray, y: np.ndarray, *, mine: bool) -
     seen = x > 0
     panel.axes.plot(x[seen], y[seen], color=colour, linewidth=2.4 if mine else 1.4, gid=panel.hover([text]), zorder=3 if mine else 2)  # fmt: skip
     panel.axes.annotate(name, (max(float(x[top]), 1.0), float(y[top])), xytext=(0, 6), textcoords="offset points",
-                        ha="center", va="bottom", color=colour if mine else FG, fontsize=9.5,
+                        ha="center", va="bottom", color=colour if mine else FG, fontsize=float(BASE_SIZE),
                         fontweight="bold" if mine else "normal")  # fmt: skip
     panel.words.append(text)

@@ -29,7 +29,7 @@ from .panels import (
     set_scale,
     svg_dashes,
 )
-from .svg import ACCENT, FG, MUTED, SAN, SAN_MLP, THEME, TRANSFORMER
+from .svg import ACCENT, BASE_SIZE, FG, MUTED, SAN, SAN_MLP, THEME, TRANSFORMER
 
 MOST_PANELS, MOST_ROWS = 12, 40  # what a figure of ablations holds; the tables hold all
 WEIGHTS = {"pretrained": "Pretrained", "init": "Freshly initialised"}
@@ -277,7 +277,7 @@ def _change_panel(whole: Curve, ablated: dict[str, Curve]) -> str:
             axes.plot([value], [row], linestyle="none", marker="o", ms=7, mfc=ACCENT, mec=(0, 0, 0, 0), mew=6, clip_on=False,
                       gid=panel.hover([text]))  # fmt: skip
             axes.text(0.0, row - 0.3, f"{variant}: {number(value)}", transform=axes.get_yaxis_transform(),
-                      fontsize=10.5, color=FG, va="bottom")  # fmt: skip
+                      fontsize=float(BASE_SIZE), color=FG, va="bottom")  # fmt: skip
             panel.words.append(text)
         axes.set_ylim(len(values) - 0.6, -1.0)
         axes.yaxis.set_major_locator(NullLocator())

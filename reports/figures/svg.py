@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
-BASE_SIZE = "10.5"  # of the text that says nothing else
+BASE_SIZE = "13"  # of every text but titles: over 11 pixels where a panel is as wide as a phone
 
 # Colours that are drawn with, and what the page puts for them. Each has a fallback, so that a figure is right
 # where a content security policy blocks the page's style sheet.

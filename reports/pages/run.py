@@ -234,6 +234,6 @@ def render(result: Result) -> str:
         setting_facts=_facts(result.settings, without=["command", "metrics", "notes", "asked"]),
         environment_facts=_facts(result.environment),
     )
-    bare = fill("report.html", **parts, downloads=[])
+    bare = fill("run.html", **parts, downloads=[])
     room = min(MOST_PAGE - len(bare.encode(errors="replace")), MOST_EMBEDDED)
-    return fill("report.html", **parts, downloads=downloads(result, room))
+    return fill("run.html", **parts, downloads=downloads(result, room))
