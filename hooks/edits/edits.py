@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rc_probe.hooks.structure.structure import INTERFACE, AttentionOp, Block, Site, Structure
+from rc_probe.hooks.structure.structure import INTERFACE, AttentionOp, Candidate, CandidateBlock, Site
 
 from .attention_interface import OpCall, Run, owned
 from .block_mode import BlockMode, Function, OpEdit, OpKey, OpWatch, Plan
@@ -87,7 +87,7 @@ def zero(x: Tensor) -> Tensor:
     return torch.zeros_like(x)
 
 
-def _plans(structure: Structure, edits: Edits, owning: bool) -> dict[int, Plan]:
+def _plans(structure: Candidate, edits: Edits, owning: bool) -> dict[int, Plan]:
     plans = {index: Plan() for index in edits.blocks}
     for site, function in edits.operands.items():
         plans[site.block].operands.setdefault(site.ordinal, []).append((site.operand, function))
@@ -110,7 +110,7 @@ class Editing(BlockWatch):
     `own` takes the attention interface over even where no edit needs it.
     """
 
-    def __init__(self, structure: Structure, edits: Edits, *, own: bool = False) -> None:
+    def __init__(self, structure: Candidate, edits: Edits, *, own: bool = False) -> None:
         super().__init__(structure, edits.blocks)
         self.own = own or edits.routed
         self._plans = _plans(structure, edits, self.own)
@@ -125,7 +125,7 @@ class Editing(BlockWatch):
             self._exit.enter_context(owned(self.model))
         return self
 
-    def enter(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(self, block: CandidateBlock, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if recomputing() and sum(b.name == block.name for b in self.structure.blocks) > 1:
             raise self.structure.error(
                 block,
@@ -135,7 +135,7 @@ class Editing(BlockWatch):
             )
         self._modes.append(BlockMode(block, self._plans[block.index]).__enter__())
 
-    def leave(self, block: Block, output: Any) -> None:
+    def leave(self, block: CandidateBlock, output: Any) -> None:
         mode = self._modes.pop()
         mode.__exit__(None, None, None)
         if output is None:
