@@ -11,19 +11,18 @@ got, so that all of it costs less than ten plain forward passes.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rc_probe.hooks.edits.attention_interface import implementation_name
-from rc_probe.hooks.edits.block_mode import Function
-from rc_probe.hooks.edits.edits import Edits
 from rc_probe.hooks.edits.model_state import eager, full_precision, measuring, switches
 from rc_probe.hooks.proofs.attention_routing import gated_pass
 from rc_probe.hooks.proofs.block_proofs import prove_block
-from rc_probe.hooks.proofs.replay import Replay
+from rc_probe.hooks.proofs.replay import Replay, everywhere
 from rc_probe.hooks.structure.example_inputs import (
     batch_size,
     example_inputs,
@@ -32,10 +31,10 @@ from rc_probe.hooks.structure.example_inputs import (
     with_no_cache,
 )
 from rc_probe.hooks.structure.stacks import read_stacks
-from rc_probe.hooks.structure.structure import REPORT, Structure
+from rc_probe.hooks.structure.structure import REPORT, Block, Candidate, Structure
 from rc_probe.hooks.structure.tape import Tape, walk
 
-from .errors import RcProbeError
+from .errors import RcProbeError, reason
 
 _known: weakref.WeakKeyDictionary[nn.Module, dict[Any, Structure]] = weakref.WeakKeyDictionary()
 
@@ -78,11 +77,9 @@ def _first_pass(model: nn.Module, given: dict[str, Any]) -> tuple[dict[str, Any]
                 return tried, _tensors(model(**tried))
             except Exception as error:  # the model's own, of any kind
                 failed.append(error)
-    text = (str(failed[0]).strip().splitlines() or [type(failed[0]).__name__])[0]
     todo = "Check the inputs and the dtype; some models run in float32 only"
-    raise RcProbeError(f"its forward pass fails ({text})", where=type(model).__name__, todo=todo) from failed[
-        0
-    ]
+    what = f"its forward pass fails ({reason(failed[0])})"
+    raise RcProbeError(what, where=type(model).__name__, todo=todo) from failed[0]
 
 
 def _attach(model: nn.Module, given: dict[str, Any], stack: str | None, blocks: str | None) -> Structure:
@@ -97,14 +94,12 @@ def _attach(model: nn.Module, given: dict[str, Any], stack: str | None, blocks: 
     found = {s.name: s for s in read_stacks(tape, model, batch_size(inputs), blocks)}
     wanted = [named(list(found), stack, type(model).__name__)] if stack else reversed(found)
     refused: list[RcProbeError] = []
-    for structure in (found[name] for name in wanted):
+    for candidate in (found[name] for name in wanted):
         try:
-            _prove(structure, lambda: _tensors(model(**inputs)), plain)
+            structure = _prove(candidate, lambda: _tensors(model(**inputs)), plain)
+            return replace(structure, refused=(*candidate.refused, *map(str, refused)))
         except RcProbeError as error:
             refused.append(error)
-            continue
-        structure.refused += tuple(str(error) for error in refused)
-        return structure
     raise refused[0]
 
 
@@ -117,41 +112,35 @@ def named(names: list[str], stack: str, where: str) -> str:
     return near[0]
 
 
-def _prove(structure: Structure, run: Callable[[], list[Tensor]], plain: list[Tensor]) -> None:
-    replay = Replay(structure)
+def _prove(candidate: Candidate, run: Callable[[], list[Tensor]], plain: list[Tensor]) -> Structure:
+    replay = Replay(candidate)
+    ones = everywhere(candidate.blocks, lambda x: x)
     with replay:
-        gated = gated_pass(structure, _everywhere(structure, lambda x: x), run, lambda out: _same(plain, out))
+        candidate, gated = gated_pass(candidate, ones, run, lambda out: _same(plain, out))
     _refuse_unless(
-        _same(plain, gated), structure.model, "its output changes although every gate is 1", REPORT
+        _same(plain, gated), candidate.model, "its output changes although every gate is 1", REPORT
     )
-    structure.proved.append("with every gate at 1 the output is bitwise the plain output")
-    for block in structure.blocks:
-        prove_block(structure, block, replay)
-    called = any(n.turn < 0 for b in structure.blocks for j in b.junctions for n in j.norms)
-    structure.proved += [
-        "with every branch off each block is the identity or its norms"
-        + (" (not checked where a norm is called as a function)" if called else ""),
-        "with everything off a block's output no longer depends on its input",
-        "with a skip off the branch alone goes on",
-        "kinds of branches confirmed by perturbing every other token",
-    ]
-    if any(block.scaled for block in structure.blocks):
-        structure.proved[1] = (
-            "with every branch off each block is a fixed scaling of its input, or its norms of that"
-        )
-    if nested := sorted({b.kind for block in structure.blocks for b in block.branches if b.inner}):
-        structure.proved.append(
-            f"proved at the outermost level: inside {' and '.join(nested)} branches there are further skips"
-        )
+    replay = Replay(candidate, replay.calls)
+    blocks = tuple(prove_block(candidate, block, replay) for block in candidate.blocks)
+    return Structure(**vars(candidate) | {"blocks": blocks, "proved": tuple(_proofs(blocks))})
 
 
-def _everywhere(structure: Structure, function: Function) -> Edits:
-    edits = Edits()
-    for block in structure.blocks:
-        for junction in block.junctions:
-            for site in (junction.skip, *(b.site for b in junction.branches)):
-                edits.at(site, function)
-    return edits
+def _proofs(blocks: Sequence[Block]) -> Iterator[str]:
+    """What was proved, in words."""
+    scaled = any(block.scaled for block in blocks)
+    called = any(n.turn < 0 for b in blocks for j in b.junctions for n in j.norms)
+    nested = sorted({b.kind for block in blocks for b in block.branches if b.inner})
+    yield "with every gate at 1 the output is bitwise the plain output"
+    if scaled:
+        yield "with every branch off each block is a fixed scaling of its input, or its norms of that"
+    else:
+        unchecked = " (not checked where a norm is called as a function)" if called else ""
+        yield f"with every branch off each block is the identity or its norms{unchecked}"
+    yield "with everything off a block's output no longer depends on its input"
+    yield "with a skip off the branch alone goes on"
+    yield "kinds of branches confirmed by perturbing every other token"
+    if nested:
+        yield f"proved at the outermost level: inside {' and '.join(nested)} branches there are further skips"
 
 
 def _tensors(output: Any) -> list[Tensor]:

@@ -16,3 +16,8 @@ class RcProbeError(ValueError):
         line = f"{where}: {what}" if where else what
         end = "" if line.endswith((".", "?", "!")) else "."
         super().__init__(f"{line}{end} {todo}" if todo else line)
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an error says, or else its type."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

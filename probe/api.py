@@ -273,7 +273,7 @@ class _Run:
             "attention": getattr(model.config, "_attn_implementation", None),
             "stack": structure.name,
             "stacks": [*self.loaded.others, *structure.others],
-            "proved": structure.proved,
+            "proved": list(structure.proved),
             "paths": self.path_facts,
             "notes": self.loaded.notes + self._stack_notes() + self.notes,
         }

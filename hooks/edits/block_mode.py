@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from rc_probe.hooks.errors import RcProbeError
-from rc_probe.hooks.structure.structure import Block, form, is_attention_op
+from rc_probe.hooks.structure.structure import CandidateBlock, form, is_attention_op
 from rc_probe.hooks.structure.tape import ADDS, SDPA
 
 from .attention_interface import OpCall, Run, running
@@ -19,7 +19,7 @@ from .model_state import grad_mode
 Function = Callable[[Tensor], Tensor]
 OpEdit = Callable[[OpCall, Run], Any]  # runs the op by its second argument, on whatever operands; its result
 OpWatch = Callable[[OpCall, Any], None]  # the op as it ran, and its result before any edit of that
-OpKey = tuple[bool, int]  # whether by the interface, the how manieth
+OpKey = tuple[bool, int]  # whether by the interface, and its number among these
 ATTENTION_OPS = {SDPA, "softmax"}
 IN_PLACE = {"add_", "__iadd__"}
 
@@ -54,7 +54,7 @@ class Routed:
 class BlockMode(TorchFunctionMode):
     """Counts the adds and attention ops of one block call, and edits the chosen ones."""
 
-    def __init__(self, block: Block, plan: Plan) -> None:
+    def __init__(self, block: CandidateBlock, plan: Plan) -> None:
         super().__init__()
         self.block, self.plan = block, plan
         self.adds = self.ops = 0

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from rc_probe.hooks.structure.structure import Block, Structure
-from rc_probe.hooks.structure.tape import Path
+from rc_probe.hooks.structure.structure import Candidate, CandidateBlock
+from rc_probe.hooks.structure.tape import Place
 
 from .model_state import eager, recomputing
 
@@ -26,7 +26,7 @@ class BlockWatch(AbstractContextManager["BlockWatch"]):
 
     prepend = True  # before the user's own hooks on a block
 
-    def __init__(self, structure: Structure, indices: Iterable[int], *, skipped: int = 0) -> None:
+    def __init__(self, structure: Candidate, indices: Iterable[int], *, skipped: int = 0) -> None:
         self.structure = structure
         self.model = structure.model  # the structure alone keeps no model alive
         self.wanted = set(indices)
@@ -37,17 +37,17 @@ class BlockWatch(AbstractContextManager["BlockWatch"]):
             module = structure.module(block)
             self._skipped[module] = self._skipped.get(module, 0) + 1
         self._turns = dict(self._skipped)
-        self._running: list[Block | None] = []
+        self._running: list[CandidateBlock | None] = []
         self._exit = ExitStack()
 
-    def enter(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def enter(self, block: CandidateBlock, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """May return new (args, kwargs)."""
 
-    def leave(self, block: Block, output: Any) -> Any:
+    def leave(self, block: CandidateBlock, output: Any) -> Any:
         """May return another output."""
 
     def __enter__(self) -> BlockWatch:
-        by_module: dict[nn.Module, list[Block]] = {}
+        by_module: dict[nn.Module, list[CandidateBlock]] = {}
         for block in self.structure.blocks:
             by_module.setdefault(self.structure.module(block), []).append(block)
         self._exit.enter_context(eager())
@@ -69,7 +69,7 @@ class BlockWatch(AbstractContextManager["BlockWatch"]):
     def _reset(self, module: nn.Module, args: Any) -> None:
         self._turns = dict(self._skipped)
 
-    def _before(self, calls: list[Block]) -> Callable[..., Any]:
+    def _before(self, calls: list[CandidateBlock]) -> Callable[..., Any]:
         by_turn = {b.turn: b for b in calls}
 
         def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -96,18 +96,18 @@ class BlockWatch(AbstractContextManager["BlockWatch"]):
         return self.leave(block, output) if block is not None else None
 
 
-def fetch(value: Any, path: Path) -> Any:
-    """The item at `path` in nested tuples and dicts."""
-    for key in path:
+def fetch(value: Any, place: Place) -> Any:
+    """The item at `place` in nested tuples and dicts."""
+    for key in place:
         value = value[key]
     return value
 
 
-def replace(value: Any, path: Path, item: Any) -> Any:
-    """A copy of nested tuples and dicts with `item` at `path`."""
-    if not path:
+def replace(value: Any, place: Place, item: Any) -> Any:
+    """A copy of nested tuples and dicts with `item` at `place`."""
+    if not place:
         return item
-    key, rest = path[0], path[1:]
+    key, rest = place[0], place[1:]
     if isinstance(value, dict):
         return {**value, key: replace(value[key], rest, item)}
     return (*value[:key], replace(value[key], rest, item), *value[key + 1 :])

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rc_probe.hooks.structure.structure import INTERFACE, AttentionOp, Block, Site, Structure
+from rc_probe.hooks.structure.structure import INTERFACE, AttentionOp, Candidate, CandidateBlock, Site
 
 from .attention_interface import OpCall, Run, owned
 from .block_mode import BlockMode, Function, OpEdit, OpKey, OpWatch, Plan
@@ -119,7 +119,7 @@ def _then(first: Function, second: Function) -> Function:
     return lambda x: second(first(x))
 
 
-def _plans(structure: Structure, edits: Edits, owning: bool) -> dict[int, Plan]:
+def _plans(structure: Candidate, edits: Edits, owning: bool) -> dict[int, Plan]:
     plans = {index: Plan() for index in edits.blocks}
     for site, function in edits.operands.items():
         plans[site.block].operands.setdefault(site.ordinal, []).append((site.operand, function))
@@ -142,7 +142,7 @@ class Editing(BlockWatch):
     `own` takes the attention interface over even where no edit needs it.
     """
 
-    def __init__(self, structure: Structure, edits: Edits, *, own: bool = False, skipped: int = 0) -> None:
+    def __init__(self, structure: Candidate, edits: Edits, *, own: bool = False, skipped: int = 0) -> None:
         super().__init__(structure, edits.blocks, skipped=skipped)
         self._identity, self._entered = edits.identity, dict[int, Tensor]()
         self.own = own or edits.routed
@@ -158,7 +158,7 @@ class Editing(BlockWatch):
             self._exit.enter_context(owned(self.model))
         return self
 
-    def enter(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(self, block: CandidateBlock, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if recomputing() and sum(b.name == block.name for b in self.structure.blocks) > 1:
             raise self.structure.error(
                 block,
@@ -176,7 +176,7 @@ class Editing(BlockWatch):
         """A module that would have made so many adds of stream shape was not called in the block that runs."""
         self._modes[-1].adds += count
 
-    def leave(self, block: Block, output: Any) -> Any:
+    def leave(self, block: CandidateBlock, output: Any) -> Any:
         mode = self._modes.pop()
         mode.__exit__(None, None, None)
         if output is None:

@@ -191,8 +191,8 @@ def _gate_heads(structure: Structure, block: Block, gate: Gate, edits: Edits) ->
             "Load the model with attn_implementation='eager' or 'sdpa'",
         )
     for branch in branches:
-        count = branch.ops[0].heads
-        if count == 0 or len({op.heads for op in branch.ops}) > 1:
+        count = branch.heads
+        if not count:
             raise structure.error(
                 block,
                 "the heads of its attention operations cannot be told apart",

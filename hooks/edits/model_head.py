@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.structure.example_inputs import with_no_cache
-from rc_probe.hooks.structure.structure import Block, Structure
+from rc_probe.hooks.structure.structure import CandidateBlock, Structure
 
 from .block_watch import BlockWatch, fetch, replace
 from .model_state import measuring
@@ -31,7 +31,7 @@ class Resume(BlockWatch):
         self.run = model or structure.model
         self.outputs: dict[int, Any] = {}
         self.stream = torch.empty(0)
-        self._now: list[Block] = []
+        self._now: list[CandidateBlock] = []
         self._given: Tensor | None = None
 
     def __enter__(self) -> Resume:
@@ -57,10 +57,10 @@ class Resume(BlockWatch):
         raw: Tensor = fetch(self.outputs[self.structure.depth - 1], self.structure.blocks[-1].exit)
         return raw
 
-    def enter(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(self, block: CandidateBlock, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._now.append(block)
 
-    def leave(self, block: Block, output: Any) -> None:
+    def leave(self, block: CandidateBlock, output: Any) -> None:
         self._now.pop()
         if self._given is None and output is not None:
             self.outputs[block.index] = output

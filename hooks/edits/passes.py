@@ -186,7 +186,7 @@ class Passes:
         for block in (self.structure.blocks[index] for index in edits.blocks - watched):
             sites = {site for site in edits.removed if site.block == block.index}
             whole = block.index in edits.identity
-            if block.flow is None or not (sites or whole):
+            if not (sites or whole):
                 continue
             for call in block.flow.unused(sites, whole=whole):
                 module = self.structure.model.get_submodule(call.name)

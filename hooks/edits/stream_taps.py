@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rc_probe.hooks.structure.structure import Block, Structure
+from rc_probe.hooks.structure.structure import Candidate, CandidateBlock
 
 from .block_watch import BlockWatch, fetch
 from .model_state import recomputing
@@ -31,29 +31,29 @@ class Tap(BlockWatch):
     prepend = False  # what edits and the user's hooks make of a block's output goes on to the next
 
     def __init__(
-        self, structure: Structure, on_stream: OnStream, *, stop: bool = False, skipped: int = 0
+        self, structure: Candidate, on_stream: OnStream, *, stop: bool = False, skipped: int = 0
     ) -> None:
         super().__init__(structure, range(structure.depth), skipped=skipped)
         self.on_stream, self.stop = on_stream, stop
 
-    def enter(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(self, block: CandidateBlock, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if block.index == 0 and not recomputing():
             self._hand_on(0, block, fetch((args, kwargs), block.entry))
 
-    def leave(self, block: Block, output: Any) -> None:
+    def leave(self, block: CandidateBlock, output: Any) -> None:
         if output is None or recomputing():
             return
         self._hand_on(block.index + 1, block, fetch(output, block.exit))
         if self.stop and block.index + 1 == self.structure.depth:
             raise StreamDone
 
-    def _hand_on(self, layer: int, block: Block, stream: Tensor) -> None:
+    def _hand_on(self, layer: int, block: CandidateBlock, stream: Tensor) -> None:
         # What a statistic computes is not the model's: other contexts' modes must not count its adds.
         with torch.no_grad(), torch._C.DisableTorchFunction():
             self.on_stream(layer, batch_first(stream.detach(), block))
 
 
-def batch_first(stream: Tensor, block: Block) -> Tensor:
+def batch_first(stream: Tensor, block: CandidateBlock) -> Tensor:
     """The stream as (batch, tokens, dim), from the layout of the block."""
     if block.feature_axis != -1:
         stream = stream.movedim(block.feature_axis, -1)
@@ -64,7 +64,7 @@ def batch_first(stream: Tensor, block: Block) -> Tensor:
     return stream.flatten(1, -2)
 
 
-def laid_out(x: Tensor, block: Block, like: Tensor) -> Tensor:
+def laid_out(x: Tensor, block: CandidateBlock, like: Tensor) -> Tensor:
     """(batch, tokens, dim) in the layout of the block's own stream `like`: what batch_first undoes."""
     shape = like
     if block.feature_axis != -1:

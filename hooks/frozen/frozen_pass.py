@@ -22,10 +22,10 @@ from rc_probe.hooks.edits.block_watch import BlockWatch, fetch, replace
 from rc_probe.hooks.edits.edits import Editing, Edits
 from rc_probe.hooks.edits.model_state import full_precision, measuring
 from rc_probe.hooks.edits.stream_taps import StreamDone
-from rc_probe.hooks.errors import RcProbeError
+from rc_probe.hooks.errors import RcProbeError, reason
 from rc_probe.hooks.operator_rules import become
 from rc_probe.hooks.structure.example_inputs import with_no_cache
-from rc_probe.hooks.structure.structure import AttentionOp, Block, Branch, Site, Structure
+from rc_probe.hooks.structure.structure import AttentionOp, Branch, Candidate, CandidateBlock, Site, Structure
 from rc_probe.hooks.structure.tape import walk
 
 from .head_choice import kept_heads
@@ -83,9 +83,8 @@ def steps(structure: Structure, *, count_mlp: bool = False) -> list[Step]:
 
 
 def _heads(branch: Branch) -> tuple[int, tuple[AttentionOp, ...]]:
-    counts = {op.heads for op in branch.ops}
-    apart = branch.kind == "attention" and len(counts) == 1 and 0 not in counts and not branch.inner
-    return (counts.pop(), branch.ops) if apart else (1, ())
+    apart = branch.kind == "attention" and branch.heads and not branch.inner
+    return (branch.heads, branch.ops) if apart else (1, ())
 
 
 def head_of(step: Step, hop: Hop, heads: Tensor) -> Tensor:
@@ -127,7 +126,7 @@ class _Pass(BlockWatch):
             self._hook(module.register_forward_hook(self._hold(last=name == names[-1])))
         return self
 
-    def enter(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def enter(self, block: CandidateBlock, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if block.index:
             return None
         stream = fetch((args, kwargs), block.entry)
@@ -136,7 +135,7 @@ class _Pass(BlockWatch):
             parts = become(stream, parts)  # also for code around the blocks that goes on with it
         return replace((args, kwargs), block.entry, parts)
 
-    def leave(self, block: Block, output: Any) -> None:
+    def leave(self, block: CandidateBlock, output: Any) -> None:
         if output is None:
             return
         stream = fetch(output, block.exit)
@@ -162,7 +161,7 @@ class _Pass(BlockWatch):
         return hook
 
 
-def _holders(structure: Structure) -> list[str]:
+def _holders(structure: Candidate) -> list[str]:
     """The modules around the stack whose output is its last hidden state, from the inside out.
 
     Not what stands around the library's base model (heads), nor what holds other stacks.
@@ -217,9 +216,8 @@ def frozen(
         except RcProbeError:
             raise
         except Exception as error:  # code that does not take parts, of any kind
-            what = str(error).strip().partition("\n")[0] or type(error).__name__
             raise RcProbeError(
-                f"the model does not run in path arithmetic ({what})",
+                f"the model does not run in path arithmetic ({reason(error)})",
                 where=type(structure.model).__name__,
                 todo=NO_PARTS,
             ) from error

@@ -18,7 +18,7 @@ from torch.nn import functional
 from rc_probe.hooks.edits.block_watch import BlockWatch, fetch, replace
 from rc_probe.hooks.edits.edits import Editing, Edits
 from rc_probe.hooks.edits.gates import scaling, weigh_heads
-from rc_probe.hooks.structure.structure import AttentionOp, Block, Structure
+from rc_probe.hooks.structure.structure import AttentionOp, CandidateBlock, Structure
 
 from .frozen_pass import Step, head_of
 from .parts import NO_PARTS
@@ -57,7 +57,7 @@ def _plain_norm(gate: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return lambda y: gate(functional.layer_norm(y, y.shape[-1:], eps=EPS))
 
 
-def _check(structure: Structure, block: Block, step: Step) -> None:
+def _check(structure: Structure, block: CandidateBlock, step: Step) -> None:
     if block.batch_axis is None or block.feature_axis != -1:
         raise structure.error(block, "its stream is not (batch, tokens, dim)", f"{NO_PARTS} live")
     if any(norm.turn < 0 for norm in block.junctions[step.junction].norms):
@@ -84,10 +84,10 @@ class Live(BlockWatch):
         self._exit.enter_context(self._editing)
         return self
 
-    def enter(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(self, block: CandidateBlock, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._entered = fetch((args, kwargs), block.entry).clone()
 
-    def leave(self, block: Block, output: Any) -> Any:
+    def leave(self, block: CandidateBlock, output: Any) -> Any:
         idle = self._idle.get(block.index)
         if output is None or idle is None:
             return None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace as replace_field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,84 +16,110 @@ from rc_probe.hooks.structure.structure import (
     AttentionOp,
     Block,
     Branch,
+    Candidate,
+    CandidateBlock,
+    CandidateBranch,
+    Junction,
+    Kind,
     NormAfter,
-    Structure,
+    Site,
 )
 
-from .replay import Replay, all_off, every_other, noise_like, rounding, token_axes, token_axis, tolerance
+from .replay import Replay, every_other, everywhere, noise_like, rounding, token_axes, token_axis, tolerance
 from .scaled_skips import prove_scaling
 
 
-def prove_block(structure: Structure, block: Block, blocks: Replay) -> None:
-    """(2) to (5) for one block; sets the kinds of its branches. Raises RcProbeError for what does not hold."""
+@dataclass
+class Branches:
+    """What the branches of a block gave in one run. added: to the stream; ops: what their attention ops returned"""
+
+    added: dict[Site, Tensor] = field(default_factory=dict)
+    ops: dict[AttentionOp, Tensor] = field(default_factory=dict)
+
+
+def prove_block(candidate: Candidate, block: CandidateBlock, blocks: Replay) -> Block:
+    """The block with what (2) to (5) prove of it, such as the kinds of its branches.
+
+    Raises RcProbeError for what does not hold.
+    """
     if block.index not in blocks.calls:
-        raise structure.error(
+        raise candidate.error(
             block, "its hooks did not fire", f"Call the model, not its forward method. {REPORT}"
         )
     x = blocks.stream(block)
     if not torch.isfinite(x).all():
-        raise structure.error(
+        raise candidate.error(
             block, "the stream that enters it holds NaN or infinity", "Check the model's weights"
         )
-    other = noise_like(x)
-
-    clean: dict[int, Tensor] = {}
-    moved: dict[int, Tensor] = {}
-    clean_ops: dict[AttentionOp, Tensor] = {}
-    moved_ops: dict[AttentionOp, Tensor] = {}
-    out = blocks.run(block, x, _branches_off(block, clean, clean_ops))
-    block.scaled = not _is_identity(structure, block, x, out)
-    if block.scaled:
+    clean, moved = Branches(), Branches()
+    out = blocks.run(block, x, _branches_off(block, clean))
+    scaled = not _is_identity(candidate, block, x, out)
+    if scaled:
         prove_scaling(blocks, block, x)
-    blocks.run(block, _every_other_like_the_next(x, block), _branches_off(block, moved, moved_ops))
-    for number, branch in enumerate(block.branches):
-        branch.ops = tuple(_proved_heads(op, block, x, clean_ops, moved_ops) for op in branch.ops)
-        if torch.equal(clean[number], moved[number]):
-            raise structure.error(
-                block,
-                "one of its branches does not depend on what enters it",
-                f"This block cannot be probed. {REPORT}",
-            )
-        if _leaks(block, clean[number], moved[number], x.shape):
-            raise structure.error(
-                block,
-                "what it adds to one sample of a batch depends on the others",
-                "The first axis of the inputs must count samples (wrap a model that takes time first); "
-                "int8 that shares one scale over the batch cannot be probed: use one scale a token (torchao)",
-            )
-        branch.kind = _kind(branch, block, clean[number], moved[number], x.shape)
-
-    off = all_off(block)
-    if not torch.equal(blocks.run(block, x, off), blocks.run(block, other, off)):
-        raise structure.error(
+    blocks.run(block, _every_other_like_the_next(x, block), _branches_off(block, moved))
+    proved = {branch: _prove_branch(candidate, block, branch, clean, moved, x) for branch in block.branches}
+    off = everywhere([block], zero)
+    if not torch.equal(blocks.run(block, x, off), blocks.run(block, noise_like(x), off)):
+        raise candidate.error(
             block,
             "its output still depends on its input with every skip and branch found switched off "
             f"({', '.join(j.where for j in block.junctions)}): a path was missed",
             f"This block cannot be probed exactly. {REPORT}",
         )
-    if not block.scaled:
-        _prove_skips(structure, block, blocks, x)
+    if not scaled:
+        _prove_skips(candidate, block, blocks, x)
+    junctions = (
+        Junction(**vars(j) | {"branches": tuple(proved[b] for b in j.branches)}) for j in block.junctions
+    )
+    return Block(**vars(block) | {"junctions": tuple(junctions), "scaled": scaled})
 
 
-def _normed(structure: Structure, block: Block, norm: NormAfter, x: Tensor) -> Tensor:
+def _prove_branch(
+    candidate: Candidate,
+    block: CandidateBlock,
+    branch: CandidateBranch,
+    clean: Branches,
+    moved: Branches,
+    x: Tensor,
+) -> Branch:
+    before, after = clean.added[branch.site], moved.added[branch.site]
+    if torch.equal(before, after):
+        raise candidate.error(
+            block,
+            "one of its branches does not depend on what enters it",
+            f"This block cannot be probed. {REPORT}",
+        )
+    if _leaks(block, before, after, x.shape):
+        raise candidate.error(
+            block,
+            "what it adds to one sample of a batch depends on the others",
+            "The first axis of the inputs must count samples (wrap a model that takes time first); "
+            "int8 that shares one scale over the batch cannot be probed: use one scale a token (torchao)",
+        )
+    ops = tuple(_proved_heads(op, block, x, clean.ops, moved.ops) for op in branch.ops)
+    proved = replace(branch, ops=ops)
+    return Branch(**vars(proved), kind=_kind(proved, block, before, after, x.shape))
+
+
+def _normed(candidate: Candidate, block: CandidateBlock, norm: NormAfter, x: Tensor) -> Tensor:
     try:
-        out: Tensor = structure.model.get_submodule(norm.name)(x)
+        out: Tensor = candidate.model.get_submodule(norm.name)(x)
     except Exception as error:  # the module's own, of any kind
         what = f"its {norm.name} cannot be applied to the stream alone ({type(error).__name__})"
-        raise structure.error(block, what, f"This block cannot be probed. {REPORT}") from error
+        raise candidate.error(block, what, f"This block cannot be probed. {REPORT}") from error
     return out
 
 
-def _is_identity(structure: Structure, block: Block, x: Tensor, out: Tensor) -> bool:
+def _is_identity(candidate: Candidate, block: CandidateBlock, x: Tensor, out: Tensor) -> bool:
     expected = x
     for norm in (n for j in block.junctions for n in j.norms):
         if norm.turn < 0:
             return True  # a norm without a module cannot be applied from here; (3) and (4) still hold
-        expected = _normed(structure, block, norm, expected)
+        expected = _normed(candidate, block, norm, expected)
     return torch.equal(expected, out)
 
 
-def _prove_skips(structure: Structure, block: Block, blocks: Replay, x: Tensor) -> None:
+def _prove_skips(candidate: Candidate, block: CandidateBlock, blocks: Replay, x: Tensor) -> None:
     """With all skips off, what goes on after each junction is the sum of its branches (through the norms).
 
     What goes on after a junction is seen as the next one's skip operand, before it is removed.
@@ -118,19 +145,21 @@ def _prove_skips(structure: Structure, block: Block, blocks: Replay, x: Tensor) 
             continue
         expected = sum(branches[1:], branches[0]).reshape(after.shape)
         for norm in junction.norms:
-            expected = _normed(structure, block, norm, expected)
+            expected = _normed(candidate, block, norm, expected)
         expected = expected.to(after.dtype)  # some add their branches to a stream of higher precision
         if not torch.allclose(
             expected, after, rtol=tolerance(x), atol=tolerance(x) * float(after.abs().amax())
         ):
-            raise structure.error(
+            raise candidate.error(
                 block,
                 f"with the skip at {junction.where} off, not the branch alone goes on",
                 f"This block cannot be probed exactly. {REPORT}",
             )
 
 
-def _kind(branch: Branch, block: Block, clean: Tensor, moved: Tensor, shape: torch.Size) -> str:
+def _kind(
+    branch: CandidateBranch, block: CandidateBlock, clean: Tensor, moved: Tensor, shape: torch.Size
+) -> Kind:
     untouched = ~every_other(shape, block)
     folded = block.batch_axis is None and shape[token_axis(block)] == 1
     if (
@@ -144,7 +173,7 @@ def _kind(branch: Branch, block: Block, clean: Tensor, moved: Tensor, shape: tor
     return "cross" if branch.outside else "mlp"
 
 
-def _leaks(block: Block, clean: Tensor, moved: Tensor, shape: torch.Size) -> bool:
+def _leaks(block: CandidateBlock, clean: Tensor, moved: Tensor, shape: torch.Size) -> bool:
     """Whether a change of the first sample reaches others, by more than kernels round."""
     if block.batch_axis is None:
         return False
@@ -153,7 +182,9 @@ def _leaks(block: Block, clean: Tensor, moved: Tensor, shape: torch.Size) -> boo
     return bool(others.amax() > tolerance(clean) * clean.abs().amax())
 
 
-def _changed(branch: Branch, block: Block, clean: Tensor, moved: Tensor, shape: torch.Size) -> Tensor:
+def _changed(
+    branch: CandidateBranch, block: CandidateBlock, clean: Tensor, moved: Tensor, shape: torch.Size
+) -> Tensor:
     """Which tokens differ by more than rounding, next to their own size; one value for all features."""
     before, after = clean.reshape(shape), moved.reshape(shape)
     change = (after - before).abs().amax(block.feature_axis, keepdim=True)
@@ -162,7 +193,7 @@ def _changed(branch: Branch, block: Block, clean: Tensor, moved: Tensor, shape: 
 
 def _proved_heads(
     op: AttentionOp,
-    block: Block,
+    block: CandidateBlock,
     x: Tensor,
     clean: dict[AttentionOp, Tensor],
     moved: dict[AttentionOp, Tensor],
@@ -174,7 +205,7 @@ def _proved_heads(
     """
     before, after = clean.get(op), moved.get(op)
     if before is None or after is None or before.ndim > 4 or op.heads < 1 or block.batch_axis is None:
-        return replace_field(op, heads=0)
+        return replace(op, heads=0)
     if op.via == INTERFACE:
         before, after = before.transpose(1, 2), after.transpose(1, 2)
     samples, tokens = x.shape[block.batch_axis], x.shape[token_axis(block)]
@@ -183,11 +214,11 @@ def _proved_heads(
     windows = rows if before.ndim == 4 else rows // op.heads
     folds = before.ndim == 4 or rows == op.heads
     if differs[rows:].any() or not folds or windows * before.shape[-2] < tokens:
-        return replace_field(op, heads=0)
+        return replace(op, heads=0)
     return op
 
 
-def _every_other_like_the_next(x: Tensor, block: Block) -> Tensor:
+def _every_other_like_the_next(x: Tensor, block: CandidateBlock) -> Tensor:
     """Every other token of the first sample becomes nearly its neighbour.
 
     Every other, as attention may look forward only, backward only, or at few; like the neighbour, as
@@ -200,30 +231,20 @@ def _every_other_like_the_next(x: Tensor, block: Block) -> Tensor:
     return torch.where(chosen, noisy, x)
 
 
-def _branches_off(block: Block, captured: dict[int, Tensor], ops: dict[AttentionOp, Tensor]) -> Edits:
-    """Each branch is captured, then removed, so that every branch sees the block's input itself.
-
-    The results of attention operations are captured, too.
-    """
+def _branches_off(block: CandidateBlock, captured: Branches) -> Edits:
+    """Each branch is captured, then removed, so that every branch sees the block's input itself."""
     edits = Edits()
 
-    def watching(op: AttentionOp) -> Function:
-        def watch(value: Tensor) -> Tensor:
-            ops[op] = value.clone()
-            return value
+    def watch(op: AttentionOp, value: Tensor) -> Tensor:
+        captured.ops[op] = value.clone()
+        return value
 
-        return watch
+    def take(site: Site, value: Tensor) -> Tensor:
+        captured.added[site] = value.clone()
+        return zero(value)
 
-    for op in (op for branch in block.branches for op in branch.ops):
-        edits.at_op(block.index, op, watching(op))
-
-    def taking(number: int) -> Function:
-        def take(value: Tensor) -> Tensor:
-            captured[number] = value.clone()
-            return zero(value)
-
-        return take
-
-    for number, branch in enumerate(block.branches):
-        edits.at(branch.site, taking(number))
+    for branch in block.branches:
+        for op in branch.ops:
+            edits.at_op(block.index, op, partial(watch, op))
+        edits.at(branch.site, partial(take, branch.site))
     return edits

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rc_probe.hooks.edits.block_mode import Function
 from rc_probe.hooks.edits.block_watch import BlockWatch, fetch, replace
-from rc_probe.hooks.edits.edits import Editing, Edits, zero
-from rc_probe.hooks.structure.structure import Block, Branch, Structure
+from rc_probe.hooks.edits.edits import Editing, Edits
+from rc_probe.hooks.structure.structure import Candidate, CandidateBlock, CandidateBranch
+
+Calls = dict[int, tuple[tuple[Any, ...], dict[str, Any]]]  # by block: args, kwargs
 
 
 class Replay(BlockWatch):
-    """Records what each block call gets in a forward pass, and runs single blocks on it again."""
+    """Records what each block call gets in a forward pass, and runs single blocks on it again.
 
-    def __init__(self, structure: Structure) -> None:
+    calls: what they got in an earlier pass
+    """
+
+    def __init__(self, structure: Candidate, calls: Calls | None = None) -> None:
         super().__init__(structure, range(structure.depth))
-        self.calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        self.calls: Calls = calls or {}
 
-    def enter(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(self, block: CandidateBlock, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for value in (*args, *kwargs.values()):
             if block.index == 0 and hasattr(value, "get_seq_length") and int(value.get_seq_length()) > 0:
                 raise self.structure.error(
@@ -33,12 +39,12 @@ class Replay(BlockWatch):
         stream = fetch((args, kwargs), block.entry).clone()  # the block may change its input in place
         self.calls[block.index] = replace(_own((args, kwargs)), block.entry, stream)
 
-    def stream(self, block: Block) -> Tensor:
+    def stream(self, block: CandidateBlock) -> Tensor:
         """What entered the block, (batch, tokens, dim) as the model lays it out."""
         stream: Tensor = fetch(self.calls[block.index], block.entry)
         return stream
 
-    def run(self, block: Block, stream: Tensor, edits: Edits) -> Tensor:
+    def run(self, block: CandidateBlock, stream: Tensor, edits: Edits) -> Tensor:
         """The block's output stream for another input stream, with `edits`."""
         args, kwargs = replace(_own(self.calls[block.index]), block.entry, stream.clone())
         with Editing(self.structure, edits) as editing:
@@ -58,28 +64,27 @@ def _own(value: Any) -> Any:
     return copy.deepcopy(value)
 
 
-def all_off(block: Block) -> Edits:
-    """Every branch and every skip removed."""
+def everywhere(blocks: Iterable[CandidateBlock], function: Function) -> Edits:
+    """Every branch and every skip handed through `function`."""
     edits = Edits()
-    for junction in block.junctions:
-        for site in (junction.skip, *(b.site for b in junction.branches)):
-            edits.at(site, zero)
+    for site in (site for block in blocks for junction in block.junctions for site in junction.sites):
+        edits.at(site, function)
     return edits
 
 
-def token_axes(block: Block) -> list[int]:
+def token_axes(block: CandidateBlock) -> list[int]:
     """The axes of the stream that count tokens: all but batch and features. Images may have two."""
     kept = {block.batch_axis, block.feature_axis % block.ndim}
     return [axis for axis in range(block.ndim) if axis not in kept]
 
 
-def token_axis(block: Block) -> int:
+def token_axis(block: CandidateBlock) -> int:
     """The first of them; where samples are folded into that one, the last."""
     axes = token_axes(block)
     return axes[-1] if block.batch_axis is None else axes[0]
 
 
-def every_other(shape: Sequence[int], block: Block) -> Tensor:
+def every_other(shape: Sequence[int], block: CandidateBlock) -> Tensor:
     """Every other token, as on a chessboard; bool, of as many axes as the stream."""
     total = torch.zeros([1] * block.ndim, dtype=torch.long)
     for axis in token_axes(block):
@@ -97,7 +102,7 @@ def tolerance(x: Tensor) -> float:
     return max(1e-5, 4 * torch.finfo(x.dtype).eps)
 
 
-def rounding(x: Tensor, branch: Branch) -> float:
+def rounding(x: Tensor, branch: CandidateBranch) -> float:
     """What a branch may change in a token when only others change: sums of another order round otherwise.
 
     In half precision that is a last bit; what a convolution moves may be as little, and is exact.

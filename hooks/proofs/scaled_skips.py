@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from rc_probe.hooks.edits.edits import Edits, zero
-from rc_probe.hooks.structure.structure import REPORT, Block, Junction
+from rc_probe.hooks.structure.structure import REPORT, CandidateBlock, CandidateJunction
 
 from .replay import Replay, noise_like, tolerance
 
 
-def prove_scaling(blocks: Replay, block: Block, x: Tensor) -> None:
+def prove_scaling(blocks: Replay, block: CandidateBlock, x: Tensor) -> None:
     """With every branch off and its norms left out, the block is a fixed affine map of each element.
 
     Shown on three inputs: each element of the output is that of the input which has the same element,
@@ -24,7 +24,7 @@ def prove_scaling(blocks: Replay, block: Block, x: Tensor) -> None:
     y = noise_like(x)
     mask = torch.rand(x.shape, generator=torch.Generator().manual_seed(1)).to(x.device) < 0.5
 
-    def run(stream: Tensor, *kept: Junction, skip: bool = True) -> Tensor:
+    def run(stream: Tensor, *kept: CandidateJunction, skip: bool = True) -> Tensor:
         return blocks.run(block, stream, _without(block, kept, skip=skip))
 
     def close(a: Tensor, b: Tensor) -> bool:
@@ -52,7 +52,13 @@ def prove_scaling(blocks: Replay, block: Block, x: Tensor) -> None:
             )
 
 
-def _without(block: Block, kept: tuple[Junction, ...], *, skip: bool, gone: Junction | None = None) -> Edits:
+def _without(
+    block: CandidateBlock,
+    kept: tuple[CandidateJunction, ...],
+    *,
+    skip: bool,
+    gone: CandidateJunction | None = None,
+) -> Edits:
     """Every norm left out and every branch off but those of `kept`, whose skip goes unless `skip`; and that of `gone`."""
     edits = Edits()
     for index, junction in enumerate(block.junctions):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from rc_probe.hooks.errors import RcProbeError
+from rc_probe.hooks.errors import RcProbeError, reason
 from rc_probe.hooks.operator_rules import Rules, Traced
 
 from .rules_attention import Attention, Watch, enter_projection, scores, watching
@@ -34,8 +34,8 @@ def propagate(call: Callable[..., Any], x: Split, *args: Any, **kwargs: Any) -> 
         with torch.no_grad():
             out = call(x, *args, **kwargs)
     except (RuntimeError, TypeError, NotImplementedError, AttributeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise RcProbeError(f"the block does not run in split arithmetic ({reason})", todo=NO_RULE) from error
+        what = f"the block does not run in split arithmetic ({reason(error)})"
+        raise RcProbeError(what, todo=NO_RULE) from error
     out = out[0] if isinstance(out, tuple | list) else out
     if isinstance(out, Lost):
         raise RcProbeError(f"`{out.op}` has no rule in split arithmetic", todo=NO_RULE)

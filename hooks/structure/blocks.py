@@ -7,7 +7,17 @@ from torch import nn
 from rc_probe.hooks.errors import RcProbeError
 
 from .flow import read_flow
-from .structure import REPORT, AttentionOp, Block, Branch, Junction, NormAfter, Site, form, is_attention_op
+from .structure import (
+    REPORT,
+    AttentionOp,
+    CandidateBlock,
+    CandidateBranch,
+    CandidateJunction,
+    NormAfter,
+    Site,
+    form,
+    is_attention_op,
+)
 from .tape import NORMS, SDPA, Call, Node, Tape
 
 # State-space models multiply two values of the stream, too, but convolve or sum along the tokens first.
@@ -16,7 +26,7 @@ CONVOLUTIONS = {"conv1d", "conv2d", "conv3d", "avg_pool1d", "avg_pool2d", "max_p
 PRODUCTS = {SDPA, "matmul", "bmm", "baddbmm", "einsum", "__matmul__", "grid_sample"}  # the last: deformable
 
 
-def read_block(tape: Tape, call: Call, spine: list[Node], index: int, batch: int) -> Block:
+def read_block(tape: Tape, call: Call, spine: list[Node], index: int, batch: int) -> CandidateBlock:
     nodes = tape.nodes[call.first : call.last + 1]
     last = spine[-1]
     where = f"{type(tape.model).__name__}, block {index + 1} ({call.name})"
@@ -41,7 +51,7 @@ def read_block(tape: Tape, call: Call, spine: list[Node], index: int, batch: int
     for i, node in enumerate(spine):
         until = spine[i + 1] if i + 1 < len(spine) else out
         junctions.append(
-            Junction(
+            CandidateJunction(
                 skip=_site(index, adds, node, node.skip, call),
                 branches=_branches(tape, index, adds, ops, node, batch, call, stream, spine[:i]),
                 norms=_norms_between(tape, call, node, until),
@@ -49,9 +59,9 @@ def read_block(tape: Tape, call: Call, spine: list[Node], index: int, batch: int
             )
         )
     turns = sum(c.module is call.module for c in tape.calls)
-    return Block(
-        index, call.name, call.turn, turns, junctions, entry, exits[0], forms, len(adds), len(ops), len(shape),
-        shape[features], batch_axis, features, flow=read_flow(tape, call, adds, exits[0]),
+    return CandidateBlock(
+        index, call.name, call.turn, turns, tuple(junctions), entry, exits[0], forms, len(adds), len(ops), len(shape),
+        shape[features], batch_axis, features, 0, read_flow(tape, call, adds, exits[0]),
     )  # fmt: skip
 
 
@@ -101,7 +111,7 @@ def _branches(
     call: Call,
     entry: int,
     before: list[Node],
-) -> list[Branch]:
+) -> tuple[CandidateBranch, ...]:
     """The branches of a junction: one, or several when the added value is itself a sum of branches.
 
     `entry` is the node of the stream that enters the block: what another tower made of it before is
@@ -122,8 +132,8 @@ def _branches(
         convolves = any(node.op in CONVOLUTIONS for node in nodes)
         nested = _nested(nodes, inner, call)
         reads = max((i for i, earlier in enumerate(before) if earlier.bit & above), default=-1)
-        found.append(Branch(site, "?", tuple(mine), own, outside, convolves, nested, reads))
-    return found
+        found.append(CandidateBranch(site, tuple(mine), own, outside, convolves, nested, reads))
+    return tuple(found)
 
 
 def _nested(nodes: list[Node], inner: int, call: Call) -> int:
@@ -165,7 +175,7 @@ def _heads(tape: Tape, op: Node, batch: int) -> int:
     return max(shape[0] // batch, 1)
 
 
-def _norms_between(tape: Tape, call: Call, node: Node, until: Node) -> list[NormAfter]:
+def _norms_between(tape: Tape, call: Call, node: Node, until: Node) -> tuple[NormAfter, ...]:
     """Norm modules on the stream after `node`, up to the next junction or the end of the block."""
     found: list[NormAfter] = []
     chain = [n for n in tape.nodes[node.index + 1 : until.index + 1] if n.bit & until.carried and n.norm]
@@ -189,4 +199,4 @@ def _norms_between(tape: Tape, call: Call, node: Node, until: Node) -> list[Norm
             c.module is owner.module and c.index < owner.index and c.first >= call.first for c in tape.calls
         )
         found.append(NormAfter(owner.name, turn) if whole else NormAfter(n.op, -1))
-    return found
+    return tuple(found)

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from .structure import Site
-from .tape import Call, Node, Path, Tape
+from .tape import Call, Node, Place, Tape
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Flow:
         return [i for operand, i in enumerate(operands) if i >= 0 and (ordinal, operand) not in gone]
 
 
-def read_flow(tape: Tape, call: Call, adds: list[Node], exit_path: Path) -> Flow:
+def read_flow(tape: Tape, call: Call, adds: list[Node], exit_path: Place) -> Flow:
     """The flow of a block call; `adds` are its adds of stream shape, in order."""
     first, last = call.first, call.last
     nodes = tape.nodes[first : last + 1]

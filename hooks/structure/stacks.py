@@ -8,6 +8,7 @@ left over is searched again, so that encoders, decoders and towers are all found
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -15,7 +16,7 @@ from torch import nn
 from rc_probe.hooks.errors import RcProbeError
 
 from .blocks import PRODUCTS, read_block
-from .structure import REPORT, Block, Structure, is_attention_op
+from .structure import REPORT, Candidate, CandidateBlock, is_attention_op
 from .tape import Call, Node, Tape
 
 NO_BLOCKS = (
@@ -24,7 +25,7 @@ NO_BLOCKS = (
 )
 
 
-def read_stacks(tape: Tape, model: nn.Module, batch: int, named: str | None = None) -> list[Structure]:
+def read_stacks(tape: Tape, model: nn.Module, batch: int, named: str | None = None) -> list[Candidate]:
     """The stacks of `model` on a tape of one forward pass with `batch` samples, first in time first.
 
     `named` is a pattern of module names (`encoder.layer.*`, a star for one part of the name): the
@@ -39,7 +40,7 @@ def read_stacks(tape: Tape, model: nn.Module, batch: int, named: str | None = No
         raise RcProbeError(what, where=type(model).__name__, todo=NO_BLOCKS)
     if named:
         return [_read_stack(tape, _named_calls(tape, adds, named), model, batch)]
-    found: dict[int, Structure] = {}  # by the call of the last block
+    found: dict[int, Candidate] = {}  # by the call of the last block
     read: dict[int, set[int]] = {}  # the calls of its blocks
     failed: list[RcProbeError] = []
     lost: list[tuple[set[int], RcProbeError]] = []  # blocks that were found and could not be read
@@ -87,17 +88,16 @@ def _end(tape: Tape, adds: list[Node]) -> Node:
     return next((node for node in ends if node.bit & carried), ends[0])
 
 
-def _named_apart(found: list[Structure], failed: list[RcProbeError]) -> list[Structure]:
+def _named_apart(found: list[Candidate], failed: list[RcProbeError]) -> list[Candidate]:
     """Each stack with the names of the others; modules that run again are another stack, `name#2`."""
-    times: dict[str, int] = {}
-    for structure in found:
-        times[structure.name] = times.get(structure.name, 0) + 1
-        if times[structure.name] > 1:
-            structure.name += f"#{times[structure.name]}"
-    for structure in found:
-        structure.others = tuple(s.name for s in found if s is not structure)
-        structure.refused = tuple(map(str, failed))
-    return found
+    plain = [stack.name for stack in found]
+    times = [plain[: i + 1].count(name) for i, name in enumerate(plain)]
+    names = [name if n == 1 else f"{name}#{n}" for name, n in zip(plain, times, strict=True)]
+    refused = tuple(map(str, failed))
+    return [
+        replace(stack, name=name, others=(*names[:i], *names[i + 1 :]), refused=refused)
+        for i, (stack, name) in enumerate(zip(found, names, strict=True))
+    ]
 
 
 def _all_calls(tape: Tape, adds: list[Node], spine: list[Node], model: nn.Module) -> dict[int, list[Node]]:
@@ -146,7 +146,7 @@ def _inside(node: Node, call: Call) -> bool:
     return call.first <= node.index <= call.last
 
 
-def _read_stack(tape: Tape, calls: dict[int, list[Node]], model: nn.Module, batch: int) -> Structure:
+def _read_stack(tape: Tape, calls: dict[int, list[Node]], model: nn.Module, batch: int) -> Candidate:
     blocks = [
         read_block(tape, tape.calls[call], junctions, index, batch)
         for index, (call, junctions) in enumerate(calls.items())
@@ -156,11 +156,13 @@ def _read_stack(tape: Tape, calls: dict[int, list[Node]], model: nn.Module, batc
         call for call in tape.calls if not any(c is not call and c.module is call.module for c in tape.calls)
     ]
     inside = [set(_stack(tape, c)) for c in calls]
-    ancestors = [c.name for c in once if c.index not in calls and all(c.index in stack for stack in inside)]
-    above, first = {call.index for call in once if call.name in ancestors}, tape.calls[min(calls)].first
-    before = tuple(c.name for c in once if c.parent in above and c.first <= c.last < first)
-    name = _shared_path([b.name for b in blocks])
-    return Structure(name, weakref.ref(model), blocks, ancestors or [""], before=before)
+    around = [c.name for c in once if c.index not in calls and all(c.index in stack for stack in inside)]
+    holders, first = {c.index for c in once if c.name in around}, tape.calls[min(calls)].first
+    before = tuple(c.name for c in once if c.parent in holders and c.first <= c.last < first)
+    name, owner = _shared_path([b.name for b in blocks]), weakref.ref(model)
+    return Candidate(
+        name, owner, tuple(blocks), tuple(around) or ("",), before, others=(), refused=(), unowned=""
+    )
 
 
 def _shared_path(names: list[str]) -> str:
@@ -175,7 +177,9 @@ def _shared_path(names: list[str]) -> str:
     return ".".join(shared) or "+".join(dict.fromkeys(name.split(".")[0] for name in names))
 
 
-def _refuse_second_streams(tape: Tape, calls: list[Call], blocks: list[Block], model: nn.Module) -> None:
+def _refuse_second_streams(
+    tape: Tape, calls: list[Call], blocks: list[CandidateBlock], model: nn.Module
+) -> None:
     """Another value handed from block to block that the stream depends on (Reformer's reversible pair)."""
     for block, before, call in zip(blocks[1:], calls, calls[1:], strict=False):
         stream = tape.nodes[call.args[block.entry]]

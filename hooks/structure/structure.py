@@ -1,21 +1,25 @@
-"""What a stack of blocks is made of: blocks, their junctions and branches, and the places of edits."""
+"""What a stack of blocks is made of: blocks, their junctions and branches, and the places of edits.
+
+Discovery returns a `Candidate`. Attach proves it and returns a `Structure`: the same, and what the proofs add.
+"""
 
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 
 from rc_probe.hooks.errors import RcProbeError
 
-from .tape import SDPA, Path
+from .tape import SDPA, Place
 
 if TYPE_CHECKING:
     from .flow import Flow
 
-KIND_LETTER = {"attention": "A", "cross": "X", "mixer": "C", "mlp": "M"}
+Kind = Literal["attention", "cross", "mixer", "mlp"]
+KIND_LETTER: dict[Kind, str] = {"attention": "A", "cross": "X", "mixer": "C", "mlp": "M"}
 INTERFACE = "interface"
 REPORT = "Report it, with the model's config, on the issue tracker of rc-probe"
 
@@ -31,7 +35,7 @@ class Site:
 
 @dataclass(frozen=True)
 class AttentionOp:
-    """An attention op of a block call: by what it is owned, the how manieth of these it is, its heads.
+    """An attention op of a block call: its number among those with the same owner, its owner, its heads.
 
     `via` is `interface`, where its output is (batch, tokens, heads, dim), or what is intercepted:
     `scaled_dot_product_attention`, (batch, heads, tokens, dim), or `softmax`, whose output is the
@@ -40,21 +44,20 @@ class AttentionOp:
 
     ordinal: int
     via: str
-    heads: int  # of the queries; 0 where the layout could not be proved
+    heads: int  # of the queries, as they can be told apart in its output; 0 where they cannot
 
 
-@dataclass
-class Branch:
-    """What a block adds to the stream. `kind` is attention, cross, mixer or mlp; proved at attach."""
+@dataclass(frozen=True)
+class CandidateBranch:
+    """What a block seems to add to the stream."""
 
     site: Site
-    kind: str = "?"
-    ops: tuple[AttentionOp, ...] = ()
-    has_product: bool = False  # multiplies two values computed from the stream, and is no scan
-    outside: bool = False  # multiplies one with a value computed elsewhere: cross-attention
-    convolves: bool = False  # has a convolution or pooling, which may move little between tokens
-    inner: int = 0  # residual adds inside the branch, which stay as they are
-    reads: int = -1  # the last junction of the block whose sum it is computed from; -1: what enters the block
+    ops: tuple[AttentionOp, ...]
+    has_product: bool  # multiplies two values computed from the stream, and is no scan
+    outside: bool  # multiplies one with a value computed elsewhere: cross-attention
+    convolves: bool  # has a convolution or pooling, which may move little between tokens
+    inner: int  # residual adds inside the branch, which stay as they are
+    reads: int  # the last junction of the block whose sum it is computed from; -1: what enters the block
 
     @property
     def attends(self) -> bool:
@@ -62,7 +65,20 @@ class Branch:
         return self.has_product or any(op.via in {SDPA, INTERFACE} for op in self.ops)
 
 
-@dataclass
+@dataclass(frozen=True)
+class Branch(CandidateBranch):
+    """What a block adds to the stream."""
+
+    kind: Kind
+
+    @property
+    def heads(self) -> int:
+        """The heads of each of its attention ops; 0 where these cannot be told apart, or differ."""
+        counts = {op.heads for op in self.ops}
+        return counts.pop() if len(counts) == 1 else 0
+
+
+@dataclass(frozen=True)
 class NormAfter:
     """A norm through which the stream itself goes after a junction (post-LN).
 
@@ -74,73 +90,92 @@ class NormAfter:
     turn: int
 
 
-@dataclass
-class Junction:
-    """The add where a skip and its branches meet. Parallel blocks have several branches in one."""
+@dataclass(frozen=True)
+class CandidateJunction:
+    """The add where a skip and what seem to be its branches meet. Parallel blocks have several branches in one."""
 
     skip: Site
-    branches: list[Branch]
-    norms: list[NormAfter]
+    branches: tuple[CandidateBranch, ...]
+    norms: tuple[NormAfter, ...]
     where: str  # file:line of the add
 
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Of the skip, then of the branches."""
+        return self.skip, *(branch.site for branch in self.branches)
 
-@dataclass
-class Block:
-    """One call of a repeated layer: `turn` is the how manieth of the `turns` calls of its module in a pass."""
+
+@dataclass(frozen=True)
+class Junction(CandidateJunction):
+    """The add where a skip and its branches meet."""
+
+    branches: tuple[Branch, ...]
+
+
+@dataclass(frozen=True)
+class CandidateBlock:
+    """One call of what seems to be a repeated layer: call `turn` (from 0) of the `turns` of its module in a pass."""
 
     index: int
     name: str
     turn: int
     turns: int
-    junctions: list[Junction]
-    entry: Path  # where the stream is in (args, kwargs)
-    exit: Path  # where the stream is in the output
+    junctions: tuple[CandidateJunction, ...]
+    entry: Place  # where the stream is in (args, kwargs)
+    exit: Place  # where the stream is in the output
     forms: frozenset[tuple[int, int]]  # (axes, features) of the adds at its junctions
     adds: int  # how many adds of these forms one call makes
     attention_ops: int  # how many softmax / attention calls of three or more axes one call makes
     ndim: int
     dim: int
     batch_axis: int | None
-    feature_axis: int = -1  # 1 in convolutional blocks, whose stream is (batch, features, height, width)
-    scaled: bool = False  # its skips carry the stream times a fixed factor
-    flow: Flow | None = None  # what of it is used for what
-    routed: int = 0  # how many calls of the library's attention interface one call makes
+    feature_axis: int  # -1; 1 in convolutional blocks, whose stream is (batch, features, height, width)
+    routed: int  # how many calls of the attention interface one call makes, where we own it
+    flow: Flow  # which of its operations and modules are used for what
+
+    @property
+    def branches(self) -> tuple[CandidateBranch, ...]:
+        return tuple(b for j in self.junctions for b in j.branches)
+
+
+@dataclass(frozen=True)
+class Block(CandidateBlock):
+    """One call of a repeated layer, proved."""
+
+    junctions: tuple[Junction, ...]
+    scaled: bool  # its skips carry the stream times a fixed factor
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        return tuple(b for j in self.junctions for b in j.branches)
 
     @property
     def signature(self) -> str:
         """For example `An|Mn` (BERT), `A|M` (GPT-2), `A+M` (GPT-NeoX); n is a norm on the stream."""
         parts = []
         for j in self.junctions:
-            letters = sorted((KIND_LETTER.get(b.kind, "?") for b in j.branches), key="AXCM?".index)
+            letters = sorted((KIND_LETTER[b.kind] for b in j.branches), key="AXCM".index)
             parts.append("+".join(letters) + "n" * len(j.norms))
         return "|".join(parts)
 
-    @property
-    def branches(self) -> list[Branch]:
-        return [b for j in self.junctions for b in j.branches]
 
-
-@dataclass
-class Structure:
-    """The blocks of one stack of a model, in the order in which they are called.
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """What seems to be a stack of blocks, in the order in which they are called. Nothing of it is proved.
 
     name: the module path that its blocks share, for example `encoder.layer` or `decoder.block`
     others: names of the model's further stacks; refused: why what looked like one is none
+    unowned: why the library's attention interface is left alone, where owning it was tried in vain
     """
 
     name: str
     owner: weakref.ref[nn.Module]  # weak, so that a cached structure keeps no model alive
-    blocks: list[Block]
-    ancestors: list[str]  # modules whose call contains all block calls, once per forward pass
-    proved: list[str] = field(default_factory=list)
-    before: tuple[
-        str, ...
-    ] = ()  # modules called once, and done before the first block is called: encoders, embeddings
-    others: tuple[str, ...] = ()
-    refused: tuple[str, ...] = ()
-    # Proved when paths are first drawn: branches carry nothing past their heads, blocks nothing past these steps.
-    heads_alone: bool = False
-    steps_alone: set[tuple[tuple[int, int, int], ...]] = field(default_factory=set)
+    blocks: tuple[CandidateBlock, ...]
+    ancestors: tuple[str, ...]  # modules whose call contains all block calls, once per forward pass
+    before: tuple[str, ...]  # modules called once and done before the first block: encoders, embeddings
+    others: tuple[str, ...]
+    refused: tuple[str, ...]
+    unowned: str
 
     @property
     def model(self) -> nn.Module:
@@ -149,10 +184,10 @@ class Structure:
             raise RcProbeError("the model that was attached no longer exists", todo="Attach again")
         return model
 
-    def module(self, block: Block) -> nn.Module:
+    def module(self, block: CandidateBlock) -> nn.Module:
         return self.model.get_submodule(block.name)
 
-    def error(self, block: Block, what: str, todo: str) -> RcProbeError:
+    def error(self, block: CandidateBlock, what: str, todo: str) -> RcProbeError:
         """An error that names the model and the block."""
         where = f"{type(self.model).__name__}, block {block.index + 1} ({block.name})"
         return RcProbeError(what, where=where, todo=todo)
@@ -164,6 +199,14 @@ class Structure:
     @property
     def dim(self) -> int:
         return self.blocks[-1].dim
+
+
+@dataclass(frozen=True, eq=False)
+class Structure(Candidate):
+    """A stack of blocks of a model. All of it is proved, as `proved` says, and nothing writes to it."""
+
+    blocks: tuple[Block, ...]
+    proved: tuple[str, ...]
 
     @property
     def signature(self) -> str:

@@ -19,11 +19,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-Path = tuple[Any, ...]
+Place = tuple[Any, ...]  # keys and indices, from the outside in, of a tensor in nested arguments
 
 ADDS = {"add", "__add__", "__radd__", "__iadd__", "add_"}
 SDPA = "scaled_dot_product_attention"
@@ -86,23 +85,23 @@ class Call:
     parent: int
     module: nn.Module
     name: str
-    turn: int  # the how manieth call of this module in the pass
+    turn: int  # its number among the calls of this module in the pass, from 0
     first: int  # nodes first … last were made during the call
     last: int = -1
-    args: dict[Path, int] = field(default_factory=dict)
-    outputs: dict[Path, int] = field(default_factory=dict)
+    args: dict[Place, int] = field(default_factory=dict)
+    outputs: dict[Place, int] = field(default_factory=dict)
 
 
-def walk(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
-    """The tensors in nested tuples, lists and dicts (a ModelOutput is one), with their paths."""
+def walk(value: Any, place: Place = ()) -> Iterator[tuple[Place, Tensor]]:
+    """The tensors in nested tuples, lists and dicts (a ModelOutput is one), with their places."""
     if isinstance(value, Tensor):
-        yield path, value
+        yield place, value
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield from walk(item, (*path, key))
+            yield from walk(item, (*place, key))
     elif isinstance(value, (tuple, list)):
         for i, item in enumerate(value):
-            yield from walk(item, (*path, i))
+            yield from walk(item, (*place, i))
 
 
 class Tape(TorchFunctionMode):
@@ -142,9 +141,9 @@ class Tape(TorchFunctionMode):
             self._turns[module] = turn + 1
             parent = self._stack[-1] if self._stack else -1
             call = Call(len(self.calls), parent, module, name, turn, len(self.nodes))
-            for path, tensor in walk((args, kwargs)):
+            for place, tensor in walk((args, kwargs)):
                 known = self._node_of.get(id(tensor))
-                call.args[path] = known if known is not None else self._add("input", tensor, ())
+                call.args[place] = known if known is not None else self._add("input", tensor, ())
             self.calls.append(call)
             self._stack.append(call.index)
 
@@ -152,13 +151,13 @@ class Tape(TorchFunctionMode):
 
     def _leave_call(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         call = self.calls[self._stack.pop()]
-        for path, tensor in walk(output):
+        for place, tensor in walk(output):
             known = self._node_of.get(id(tensor))
             if known is None and isinstance(tensor, nn.Parameter):
                 known = self._add("input", tensor, ())
             elif known is None:  # made by code that the tape cannot see: the module stands for it
                 known = self._add("opaque", tensor, tuple(call.args.values()))
-            call.outputs[path] = known
+            call.outputs[place] = known
         call.last = len(self.nodes) - 1
 
     # -- operations ---------------------------------------------------------------------------
@@ -288,11 +287,3 @@ def _source_line() -> str:
             return f"{name.rsplit('/', 1)[-1]}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
-
-
-def run_tape(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tape, Any]:
-    """Run `model(**inputs)` under a tape; returns the tape and the model's output."""
-    tape = Tape(model)
-    with torch.no_grad(), tape:
-        out = model(**inputs)
-    return tape, out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -14,6 +15,12 @@ from rc_probe.hooks.structure.structure import Structure
 
 from .decompose import first_axes, frozen_lengths
 
+# What was proved before: branches that carry nothing past their heads, blocks nothing past these steps.
+heads_alone: weakref.WeakSet[Structure] = weakref.WeakSet()
+steps_alone: weakref.WeakKeyDictionary[Structure, set[tuple[tuple[int, int, int], ...]]] = (
+    weakref.WeakKeyDictionary()
+)
+
 TODO = "Its single paths cannot be told apart; the exact lengths can"
 
 
@@ -22,7 +29,7 @@ def prove_heads(structure: Structure, batch: dict[str, Any], choices: list[Step]
 
     With every head off, nothing of the stream is left in the branch. Once for a structure.
     """
-    if structure.heads_alone:
+    if structure in heads_alone:
         return
     ledger = Ledger(fixed=1)
 
@@ -39,7 +46,7 @@ def prove_heads(structure: Structure, batch: dict[str, Any], choices: list[Step]
         return torch.zeros(1, hop.heads, dtype=torch.bool)
 
     frozen(structure, batch, ledger, lambda x: x[None], hop_edits(structure, choices, on_hop, chosen=chosen))
-    structure.heads_alone = True
+    heads_alone.add(structure)
 
 
 def prove_steps(structure: Structure, batch: dict[str, Any], choices: list[Step]) -> None:
@@ -49,7 +56,8 @@ def prove_steps(structure: Structure, batch: dict[str, Any], choices: list[Step]
     exact part of length k. What passes a step by, such as a skip around several blocks, does not obey this.
     """
     key = tuple((step.block, step.junction, step.heads) for step in choices)
-    if key in structure.steps_alone:
+    known = steps_alone.setdefault(structure, set())
+    if key in known:
         return
     a, b = 0.5, -1.0
     edits = hop_edits(
@@ -71,4 +79,4 @@ def prove_steps(structure: Structure, batch: dict[str, Any], choices: list[Step]
                 where=type(structure.model).__name__,
                 todo=TODO,
             )
-    structure.steps_alone.add(key)
+    known.add(key)

@@ -8,7 +8,7 @@ of facts that it compared, and raises `Wrong` where one does not hold.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -30,13 +30,13 @@ class Wrong(Exception):  # noqa: N818 - a finding of the census
     """A model that was attached does not behave as attaching said."""
 
 
-def components(blocks: list[Block], *, skips: bool) -> list[str]:
+def components(blocks: Sequence[Block], *, skips: bool) -> list[str]:
     """The components that the blocks have; skips too, or branches only."""
     names = [c for c in COMPONENTS if c not in {"head", "mlp.sublayer"} and (skips or "." not in c)]
     return [c for c in names if any(has_component(b, c) for b in blocks)]
 
 
-def every_gate(blocks: list[Block], value: float) -> tuple[Gate, ...]:
+def every_gate(blocks: Sequence[Block], value: float) -> tuple[Gate, ...]:
     """A gate for each branch and skip of the blocks."""
     return tuple(Gate(c, (b.index + 1,), value=value) for b in blocks for c in components([b], skips=True))
 

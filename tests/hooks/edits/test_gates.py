@@ -7,6 +7,7 @@ import pytest
 import torch
 from support import reference, zoo
 from support.streams import PROVED, same, streams
+from support.structures import with_block
 from torch import Tensor
 
 from rc_probe import Gate, RcProbeError
@@ -177,16 +178,13 @@ def test_misspelt_and_impossible_ablations(text: str, says: str) -> None:
 def test_a_block_that_runs_otherwise_than_when_attached_is_an_error() -> None:
     model, inputs = zoo.build("bert")
     structure = find_structure(model, inputs)
-    structure.blocks[1].adds += 1
+    more = structure.blocks[1].adds + 1
     edits = Edits()
     edits.at(structure.blocks[1].junctions[0].skip, lambda x: x)
-    with pytest.raises(RcProbeError, match="block 2"), Editing(structure, edits):
+    with pytest.raises(RcProbeError, match="block 2"), Editing(with_block(structure, 1, adds=more), edits):
         model(**inputs)
-    structure.blocks[1].adds -= 1
-    structure.blocks[-1].adds += 1  # also where the pass ends early
-    with pytest.raises(RcProbeError, match="block 3"):
-        streams(structure, inputs, [Gate("mlp")])
-    structure.blocks[-1].adds -= 1
+    with pytest.raises(RcProbeError, match="block 3"):  # also where the pass ends early
+        streams(with_block(structure, -1, adds=more), inputs, [Gate("mlp")])
 
 
 @pytest.mark.parametrize("name", ["albert", "bert"])

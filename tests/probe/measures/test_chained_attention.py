@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from support import zoo
 from support.attention import attached
 from support.high_precision_san import composite, exact, product
+from support.structures import with_branch
 from torch import Tensor
 
 import rc_probe.measures.chained_attention
@@ -352,11 +353,10 @@ def test_windows_are_refused() -> None:
 
 def test_attention_of_several_operations_is_refused() -> None:
     _model, inputs, structure = attached("bert")
-    branch = structure.blocks[1].branches[0]
-    branch.ops = (*branch.ops, *branch.ops)
-    assert "block 2 (encoder.layer.1): its attention is of several operations" in refused(structure, inputs)
-    branch.ops = ()
-    assert "its attention has no heads that are known" in refused(structure, inputs)
+    ops = structure.blocks[1].branches[0].ops
+    twice, never = (with_branch(structure, 1, 0, ops=given) for given in (ops * 2, ()))
+    assert "block 2 (encoder.layer.1): its attention is of several operations" in refused(twice, inputs)
+    assert "its attention has no heads that are known" in refused(never, inputs)
 
 
 def test_sinks_are_refused() -> None:

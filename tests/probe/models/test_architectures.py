@@ -12,11 +12,12 @@ from census.check import Checks, Wrong
 from census.examine import CHECKS, examine
 from support import zoo
 from support.places import ROOT
+from support.structures import with_block, with_branch, with_junction
 
 from rc_probe import RcProbeError
 from rc_probe.cli.app import main
 from rc_probe.hooks.attach import find_structure
-from rc_probe.hooks.structure.structure import NormAfter, Site, Structure
+from rc_probe.hooks.structure.structure import NormAfter, Structure
 from rc_probe.models import architectures as table
 
 # One model type for each structural pattern: the blocks of its main stack, read off the library's code.
@@ -87,47 +88,50 @@ def test_what_the_census_refuses(model_type: str, reason: str) -> None:
 # ---- the checks, on structures that were found and then spoiled
 
 
-def other_site(structure: Structure) -> None:
-    """The branch of the first junction said to be at the second one's add."""
-    block = structure.blocks[0]
-    first, second = (j.branches[0] for j in block.junctions)
-    first.site, second.site = second.site, first.site
+def other_site(structure: Structure) -> Structure:
+    """The branch of the first junction said to be at the second one's add, and the other way round."""
+    first, second = (j.branches[0].site for j in structure.blocks[0].junctions)
+    return with_branch(with_branch(structure, 0, 0, site=second), 0, 1, site=first)
 
 
-def other_operand(structure: Structure) -> None:
+def other_operand(structure: Structure) -> Structure:
     """Skip and branch exchanged."""
-    for junction in structure.blocks[0].junctions:
-        branch = junction.branches[0]
-        junction.skip, branch.site = branch.site, junction.skip
+    for number, junction in enumerate(structure.blocks[0].junctions):
+        structure = with_branch(structure, 0, number, site=junction.skip)
+        structure = with_junction(structure, 0, number, skip=junction.branches[0].site)
+    return structure
 
 
-def other_kind(structure: Structure) -> None:
+def other_kind(structure: Structure) -> Structure:
     for block in structure.blocks:
-        for branch in block.branches:
-            branch.kind = {"attention": "mlp", "mlp": "attention"}[branch.kind]
+        for number, junction in enumerate(block.junctions):
+            kind = {"attention": "mlp", "mlp": "attention"}[junction.branches[0].kind]
+            structure = with_branch(structure, block.index, number, kind=kind)
+    return structure
 
 
-def no_norm(structure: Structure) -> None:
-    structure.blocks[-1].junctions[-1].norms.clear()
+def no_norm(structure: Structure) -> Structure:
+    return with_junction(structure, -1, -1, norms=())
 
 
-def other_norm(structure: Structure) -> None:
+def other_norm(structure: Structure) -> Structure:
     name = structure.blocks[0].junctions[0].norms[0].name
-    structure.blocks[-1].junctions[-1].norms[:] = [NormAfter(name, 0)]
+    return with_junction(structure, -1, -1, norms=(NormAfter(name, 0),))
 
 
-def missed_junction(structure: Structure) -> None:
+def missed_junction(structure: Structure) -> Structure:
     for block in structure.blocks:
-        block.junctions.pop()
+        structure = with_block(structure, block.index, junctions=block.junctions[:-1])
+    return structure
 
 
-def wrong_ordinal(structure: Structure) -> None:
+def wrong_ordinal(structure: Structure) -> Structure:
     """The second skip said to be at the first add."""
-    junction = structure.blocks[0].junctions[1]
-    junction.skip = replace(junction.skip, ordinal=0)
+    skip = structure.blocks[0].junctions[1].skip
+    return with_junction(structure, 0, 1, skip=replace(skip, ordinal=0))
 
 
-SPOILED: list[tuple[str, Callable[[Structure], None], set[str]]] = [
+SPOILED: list[tuple[str, Callable[[Structure], Structure], set[str]]] = [
     ("bert", other_site, {"last map zeroed", "kinds", "skips off"}),
     ("bert", other_operand, {"branches off", "last map zeroed", "skips off", "kinds"}),
     ("gpt2", other_operand, {"branches off", "last map zeroed", "skips off", "kinds"}),
@@ -145,7 +149,7 @@ def test_checks_find_what_is_wrong(name: str, spoil: Any, expected: set[str]) ->
     _, others = zoo.build(name, seed=5)
     structure = find_structure(model, inputs)
 
-    def failing() -> set[str]:
+    def failing(structure: Structure) -> set[str]:
         found = set()
         for check, run in CHECKS.items():
             try:
@@ -154,10 +158,8 @@ def test_checks_find_what_is_wrong(name: str, spoil: Any, expected: set[str]) ->
                 found.add(check)
         return found
 
-    assert not failing()
-    spoil(structure)
-    assert failing() & expected
-    assert isinstance(structure.blocks[0].junctions[0].skip, Site)
+    assert not failing(structure)
+    assert failing(spoil(structure)) & expected
 
 
 # ---- the table
@@ -219,12 +221,13 @@ def test_the_paths_of_a_stack_are_checked(monkeypatch: pytest.MonkeyPatch) -> No
     from support import zoo
 
     from rc_probe.hooks.frozen import head_choice as choice
+    from rc_probe.paths import path_proofs
 
     model, inputs = zoo.build("gpt2")
     structure = find_structure(model, inputs)
     assert examine.paths_of(structure, inputs)["paths"] == "exact"
     monkeypatch.setattr(choice, "keep", lambda parts, labels, chosen: parts)
-    structure.heads_alone = True
+    path_proofs.heads_alone.add(structure)
     with pytest.raises(Wrong, match="add up to that length only"):
         examine.paths_of(structure, inputs)
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from support.attention import attached
+from support.structures import with_branch, with_junction
 
 from rc_probe import ProbeResult, RcProbeError
 from rc_probe.hooks.attach import find_structure
@@ -143,13 +144,12 @@ def test_cross_attention_is_no_hop() -> None:
 
 def test_heads_of_parallel_attention_add_up() -> None:
     _model, _, structure = attached("gpt_neox")
-    junction = structure.blocks[1].junctions[0]
-    junction.branches.append(next(b for b in junction.branches if b.kind == "attention"))
-    assert hops(structure) == [4, 8, 4]
+    branches = structure.blocks[1].junctions[0].branches
+    again = next(b for b in branches if b.kind == "attention")
+    assert hops(with_junction(structure, 1, 0, branches=(*branches, again))) == [4, 8, 4]
 
 
 def test_unknown_heads_are_refused() -> None:
     _model, _, structure = attached("bert")
-    structure.blocks[1].branches[0].ops = ()
     with pytest.raises(RcProbeError, match=r"block 2 .*heads of its attention are not known"):
-        hops(structure)
+        hops(with_branch(structure, 1, 0, ops=()))
