@@ -24,7 +24,7 @@ from rc_probe.hooks.structure.unwrap import unwrapped
 from rc_probe.models.load import hold_model
 from rc_probe.models.model_inputs import input_device
 from rc_probe.registry import METRICS, select
-from rc_probe.results.tables import Row
+from rc_probe.results.tables import FRAMES, Row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -127,21 +127,18 @@ class Monitor:
                 inputs = with_no_cache(self.model, self._placed(number))
                 attached.given = self.batches[number][1]
                 run_stopped(lambda inputs=inputs: self.model(**inputs))  # type: ignore[misc]
-        rows = attached.curves.rows("", "")
+        rows = attached.curves.rows(step=self.steps)
         if not rows:
             raise RcProbeError(
                 "its blocks did not run", where=type(self.model).__name__,
                 todo="Make a new Monitor after changing the model's modules",
             )  # fmt: skip
-        self._rows += [{"step": self.steps, **row} for row in rows]
+        self._rows += rows
         return summarise(rows)
 
     def frame(self) -> pd.DataFrame:
         """All measurements so far: columns step, layer, metric, mean, std (ddof 1, over samples), count, floor."""
-        import pandas as pd
-
-        names = ["step", "layer", "metric", "mean", "std", "count", "floor"]
-        return pd.DataFrame(self._rows, columns=names).astype({"std": float})
+        return FRAMES["monitor"].frame(self._rows)
 
     def _placed(self, number: int) -> dict[str, Any]:
         device = input_device(self.model) if hasattr(self.model, "device") else _device(self.model)

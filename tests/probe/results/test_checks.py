@@ -445,6 +445,6 @@ def test_the_workflow_is_yaml_and_its_command_is_ours(monkeypatch: pytest.Monkey
     steps = yaml.safe_load(workflow)["jobs"]["collapse"]["steps"]
     (step,) = [step for step in steps if step.get("run", "").startswith("rc-probe")]
     words = shlex.split(step["run"].replace("\\\n", " "))[1:]
-    context = typer.main.get_command(cli.app).make_context("rc-probe", words)
+    context = typer.main.get_command(cli).make_context("rc-probe", words)
     Checks.of(context.params["fail_if"])
     assert context.params["baseline"]
