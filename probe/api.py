@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 
 import rc_probe
@@ -33,10 +32,13 @@ from rc_probe.models.locate import DEMO, on_hub
 from rc_probe.paths.tables import PathPlan, measure_paths, plan_paths
 from rc_probe.processes.agreement import facts, own_device
 from rc_probe.processes.world import World
-from rc_probe.results.tables import Row
+from rc_probe.results.tables import TABLES, Row
 
 from .result import ProbeResult
 from .settings import Settings
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Progress = Callable[[str, int, int], None]
 DEMO_NAME = "all-MiniLM-L6-v2"  # what `demo` stands for
@@ -202,12 +204,9 @@ class _Run:
             return
         curves = self._curves(structure, self.paper, f"init, seed {seed}")
         if self.chosen.init_seeds > 1:
-            keep = ("variant", "layer", "metric", "mean")
-            self.rows.setdefault("init_seeds", []).extend(
-                {"seed": seed, **{key: row[key] for key in keep}}
-                for v in curves
-                for row in curves[v].rows("init", v)
-            )
+            names = TABLES["init_seeds"].names
+            rows = (row for v in curves for row in curves[v].rows(seed=seed, variant=v))
+            self.rows.setdefault("init_seeds", []).extend({key: row[key] for key in names} for row in rows)
         if not first and "init" in self.curves:
             for name, mine in self.curves["init"].items():
                 mine.merge(curves[name])
@@ -242,7 +241,7 @@ class _Run:
             row
             for weights, curves in self.curves.items()
             for v in curves
-            for row in curves[v].rows(weights, v)
+            for row in curves[v].rows(weights=weights, variant=v)
         ]
         tables = {
             "residuals": residuals,
@@ -250,7 +249,7 @@ class _Run:
             **self.rows,
             "structure": structure_rows(self.structure),
         }
-        return {name: pd.DataFrame(rows) for name, rows in tables.items() if rows}
+        return {name: TABLES[name].frame(rows) for name, rows in tables.items() if rows}
 
     def describe(self) -> dict[str, Any]:
         """The entry `model` of the results."""

@@ -20,6 +20,7 @@ from rc_probe.results.curves import METRIC, curves
 from rc_probe.results.files import HTML_NAME, JSON_NAME, SCHEMA, save_files, tables_as_json, tidy
 from rc_probe.results.like_for_like import unlike
 from rc_probe.results.protocols import Failure, Run
+from rc_probe.results.tables import COMPARED
 from rc_probe.results.words import name_of
 
 from .result import ProbeResult
@@ -60,17 +61,15 @@ class Comparison:
     @cached_property
     def tables(self) -> dict[str, pd.DataFrame]:
         tables = {
-            "runs": pd.DataFrame([_key_numbers(run) for run in self.runs]),
+            "runs": COMPARED["runs"].frame(map(_key_numbers, self.runs)),
             "residuals": self._stacked("residuals"),
             "ablations": self._stacked("ablations"),
-            "differences": pd.DataFrame(
-                [
-                    {"setting": what, "run": name, "value": value}
-                    for what, values in self.differences.items()
-                    for name, value in values.items()
-                ]
+            "differences": COMPARED["differences"].frame(
+                {"setting": what, "run": name, "value": value}
+                for what, values in self.differences.items()
+                for name, value in values.items()
             ),
-            "failures": pd.DataFrame([vars(failure) for failure in self.failures]),
+            "failures": COMPARED["failures"].frame(map(vars, self.failures)),
         }
         if not self.training:
             tables["runs"] = tables["runs"].drop(columns="step")
@@ -84,13 +83,12 @@ class Comparison:
             if frame is None or frame.empty:
                 continue
             frame = frame.assign(run=run.name)
-            front = ["run"]
             if self.training:
-                frame, front = frame.assign(step=run.step), ["run", "step"]
+                frame = frame.assign(step=run.step)
             if name == "residuals":
                 blocks = run.result.model.get("blocks") or max(int(frame["layer"].max()), 1)
                 frame = frame.assign(depth=frame["layer"] / blocks)
-            frames.append(frame[front + [column for column in frame if column not in front]])
+            frames.append(frame[[column for column in COMPARED[name].names if column in frame]])
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
     def common_ablations(self) -> pd.DataFrame:

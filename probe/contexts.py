@@ -23,6 +23,7 @@ from rc_probe.measures.curves import Curves, Measured, gather_curves
 from rc_probe.measures.rows import structure_rows
 from rc_probe.measures.variants import parse_ablation
 from rc_probe.processes.world import World
+from rc_probe.results.tables import FRAMES, TABLES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -213,21 +214,17 @@ class Attached(AbstractContextManager["Attached"]):
 
         Raises RcProbeError when the model has not run inside the context, with `gather` in any process.
         """
-        import pandas as pd
-
         curves = self.curves
         if gather:
             curves = gather_curves({"": curves}, World.given().gather)[""]
-        rows = curves.rows("", "")
+        rows = curves.rows()
         if not rows:
             raise RcProbeError(
                 "no forward pass was seen", where=type(self.structure.model).__name__,
                 todo="Run the model inside `with attach(model) as probe:`",
             )  # fmt: skip
-        return pd.DataFrame(rows).drop(columns=["weights", "variant"]).astype({"std": float})
+        return FRAMES["attach"].frame(rows)
 
     def structure_frame(self) -> pd.DataFrame:
         """The blocks and branches that were proved, a row a branch."""
-        import pandas as pd
-
-        return pd.DataFrame(structure_rows(self.structure))
+        return TABLES["structure"].frame(structure_rows(self.structure))

@@ -1,30 +1,31 @@
 """Tables for reading: cells with the number to sort by."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 
+from rc_probe.results import tables
+from rc_probe.results.tables import Column
 from rc_probe.results.words import number
 
-# Headings of columns, where the column's name alone does not say it.
-HEADINGS = {
-    "d_qk": "d per head",
-    "beta": "β",
-    "gamma": "γ",
-    "coefficient": "4γβH/√d",
-    "spread": "max D",
-    "residual_in": "residual in",
-    "residual_out": "residual out",
-    "bound_out": "bound",
-    "log10_bound_unrolled": "log₁₀ unrolled bound",
-    "reason": "why vacuous",
-    "residual_direct": "plain arithmetic",
-    "ratio_cubed": "r / previous r³",
-    "name": "module",
-    "norm_after": "norm after the add",
-}
+
+class Heading(str):
+    """A heading that says what its column means when it is pointed at."""
+
+    meaning = ""
+
+    @classmethod
+    def of(cls, column: Column) -> Self:
+        made = cls(column.heading or column.name)
+        made.meaning = column.meaning.replace("`", "")
+        return made
+
+    def __html__(self) -> str:
+        return Markup('<span title="{}">{}</span>').format(self.meaning, str(self))
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Table:
 
     name: str
     caption: str
-    headings: list[str]
+    headings: Sequence[str]
     rows: list[list[Cell]]
     groups: list[tuple[str, int]] | None = None
 
@@ -59,11 +60,13 @@ def cell(value: Any) -> Cell:
     return Cell(str(value))
 
 
-def plain_table(name: str, caption: str, frame: pd.DataFrame | None) -> Table | None:
+def whole_table(declared: tables.Table, frame: pd.DataFrame | None) -> Table | None:
+    """All of `frame`, under the headings and the title that are declared for it."""
     if frame is None or frame.empty:
         return None
-    headings = [HEADINGS.get(str(column), str(column)) for column in frame]
+    known = {column.name: Heading.of(column) for column in declared.columns}
+    headings = [known.get(str(column), str(column)) for column in frame]
     whole = [c for c in frame.select_dtypes("float") if (frame[c].dropna() % 1 == 0).all()]
     frame = frame.astype(dict.fromkeys(whole, "Int64"))  # counts with missing ones among them
     rows = [[cell(value) for value in row] for row in frame.itertuples(index=False, name=None)]
-    return Table(name, caption, headings, rows)
+    return Table(declared.name, declared.title, headings, rows)

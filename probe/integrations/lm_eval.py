@@ -14,12 +14,11 @@ from rc_probe.data.lm_eval_texts import explained, library, task_manager
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.measures.variants import parse_ablation
 from rc_probe.models.libraries import first_line
-from rc_probe.results.tables import Row
+from rc_probe.results.tables import FRAMES, Row
 
 if TYPE_CHECKING:
     import pandas as pd
 BASELINE = "none"
-COLUMNS = ("task", "metric", "ablation", "value", "stderr", "baseline", "change")
 Advance = Callable[[str, int, int], None]
 
 
@@ -39,15 +38,12 @@ def ablated_scores(
 ) -> pd.DataFrame:
     """Scores of the harness's tasks, of the whole model and without each of `ablations`.
 
-    A row a number: task, metric (with its filter after a comma, but for the plain one), ablation ("none"
-    first), value, stderr (NaN where the harness gives none), baseline and change. `limit` is of documents
+    A row a number, in the columns of `rc_probe.results.tables.FRAMES["lm_eval"]`. `limit` is of documents
     in each task; `include_path` a folder of task files of your own; `options` go to `lm_eval.simple_evaluate`.
 
     Raises RcProbeError for models that cannot be scored by their next tokens (encoders, models without a
     language-modelling head), tasks that are not there, and as `ablate` does.
     """
-    import pandas as pd
-
     for text in ablations:
         parse_ablation(text)
     refuse_encoders(model)
@@ -68,13 +64,11 @@ def ablated_scores(
                 scorer, tasks=list(tasks), limit=limit, task_manager=manager, log_samples=False, **options
             )
         rows += _score_rows(found["results"], name)
-    frame = pd.DataFrame(rows, columns=list(COLUMNS[:5]))
-    base = frame[frame["ablation"] == BASELINE].set_index(["task", "metric"])["value"]
-    frame["baseline"] = [
-        base[task, metric] for task, metric in zip(frame["task"], frame["metric"], strict=True)
-    ]
-    frame["change"] = frame["value"] - frame["baseline"]
-    return frame
+    base = {(row["task"], row["metric"]): row["value"] for row in rows if row["ablation"] == BASELINE}
+    for row in rows:
+        row["baseline"] = base[row["task"], row["metric"]]
+        row["change"] = row["value"] - row["baseline"]
+    return FRAMES["lm_eval"].frame(rows)
 
 
 def refuse_encoders(model: Any) -> None:

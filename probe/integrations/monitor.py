@@ -24,7 +24,7 @@ from rc_probe.hooks.structure.unwrap import unwrapped
 from rc_probe.models.load import hold_model
 from rc_probe.models.model_inputs import input_device
 from rc_probe.registry import METRICS, select
-from rc_probe.results.tables import Row
+from rc_probe.results.tables import FRAMES, Row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +43,7 @@ class Monitor:
     data: what `rc_probe.probe` takes (texts, images, a file, a dataset, …; None: the bundled samples), or
         batches: a list or DataLoader of dicts of tensors, keyword arguments of the model. Padding is told by
         their `attention_mask`; those of a module that is no transformers model may go without
-    every: measure at each so-manieth `step()`
+    every: measure once in so many calls of `step()`
     metrics: names, see `rc_probe.METRICS`; the residual is always among them
     processor: tokenizer or image processor, where the model does not tell
     samples, length, batch_size, special_tokens, column: as in `rc_probe.probe`
@@ -127,21 +127,18 @@ class Monitor:
                 inputs = with_no_cache(self.model, self._placed(number))
                 attached.given = self.batches[number][1]
                 run_stopped(lambda inputs=inputs: self.model(**inputs))  # type: ignore[misc]
-        rows = attached.curves.rows("", "")
+        rows = attached.curves.rows(step=self.steps)
         if not rows:
             raise RcProbeError(
                 "its blocks did not run", where=type(self.model).__name__,
                 todo="Make a new Monitor after changing the model's modules",
             )  # fmt: skip
-        self._rows += [{"step": self.steps, **row} for row in rows]
+        self._rows += rows
         return summarise(rows)
 
     def frame(self) -> pd.DataFrame:
         """All measurements so far: columns step, layer, metric, mean, std (ddof 1, over samples), count, floor."""
-        import pandas as pd
-
-        names = ["step", "layer", "metric", "mean", "std", "count", "floor"]
-        return pd.DataFrame(self._rows, columns=names).astype({"std": float})
+        return FRAMES["monitor"].frame(self._rows)
 
     def _placed(self, number: int) -> dict[str, Any]:
         device = input_device(self.model) if hasattr(self.model, "device") else _device(self.model)

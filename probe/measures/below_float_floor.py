@@ -71,7 +71,7 @@ def below_the_floor(structure: Structure, batch: Batch, weights: str) -> Below:
                 what = f"the stream is changed between blocks {block.index} and {block.index + 1}"
                 return Below([], [], [f"Below the float floor, {weights}: {what}"])
         stream_pass(structure, sample.inputs, san, direct.on_stream)
-        plain = [row["mean"] for row in direct.rows("", "")]
+        plain = [row["mean"] for row in direct.rows()]
         first = structure.blocks[0]
 
         def running(block: Block) -> Callable[[Split], Any]:

@@ -67,12 +67,12 @@ class Curves:
             for key, moments in theirs.items():
                 mine.setdefault(key, Moments()).merge(moments)
 
-    def rows(self, weights: str, variant: str) -> list[Row]:
-        """Rows of the table `residuals`, by metric, then layer."""
+    def rows(self, **first: Any) -> list[Row]:
+        """A row for each metric and layer, in that order; `first` says what else each row has, such as its variant."""
         order = {name: i for i, name in enumerate(METRICS)}
         return [
             {
-                "weights": weights, "variant": variant, "layer": layer, "metric": name,
+                **first, "layer": layer, "metric": name,
                 "mean": float(m.mean), "std": float(m.std) if m.count > 1 else None, "count": int(m.count),
                 "floor": float(self.floors[layer, name].mean),
             }

@@ -13,7 +13,7 @@ from .variants import Variant, span
 
 def ablation_rows(curves: dict[str, Curves], variants: Sequence[Variant], depth: int) -> list[Row]:
     """Rows of the table `ablations`: every variant against the transformer, at the last layer."""
-    base = {row["metric"]: row["mean"] for row in curves["transformer"].rows("", "") if row["layer"] == depth}
+    base = {row["metric"]: row["mean"] for row in curves["transformer"].rows() if row["layer"] == depth}
     rows = []
     for variant in variants:
         if not variant.gates:
@@ -22,7 +22,7 @@ def ablation_rows(curves: dict[str, Curves], variants: Sequence[Variant], depth:
         spans = dict.fromkeys(span(g.blocks) for g in variant.gates)
         heads = [span(g.heads) for g in variant.gates if g.heads]
         component = variant.name if paper else "+".join(dict.fromkeys(g.component for g in variant.gates))
-        for row in curves[variant.name].rows("", ""):
+        for row in curves[variant.name].rows():
             if row["layer"] == depth:
                 value, metric = row["mean"], row["metric"]
                 rows.append(

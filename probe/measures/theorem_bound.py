@@ -35,10 +35,6 @@ from rc_probe.hooks.structure.structure import Block
 
 SPREAD = 1.256  # largest D with exp(D) <= 1 + 2 D
 NOT_COVERED = "No bound is computed"
-COLUMNS = (
-    "layer", "heads", "d_qk", "beta", "gamma", "coefficient", "spread", "residual_in", "residual_out",
-    "bound_out", "log10_bound_unrolled", "vacuous", "reason",
-)  # fmt: skip
 AGREE = 1e-6  # relative; what was taken apart must give the layer back
 
 
@@ -172,7 +168,7 @@ class Bounds:
         if self.why:
             return []
         both = zip(self.measured, unrolled(self.measured), strict=True)
-        return [{key: row.get(key, log_bound) for key in COLUMNS} for row, log_bound in both]
+        return [{**row, "log10_bound_unrolled": log_bound} for row, log_bound in both]
 
 
 # ---- the weights of a layer, taken from its own computation

@@ -17,6 +17,7 @@ from rc_probe.registry import METRICS
 from .conditions import WHOLE, Condition, Drop, parse_condition, parse_drop
 from .like_for_like import unlike
 from .protocols import Result
+from .tables import TABLES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -127,11 +128,8 @@ class Checks:
 
 
 def table_of(outcomes: Sequence[Outcome]) -> pd.DataFrame:
-    """The table `checks`, a row a check: check, metric, variant, layer, value, limit, passed, said."""
-    import pandas as pd
-
-    frame = pd.DataFrame([asdict(outcome) for outcome in outcomes])
-    return frame.astype({"layer": "Int64", "value": "float64", "passed": "boolean"})
+    """The table `checks`, a row a check."""
+    return TABLES["checks"].frame(map(asdict, outcomes))
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from .protocols import Result
+from .tables import TABLES
 from .words import number, power_of_ten
 
 LENGTH = "path length (heads on it)"  # along x
@@ -20,7 +21,6 @@ WIDE = 0.1  # an interval wider than this is told in the sentence
 
 ALONE, UP_TO, ALL_BUT = "alone", "up_to", "all_but"
 FULL, BASELINE, NONE = "full", "baseline", "none"  # scopes without a length
-_COLUMNS = ["length", "estimator", "drawn", "scope", "metric", "mean", "low", "high"]
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def ends_of(name: str, one: Series, unit: str = "length") -> str:
 
 
 def rows_of(result: Result, **fixed: Any) -> pd.DataFrame:
-    """The rows of the table `paths` that have a mean and these values, in the columns that this module reads."""
-    frame = result.tables.get("paths", pd.DataFrame()).reindex(columns=_COLUMNS)
+    """The rows of the table `paths` that have a mean and these values."""
+    frame = TABLES["paths"].read(result.tables)
     floats = ["length", "drawn", "mean", "low", "high"]
     frame[floats] = frame[floats].astype(float)
     frame = frame[frame["mean"].notna()]
@@ -98,15 +98,14 @@ def quality(result: Result) -> str | None:
 
 def laws(result: Result) -> dict[str, pd.DataFrame]:
     """Rows `length, count, share` of each model of `path_counts` by its name, the model at hand first."""
-    columns = ["model", "length", "count", "share"]
-    frame = result.tables.get("path_counts", pd.DataFrame()).reindex(columns=columns)
+    frame = TABLES["path_counts"].read(result.tables)
     frame = frame[frame["share"].notna()].astype({"length": int, "share": float})
     return {str(model): rows.sort_values("length") for model, rows in frame.groupby("model", sort=False)}
 
 
 def distribution(result: Result) -> pd.DataFrame:
     """Rows `length, count, share` of the model at hand; none where they are not known."""
-    return next(iter(laws(result).values()), pd.DataFrame(columns=["length", "count", "share"]))
+    return next(iter(laws(result).values()), TABLES["path_counts"].frame([]))
 
 
 def told(result: Result) -> dict[str, Any]:

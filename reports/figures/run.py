@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from rc_probe.registry import METRICS
 from rc_probe.results.curves import METRIC, PAPER, Curve, curves
 from rc_probe.results.protocols import Result
+from rc_probe.results.tables import TABLES
 from rc_probe.results.words import number, power_of_ten
 
 from .panels import (
@@ -110,8 +111,8 @@ _RECURSION: Styles = {
 
 def recursion_figure(result: Result) -> Figure | None:
     """Pure attention below the float floor: the recursion, plain arithmetic, the cubic law, the bound."""
-    table, bounds = result.tables.get("recursion"), result.tables.get("bounds")
-    if table is None or table.empty:
+    table, bounds = (TABLES[name].read(result.tables) for name in ("recursion", "bounds"))
+    if table.empty:
         return None
     keys = [Key(name, THEME[_RECURSION[name][0]], svg_dashes(_RECURSION[name][1]))
             for name in (_TRUE, _PLAIN, _CUBE)]  # fmt: skip
@@ -119,9 +120,7 @@ def recursion_figure(result: Result) -> Figure | None:
         "Pure attention (SAN) on the first sample, computed without cancellation. Plain arithmetic stops at "
         "its rounding floor; the true residual goes on below it."
     )
-    if bounds is None or bounds.empty:
-        bounds = pd.DataFrame(columns=["weights", "layer", "residual_out", "bound_out", "vacuous", "reason"])
-    else:
+    if len(bounds):
         colour, dashes = _RECURSION[_BOUND]
         keys.append(Key("bound of theorem 2.2, hollow where vacuous", THEME[colour], svg_dashes(dashes)))
         caption += " The bound is drawn as many times above the residual as it is above what it bounds."

@@ -7,8 +7,9 @@ from typing import Any
 import pandas as pd
 
 from rc_probe.reports.figures.comparison import curves_figure, training_figures
-from rc_probe.reports.table_cells import Cell, Table, cell, plain_table
+from rc_probe.reports.table_cells import Cell, Table, cell, whole_table
 from rc_probe.results.protocols import Compared
+from rc_probe.results.tables import COMPARED
 from rc_probe.results.words import number
 
 from .run import downloads, many
@@ -16,7 +17,6 @@ from .template import fill
 
 Row = Mapping[Hashable, Any]
 
-HEADINGS = {"lowest_layer": "at layer", "first": "layer 0", "last": "last layer", "level": "level"}
 SHOWN = ("run", "step", "first", "lowest", "lowest_layer", "last", "level", "blocks", "dtype", "tokens", "model", "revision",
          "parameters")  # fmt: skip
 
@@ -58,7 +58,7 @@ def _runs_table(frame: pd.DataFrame) -> Table | None:
     for other, one in (("model", "run"), ("revision", "run")):  # said twice
         if other in wanted and one in wanted and frame[other].astype(str).equals(frame[one].astype(str)):
             wanted.remove(other)
-    return plain_table("runs", "A row a run", frame[wanted].rename(columns=HEADINGS))
+    return whole_table(COMPARED["runs"], frame[wanted])
 
 
 def _differences_table(comparison: Compared) -> Table | None:
@@ -107,7 +107,7 @@ def render(comparison: Compared) -> str:
         "runs_table": _runs_table(comparison.tables["runs"]),
         "ablations_table": _ablations_table(comparison),
         "differences_table": _differences_table(comparison),
-        "failures_table": plain_table("failures", "Runs that failed", comparison.tables.get("failures")),
+        "failures_table": whole_table(COMPARED["failures"], comparison.tables.get("failures")),
     }
     return fill(
         "comparison.html",

@@ -20,9 +20,10 @@ from rc_probe.reports.figures.run import (
     residual_figure,
 )
 from rc_probe.reports.sections.paths import path_sections
-from rc_probe.reports.table_cells import Cell, Table, cell, plain_table
+from rc_probe.reports.table_cells import Cell, Table, cell, whole_table
 from rc_probe.results.curves import METRIC, PAPER, Curve, curves
 from rc_probe.results.protocols import Result, Tables
+from rc_probe.results.tables import TABLES
 from rc_probe.results.verdict import LEVELS
 from rc_probe.results.words import name_of, number
 
@@ -79,7 +80,7 @@ def _ablation_table(frame: pd.DataFrame | None) -> Table | None:
     """The ablations, with the paper's variants to compare; None where there are only these, shown elsewhere."""
     if frame is None or frame.empty or frame["component"].isin(PAPER).all():
         return None
-    return plain_table("ablations", "Every ablation and metric at the last layer", frame)
+    return whole_table(TABLES["ablations"], frame)
 
 
 def _bound_summary(frame: pd.DataFrame | None) -> list[str]:
@@ -190,14 +191,12 @@ def _sections(result: Result) -> dict[str, Any]:
         "residual_table": _by_layer(
             "residual-by-layer", f"{METRICS[METRIC].title} by layer, mean ± std", paper
         ),
-        "recursion_table": plain_table("recursion", "The recursion by layer", tables.get("recursion")),
-        "bounds_table": plain_table("bounds", "The bound of theorem 2.2 by layer", tables.get("bounds")),
+        "recursion_table": whole_table(TABLES["recursion"], tables.get("recursion")),
+        "bounds_table": whole_table(TABLES["bounds"], tables.get("bounds")),
         "bound_summary": _bound_summary(tables.get("bounds")),
         "ablation_table": _ablation_table(tables.get("ablations")),
-        "structure_table": plain_table(
-            "structure", "Blocks, junctions and branches", tables.get("structure")
-        ),
-        "seeds_table": plain_table("seeds", "Further initialisations", tables.get("init_seeds")),
+        "structure_table": whole_table(TABLES["structure"], tables.get("structure")),
+        "seeds_table": whole_table(TABLES["init_seeds"], tables.get("init_seeds")),
         "metric_tables": _metric_tables(result),
     }
 

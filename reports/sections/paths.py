@@ -8,9 +8,10 @@ import pandas as pd
 from rc_probe.reports.figures.path_chains import chains_figure
 from rc_probe.reports.figures.path_effect import LEVELS, SCOPES, effect_figure
 from rc_probe.reports.figures.path_lengths import biases_of, lengths_figure
-from rc_probe.reports.table_cells import Cell, Table, cell
+from rc_probe.reports.table_cells import Cell, Heading, Table, cell
 from rc_probe.results.path_verdict import distribution, laws, percent, rows_of, series, short, told
 from rc_probe.results.protocols import Result
+from rc_probe.results.tables import TABLES
 from rc_probe.results.words import number
 
 SHAPES = {  # of the exact parts themselves, without a task
@@ -51,7 +52,7 @@ def _proof(entry: dict[str, Any]) -> str:
 
 def _sources_sentence(result: Result) -> str:
     """Where the output comes from, in shares of the norm."""
-    frame = result.tables.get("path_sources", pd.DataFrame()).reindex(columns=["source", "metric", "mean"])
+    frame = TABLES["path_sources"].read(result.tables)
     rows = frame[(frame["metric"] == "norm_share") & frame["mean"].notna()]
     parts = [f"{SOURCES.get(row['source'], row['source'])} {percent(row['mean'])}" for row in _records(rows)]
     return f"By source, the norm comes from {', '.join(parts)}." if parts else ""
@@ -147,8 +148,7 @@ def _lengths(result: Result) -> Table | None:
 
 
 def _sources(result: Result) -> Table | None:
-    frame = result.tables.get("path_sources", pd.DataFrame())
-    frame = frame.reindex(columns=["source", "metric", "mean", "low", "high"])
+    frame = TABLES["path_sources"].read(result.tables)
     frame = frame[frame["mean"].notna()]
     if frame.empty:
         return None
@@ -159,7 +159,7 @@ def _sources(result: Result) -> Table | None:
         rows.append(
             [Cell(SOURCES.get(str(source), str(source))), *(values.get(m, cell(None)) for m in names)]
         )
-    return Table("paths-sources", "By source, all lengths together", ["source", *names.values()], rows)
+    return Table("paths-sources", TABLES["path_sources"].title, ["source", *names.values()], rows)
 
 
 def _architectures(result: Result) -> Table | None:
@@ -179,15 +179,18 @@ def _architectures(result: Result) -> Table | None:
 
 
 def _chains(result: Result) -> Table | None:
-    frame = result.tables.get("chains", pd.DataFrame())
-    frame = frame.reindex(columns=["length", "metric", "mean", "median", "low", "high", "count"])
+    frame = TABLES["chains"].read(result.tables)
     frame = frame[frame["median"].notna()].sort_values("length", kind="stable")
     if frame.empty:
         return None
+    shown, numbers = {c.name: c for c in TABLES["chains"].columns}, ("median", "low", "high", "mean")
     rows = [
-        [cell(int(r["length"])), cell(str(r["metric"]).replace("_", " "))]
-        + [cell(float(r[column])) for column in ("median", "low", "high", "mean")]
+        [
+            cell(int(r["length"])),
+            cell(str(r["metric"]).replace("_", " ")),
+            *(cell(float(r[n])) for n in numbers),
+        ]
         for r in _records(frame)
     ]
-    headings = ["length", "metric", "median", "lower quartile", "upper quartile", "mean"]
-    return Table("paths-chains", "Products of attention patterns by length", headings, rows)
+    headings = [Heading.of(shown[name]) for name in ("length", "metric", *numbers)]
+    return Table("paths-chains", TABLES["chains"].title, headings, rows)

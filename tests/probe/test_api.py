@@ -139,7 +139,7 @@ def test_other_families_measure_what_they_stream(name: str) -> None:
     structure = find_structure(model, inputs)
     batch = type("Batch", (), {"inputs": inputs, "mask": None, "start": 0})()
     found, _ = measure_variants(structure, [batch, batch], paper_variants(structure), ["residual"])
-    rows = found["transformer"].rows("pretrained", "transformer")
+    rows = found["transformer"].rows()
     assert [row["layer"] for row in rows] == list(range(structure.depth + 1))
     assert {row["count"] for row in rows} == {4}
     with torch.no_grad():
@@ -160,7 +160,7 @@ def test_bert_at_initialisation_is_the_papers_figure(demo: Loaded) -> None:
     made = batches(load_samples(None, modality="text", samples=4), held, batch_size=4)
     structure = find_structure(model)
     found, _ = measure_variants(structure, made, paper_variants(structure), ["residual"])
-    curves = {name: [row["mean"] for row in c.rows("init", name)] for name, c in found.items()}
+    curves = {name: [row["mean"] for row in c.rows()] for name, c in found.items()}
     san = curves["SAN"]
     assert san[0] == pytest.approx(0.58, abs=0.08)
     assert 0.01 < san[1] < 0.04

@@ -63,8 +63,8 @@ def test_the_curves_are_those_of_full_passes(name: str, monkeypatch: pytest.Monk
     full, notes = measure_variants(structure, batches, variants, ["residual", "cosine", "stable_rank"], few=3)
     assert notes == ["Every pass was a full one: for this test."]
     for variant in variants:
-        assert short[variant.name].rows("", "") == full[variant.name].rows("", ""), variant.name
-        assert len(short[variant.name].rows("", "")) == 3 * (structure.depth + 1)
+        assert short[variant.name].rows() == full[variant.name].rows(), variant.name
+        assert len(short[variant.name].rows()) == 3 * (structure.depth + 1)
 
 
 def test_readers_get_every_layer_and_the_outputs_of_the_model_itself() -> None:
