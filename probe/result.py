@@ -114,9 +114,10 @@ class ProbeResult:
         """
         from rc_probe.results.checks import Checks, fail_if
 
-        name, loaded = "the baseline", baseline
         if isinstance(baseline, str | os.PathLike):
             name, loaded = str(baseline), ProbeResult.load(baseline)
+        else:
+            name, loaded = "the baseline", baseline
         return fail_if(self, Checks.of(conditions, loaded, max_drop, name))
 
     def to_json(self) -> str:

@@ -36,8 +36,10 @@ class Edits:
 
     def at(self, site: Site, function: Function) -> None:
         first = self.operands.get(site)
-        once = first is None or (first is zero and function is zero)
-        self.operands[site] = function if once else _then(first, function)
+        if first is None or (first is zero and function is zero):
+            self.operands[site] = function
+        else:
+            self.operands[site] = _then(first, function)
 
     @property
     def removed(self) -> set[Site]:

@@ -9,6 +9,7 @@ import typer
 
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.models import architectures as table
+from rc_probe.results.tables import Row
 
 from .errors import one_line_errors
 
@@ -40,7 +41,7 @@ def architectures(
         _show(document, rows)
 
 
-def _show(document: dict[str, object], rows: list[table.Row]) -> None:
+def _show(document: dict[str, object], rows: list[Row]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

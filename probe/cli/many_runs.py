@@ -21,9 +21,9 @@ from .job import Job
 from .one_run import conclude, run
 
 if TYPE_CHECKING:
-    from rc_probe.comparison import Failure, Run
     from rc_probe.result import ProbeResult
     from rc_probe.results.checks import Outcome
+    from rc_probe.results.protocols import Failure, Run
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ class ManyRuns:
     def make(self, check: Callable[[], None]) -> int:
         """Make what is missing, compare all, tell it. Exit code: 2 if a run could not be made, 1 if a check failed."""
         refuse_processes(launched())
-        from rc_probe.comparison import Comparison, Failure, Run
+        from rc_probe.comparison import Comparison
         from rc_probe.measures.variants import parse_ablation
+        from rc_probe.results.protocols import Failure, Run
 
         for each in self.planned:  # misspelt ones are refused before the first run, not in the middle
             for text in each.job.settings.ablate:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -53,8 +52,8 @@ class Failure:
 class Compared(Tables, Protocol):
     """Several runs; see `rc_probe.comparison.Comparison`."""
 
-    runs: Sequence[Run]
-    failures: Sequence[Failure]
+    runs: list[Run]
+    failures: list[Failure]
     title: str
     command: str | None
 

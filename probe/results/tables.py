@@ -35,7 +35,7 @@ class Column:
         import pandas as pd
 
         floats = self.dtype == "int64" and any(cell is None for cell in cells)
-        return pd.Series(cells, dtype="float64" if floats else self.dtype)  # type: ignore[call-overload, no-any-return]
+        return pd.Series(cells, dtype="float64" if floats else self.dtype)
 
 
 @dataclass(frozen=True)
