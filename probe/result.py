@@ -114,10 +114,9 @@ class ProbeResult:
         """
         from rc_probe.results.checks import Checks, fail_if
 
-        if isinstance(baseline, str | os.PathLike):
-            name, loaded = str(baseline), ProbeResult.load(baseline)
-        else:
-            name, loaded = "the baseline", baseline
+        loaded, name = baseline, "the baseline"
+        if isinstance(loaded, str | os.PathLike):
+            loaded, name = ProbeResult.load(loaded), str(loaded)
         return fail_if(self, Checks.of(conditions, loaded, max_drop, name))
 
     def to_json(self) -> str:
