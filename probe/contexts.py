@@ -227,7 +227,7 @@ class Attached(AbstractContextManager["Attached"]):
         return pd.DataFrame(rows).drop(columns=["weights", "variant"]).astype({"std": float})
 
     def structure_frame(self) -> pd.DataFrame:
-        """The blocks and branches that were proved, a row a branch."""
+        """The blocks and branches that were proved, one row per branch."""
         import pandas as pd
 
         return pd.DataFrame(structure_rows(self.structure))

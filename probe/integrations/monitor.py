@@ -43,7 +43,7 @@ class Monitor:
     data: what `rc_probe.probe` takes (texts, images, a file, a dataset, …; None: the bundled samples), or
         batches: a list or DataLoader of dicts of tensors, keyword arguments of the model. Padding is told by
         their `attention_mask`; those of a module that is no transformers model may go without
-    every: measure at each so-manieth `step()`
+    every: measure at every so many calls of `step()`
     metrics: names, see `rc_probe.METRICS`; the residual is always among them
     processor: tokenizer or image processor, where the model does not tell
     samples, length, batch_size, special_tokens, column: as in `rc_probe.probe`

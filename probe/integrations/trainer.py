@@ -31,7 +31,7 @@ class CollapseCallback(TrainerCallback):  # type: ignore[misc]
     Parameters
     ----------
     data: what `Monitor` takes
-    every: measure at each so-manieth evaluation
+    every: measure at every so many evaluations
     on_collapse: where a layer has collapsed or is not finite: "warn", "stop" (warn and end the training)
     options: those of `Monitor`
     """
@@ -155,7 +155,7 @@ def watch(
     trainer: a transformers.Trainer, before or after `train()`
     data: texts, a file, a dataset, batches (see `Monitor`), or rows as the trainer's own datasets have them,
         which go through its collator; None: the first `samples` rows of its evaluation dataset
-    every: measure at each so-manieth evaluation
+    every: measure at every so many evaluations
     metrics: names, see `rc_probe.METRICS`; the residual is always among them
     on_collapse: where a layer has collapsed or is not finite: "warn", or "stop" (warn and end the training)
     options: further ones of `Monitor`

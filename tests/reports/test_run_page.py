@@ -181,9 +181,7 @@ def test_a_lone_surrogate_does_not_stop_the_writing(tmp_path: Path) -> None:
 
 
 def test_the_same_result_gives_the_same_bytes() -> None:
-    code = (
-        "from support.made_results import *; import sys; sys.stdout.write(make_result(ablations=['mlp@7']).to_html())"
-    )
+    code = "from support.made_results import *; import sys; sys.stdout.write(make_result(ablations=['mlp@7']).to_html())"
     pages = set()
     for seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(TESTS)}
@@ -444,7 +442,7 @@ def test_what_holds_it_up_is_what_the_variants_say() -> None:
         "neither attention skips (0.012) nor MLPs (0.043) alone keep half of the whole model’s 0.76."
         in reasons(pretrained=neither)
     )
-    assert "MLPs alone nothing above rounding." in reasons(pretrained={**PRETRAINED, "SAN+MLP": (0.84, 0.2)})
+    assert "MLPs alone 0, at rounding." in reasons(pretrained={**PRETRAINED, "SAN+MLP": (0.84, 0.2)})
     held = {**PRETRAINED, "SAN": (0.84, 0.98)}
     assert "ends at 0.67, so attention alone keeps at least half of the whole model’s 0.76." in reasons(
         pretrained=held
