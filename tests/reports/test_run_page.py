@@ -407,7 +407,7 @@ def test_the_level_says_only_what_applies(case: str) -> None:
     options, rule = RULES[case]
     result = make_result(**options)
     assert result.verdict["rule"] == rule
-    assert f"({rule})." in "".join(Page(result.to_html()).text)
+    assert f" because {rule}." in "".join(Page(result.to_html()).text)
 
 
 def test_two_reasons_to_watch_are_both_told() -> None:
