@@ -33,7 +33,7 @@ ABLATION = ["component", "layer", "head"]  # what says which ablation a row is a
 class Comparison:
     """Runs by their names, in the order in which they are shown.
 
-    Tables (`tables`): `runs` (a row a run: its key numbers), `residuals` and `ablations` (as in a run, with the
+    Tables (`tables`): `runs` (one row per run: its key numbers), `residuals` and `ablations` (as in a run, with the
     columns run, and step or depth), `differences` (settings that keep curves from being compared), `failures`.
     """
 
@@ -92,7 +92,7 @@ class Comparison:
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
     def common_ablations(self) -> pd.DataFrame:
-        """The residual at the last layer under each ablation that all runs have: a row a run, a column each."""
+        """The residual at the last layer under each ablation that all runs have: one row per run, one column per ablation."""
         stacked = self.tables.get("ablations")
         if stacked is None:
             return pd.DataFrame()

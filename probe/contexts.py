@@ -226,5 +226,5 @@ class Attached(AbstractContextManager["Attached"]):
         return FRAMES["attach"].frame(rows)
 
     def structure_frame(self) -> pd.DataFrame:
-        """The blocks and branches that were proved, a row a branch."""
+        """The blocks and branches that were proved, one row per branch."""
         return TABLES["structure"].frame(structure_rows(self.structure))

@@ -37,7 +37,7 @@ class ProbeResult:
     model: what was probed: id, class, blocks, dim, …
     settings: what it was probed with: data, samples, length, dtype, seed, the command to repeat it, …
     environment: versions, platform, date, seconds
-    tables: tidy frames by name (`residuals`, `ablations`, …), a row a number
+    tables: tidy frames by name (`residuals`, `ablations`, …), one row per number
 
     NaN and infinity become missing values here, once, so that what is saved is what was held.
     """

@@ -111,7 +111,7 @@ def measure(
     path_draws: Annotated[str | None, typer.Option(hidden=True)] = None,
     repeats: Annotated[int, _paths(help="Estimates of each, for the intervals.")] = DEFAULT.repeats,
     path_samples: Annotated[int, _paths(help="Samples that paths are measured on.")] = DEFAULT.path_samples,
-    max_length: Annotated[int | None, _paths(help="Longer paths are one part. (default: none are)")] = None,
+    max_length: Annotated[int | None, _paths(help="Group all longer paths. (default: none)")] = None,
     count_mlp: Annotated[
         bool, _paths("--count-mlp", help="An MLP is a hop of a path, as a head is.")
     ] = DEFAULT.count_mlp,
@@ -123,7 +123,7 @@ def measure(
     quiet: Annotated[bool, _output("--quiet", "-q", help="No progress, no summary.")] = False,
     as_json: Annotated[bool, _output("--json", help="Print results.json on standard output.")] = False,
     resume: Annotated[
-        bool, _output(help="Of several runs: leave out those that are there with the same settings.")
+        bool, _output(help="Of several runs: skip those that are finished with the same settings.")
     ] = True,
     version: Annotated[
         bool, _output("--version", help="Print the version.", callback=_version, is_eager=True)

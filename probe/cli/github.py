@@ -1,4 +1,4 @@
-"""What a build shows of the checks: a line each, GitHub's annotations, and its summary of the job."""
+"""What a build shows of the checks: one line each, GitHub's annotations, and its summary of the job."""
 
 from __future__ import annotations
 

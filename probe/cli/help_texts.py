@@ -31,7 +31,7 @@ Examples:
 
   rc-probe ./checkpoints                         collapse over training, from a folder of checkpoints
 
-  rc-probe sweep models.txt --data texts.txt     a list of models, one a line, and their comparison
+  rc-probe sweep models.txt --data texts.txt     a list of models, one per line, and their comparison
 
   rc-probe compare RUN RUN …                     results of several models or versions in one report
 
@@ -54,7 +54,7 @@ MAP_HELP = "For a model larger than one GPU: auto, balanced, balanced_low_0, seq
 PROCESSES_HELP = "Share the samples among N processes of this machine, one for each GPU. (default: 1)"
 BLOCKS_HELP = "Names of the blocks, where they are not found: 'encoder.layer.*'."
 LABEL_HELP = (
-    "Column of what is right: a class by name or number; for embeddings also a paired text, or TEXT,SCORE. Of a folder "
+    "Column with the correct answers: a class by name or number; for embeddings also a paired text, or TEXT,SCORE. Of a folder "
     "of images or sounds: 'folder', the names of the folders in it."
 )
 ABLATE_HELP = (
@@ -73,10 +73,10 @@ BASELINE_HELP = (
     "results.json of an earlier run on the same samples: end with 1 if a layer got worse than there."
 )
 MAX_DROP_HELP = (
-    "By how much it may: 0.05 of the residual (the default), or METRIC[:VARIANT]=NUMBER. Repeat for more."
+    "Largest allowed drop: 0.05 of the residual (the default), or METRIC[:VARIANT]=NUMBER. Repeat for more."
 )
 OUT_HELP = "Folder for report.html, results.json and the tables. (default: rc-probe-out/MODEL)"
 LOG_HELP = (
-    "Also log to a tracker of accelerate: tensorboard, wandb, mlflow, trackio … Curves by layer, a step a layer. "
+    "Also log to a tracker of accelerate: tensorboard, wandb, mlflow, trackio … Curves by layer, one step per layer. "
     "Repeat for more."
 )

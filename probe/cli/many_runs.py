@@ -1,4 +1,4 @@
-"""Several runs in one go, then their comparison: finished ones are not made again, a failing one stops no other."""
+"""Several runs in one go, then their comparison: finished ones are skipped, a failing one does not stop the others."""
 
 from __future__ import annotations
 

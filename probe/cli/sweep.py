@@ -44,7 +44,7 @@ app = typer.Typer(add_completion=False, context_settings={"help_option_names": [
 @app.command(cls=_WithOptions)
 def sweep(
     ctx: typer.Context,
-    models: Annotated[Path, typer.Argument(metavar="FILE", help="A text file: a model a line, options after it, # for comments.")],
+    models: Annotated[Path, typer.Argument(metavar="FILE", help="A text file: one model per line, options after it, # for comments.")],
 ) -> None:  # fmt: skip
     """Measure every model of a list, and compare them. Options of `rc-probe MODEL` are for all of them.
 
@@ -91,7 +91,7 @@ def _lines(source: Path) -> list[tuple[int, list[str]]]:
     try:
         text = source.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        todo = "Give a text file with a model a line"
+        todo = "Give a text file with one model per line"
         raise RcProbeError(f"cannot be read ({error})", where=str(source), todo=todo) from error
     found = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -102,10 +102,10 @@ def _lines(source: Path) -> list[tuple[int, list[str]]]:
         if words:
             found.append((number, words))
     if not found:
-        raise RcProbeError("it names no model", where=str(source), todo="Write a model a line")
+        raise RcProbeError("it names no model", where=str(source), todo="Write one model per line")
     twice = [words for words, count in Counter(tuple(words) for _, words in found).items() if count > 1]
     if twice:
-        raise RcProbeError(f"{shlex.join(twice[0])} stands there twice", where=str(source))
+        raise RcProbeError(f"{shlex.join(twice[0])} is listed twice", where=str(source))
     return found
 
 

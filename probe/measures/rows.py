@@ -35,7 +35,7 @@ def ablation_rows(curves: dict[str, Curves], variants: Sequence[Variant], depth:
 
 
 def structure_rows(structure: Structure) -> list[Row]:
-    """Rows of the table `structure`: what attach found, a row a branch."""
+    """Rows of the table `structure`: what attach found, one row per branch."""
     return [
         {
             "block": block.index + 1, "name": block.name, "call": block.turn + 1, "junction": number + 1,

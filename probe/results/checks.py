@@ -98,7 +98,7 @@ class Checks:
         limits = [max_drop] if isinstance(max_drop, str | int | float) else list(max_drop or ())
         if limits and baseline is None:
             todo = "Give --baseline, the results.json of an earlier run"
-            raise RcProbeError("there is nothing to drop against", where="--max-drop", todo=todo)
+            raise RcProbeError("it needs --baseline", where="--max-drop", todo=todo)
         if baseline is None:
             return cls(conditions)
         drops = tuple(parse_drop(text) for text in dict.fromkeys(limits or [DEFAULT_DROP]))
@@ -128,7 +128,7 @@ class Checks:
 
 
 def table_of(outcomes: Sequence[Outcome]) -> pd.DataFrame:
-    """The table `checks`, a row a check."""
+    """The table `checks`, one row per check."""
     return TABLES["checks"].frame(map(asdict, outcomes))
 
 

@@ -58,7 +58,7 @@ def _cells(column: pd.Series) -> list[Any]:
 
 
 def to_csv(frame: pd.DataFrame) -> str:
-    """The table as CSV: a header, then a line a row, floats at full precision, missing values empty."""
+    """The table as CSV: a header, then one line per row, floats at full precision, missing values empty."""
     return frame.to_csv(index=False, lineterminator="\n")
 
 

@@ -187,14 +187,14 @@ def _held_up(found: dict[tuple[str, str], Curve], weights: str, level: str | Non
         return []
     enough = HALF * whole.means[-1]
     half = f"half of the whole model’s {number(whole.means[-1])}"
-    alone = f"Without attention skips and MLPs (SAN) the residual {plain.ending}"
+    alone = f"Without attention skips and MLPs (SAN, self-attention network) the residual {plain.ending}"
     if level == "collapsed" or plain.means[-1] >= enough:
         so = "" if level == "collapsed" else f", so attention alone keeps at least {half}"
         return [f"{alone}{so}."]
     if skip is None or mlp is None:
         return [f"{alone}."]
     by_skip, by_mlp = (
-        "nothing above rounding" if curve.at_floor(-1) else number(curve.means[-1]) for curve in (skip, mlp)
+        "0, at rounding" if curve.at_floor(-1) else number(curve.means[-1]) for curve in (skip, mlp)
     )
     if skip.means[-1] >= enough and mlp.means[-1] >= enough:
         held = f"attention skips ({by_skip}) or MLPs ({by_mlp}) are each enough to keep at least {half}"

@@ -418,7 +418,7 @@ def test_the_level_says_only_what_applies(case: str) -> None:
     options, rule = RULES[case]
     result = make_result(**options)
     assert result.verdict["rule"] == rule
-    assert f"({rule})." in "".join(Page(result.to_html()).text)
+    assert f" because {rule}." in "".join(Page(result.to_html()).text)
 
 
 def test_two_reasons_to_watch_are_both_told() -> None:
@@ -453,7 +453,7 @@ def test_what_holds_it_up_is_what_the_variants_say() -> None:
         "neither attention skips (0.012) nor MLPs (0.043) alone keep half of the whole model’s 0.76."
         in reasons(pretrained=neither)
     )
-    assert "MLPs alone nothing above rounding." in reasons(pretrained={**PRETRAINED, "SAN+MLP": (0.84, 0.2)})
+    assert "MLPs alone 0, at rounding." in reasons(pretrained={**PRETRAINED, "SAN+MLP": (0.84, 0.2)})
     held = {**PRETRAINED, "SAN": (0.84, 0.98)}
     assert "ends at 0.67, so attention alone keeps at least half of the whole model’s 0.76." in reasons(
         pretrained=held

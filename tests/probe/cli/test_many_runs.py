@@ -288,7 +288,7 @@ def test_checks_are_looked_at_in_finished_runs_too(call: Call, loads: list[str])
         ("a --log-with tensorboard\n", "line 1: --log-with: trackers get the result of one model"),
         ("a 'b\n", "line 1: No closing quotation"),
         ("a --help\n", "line 1: it asks for no measurement"),
-        ("a\n# b\na\n", "a stands there twice"),
+        ("a\n# b\na\n", "a is listed twice"),
         ("# nothing\n", "names no model"),
     ],
 )

@@ -240,7 +240,7 @@ def test_a_result_checks_itself(tmp_path: Path) -> None:
         result.fail_if("residual@9<0.1")
     with pytest.raises(RcProbeError, match="nothing to check"):
         result.fail_if()
-    with pytest.raises(RcProbeError, match="nothing to drop against"):
+    with pytest.raises(RcProbeError, match="it needs --baseline"):
         result.fail_if("residual@last<0.1", max_drop=0.1)
     with pytest.raises(RcProbeError, match="cannot read the results"):
         result.fail_if(baseline=tmp_path / "none")
@@ -358,7 +358,7 @@ def test_a_misspelt_condition_is_refused_before_anything_is_loaded(
     for words, says in (
         (["--fail-if", "residul@last<0.1"], "Did you mean 'residual'"),
         (["--fail-if", "cosine@last>0.9"], "cosine is not measured"),
-        (["--max-drop", "0.1"], "nothing to drop against"),
+        (["--max-drop", "0.1"], "it needs --baseline"),
         (["--baseline", "none.json"], "none.json: cannot read the results"),
         (["--baseline", "t.txt"], "not a file of results"),
     ):
