@@ -27,6 +27,7 @@ COMPONENTS = {
     "head": "one attention head",
     "block": "the whole block: the stream leaves it as it entered",
 }
+ONLY_REMOVED = {"mlp.sublayer", "block"}  # have no gate between 0 and 1
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rc_probe.hooks.edits.block_watch import fetch, replace
 from rc_probe.hooks.edits.edits import Editing, Edits
-from rc_probe.hooks.edits.gates import COMPONENTS, Gate, gate_edits, has_component
+from rc_probe.hooks.edits.gates import COMPONENTS, ONLY_REMOVED, Gate, gate_edits, has_component
 from rc_probe.hooks.structure.structure import Block, Branch, Junction, Structure
 from rc_probe.hooks.structure.tape import walk
 
@@ -32,7 +32,7 @@ class Wrong(Exception):  # noqa: N818 - a finding of the census
 
 def components(blocks: Sequence[Block], *, skips: bool) -> list[str]:
     """The components that the blocks have; skips too, or branches only."""
-    names = [c for c in COMPONENTS if c not in {"head", "mlp.sublayer"} and (skips or "." not in c)]
+    names = [c for c in COMPONENTS if c != "head" and c not in ONLY_REMOVED and (skips or "." not in c)]
     return [c for c in names if any(has_component(b, c) for b in blocks)]
 
 
