@@ -130,7 +130,7 @@ def is_parallel(block: Block) -> bool:
 def _leave_out(structure: Structure, block: Block, gate: Gate, edits: Edits) -> None:
     if isinstance(gate.value, Tensor) or gate.value != 0:
         raise structure.error(
-            block, "a whole block can only be left out (gate 0)", "Gate its branches instead"
+            block, "a whole block can only be removed (gate 0)", "Gate its branches instead"
         )
     edits.identity.add(block.index)
 

@@ -38,7 +38,7 @@ def ablated_scores(
 ) -> pd.DataFrame:
     """Scores of the harness's tasks, of the whole model and without each of `ablations`.
 
-    A row a number, in the columns of `rc_probe.results.tables.FRAMES["lm_eval"]`. `limit` is of documents
+    One row per number, in the columns of `rc_probe.results.tables.FRAMES["lm_eval"]`. `limit` is of documents
     in each task; `include_path` a folder of task files of your own; `options` go to `lm_eval.simple_evaluate`.
 
     Raises RcProbeError for models that cannot be scored by their next tokens (encoders, models without a

@@ -7,7 +7,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from rc_probe.hooks.edits.gates import COMPONENTS, Gate
+from rc_probe.hooks.edits.gates import COMPONENTS, ONLY_REMOVED, Gate
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.structure.structure import Structure
 
@@ -102,11 +102,9 @@ def _gate(text: str, value: str, component: str) -> float:
         raise _error(text, f"the gate {value!r} is not a number") from None
     if not math.isfinite(gate):
         raise _error(text, f"the gate {value!r} is not a finite number")
-    if component == "mlp.sublayer" and gate != 0:
-        raise _error(text, "a sublayer can only be removed", "Use mlp=… to scale the MLP branch")
-    if component == "block" and gate != 0:
+    if component in ONLY_REMOVED and gate != 0:
         raise _error(
-            text, "a whole block can only be left out", "Use attention=…+mlp=… to scale its branches"
+            text, f"{component!r} can only be removed", "Scale its branches instead, such as mlp=0.5"
         )
     return gate
 

@@ -113,5 +113,5 @@ def test_a_range_without_end_is_refused_at_once() -> None:
     for text in ("mlp@1-1000000000", "mlp@1-99999999999999999999", "head@1:99999"):
         with pytest.raises(RcProbeError, match="is beyond 9,999"):
             parse_ablation(text)
-    with pytest.raises(RcProbeError, match="a whole block can only be left out"):
+    with pytest.raises(RcProbeError, match="'block' can only be removed"):
         parse_ablation("block@2=0.5")
