@@ -281,7 +281,7 @@ def test_adapters_that_cannot_be_loaded(adapter: Path, monkeypatch: pytest.Monke
     raw = json.loads(config.read_text())
     config.write_text(json.dumps(raw | {"base_model_name_or_path": "nobody/base"}))
     monkeypatch.setattr(
-        "rc_probe.models.libraries.hub_problem", lambda: "the Hugging Face Hub cannot be reached"
+        "rc_probe.models.locate.hub_problem", lambda: "the Hugging Face Hub cannot be reached"
     )
     refuses("adapter, an adapter of nobody/base: .*cannot be reached", load_model, str(adapter))
     config.write_text(json.dumps(raw | {"base_model_name_or_path": "/not/there"}))

@@ -68,14 +68,14 @@ def test_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[int] = []
-    add = rc_probe.measures.curves.Curves.on_stream
+    read = rc_probe.measures.curves.Curves.read
 
-    def on_stream(self: Any, layer: int, x: Any) -> None:
+    def reading(self: Any, layer: int, x: Any) -> Any:
         if layer == 2 and self.metrics == ["residual"]:
             seen.extend([x.shape[1]] * len(x))
-        add(self, layer, x)
+        return read(self, layer, x)
 
-    monkeypatch.setattr("rc_probe.measures.curves.Curves.on_stream", on_stream)
+    monkeypatch.setattr("rc_probe.measures.curves.Curves.read", reading)
     place = tiny.saved(tmp_path / "model", model(name), extractor(name))
     code, out, err = run(place, "--data", speech(tmp_path), "--out", "out", *FAST, "--batch-size", "1")
     assert (code, err) == (0, "")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from census import table as making
 from census.check import Checks, Wrong
 from census.examine import CHECKS, examine
 from support import zoo
@@ -177,7 +178,7 @@ def test_the_shipped_table() -> None:
         assert row["signature"] if row["status"] == "proved" else row["reason"], row
     proved = sum(row["status"] == "proved" for row in rows)
     assert f"of {len(rows)} types {proved} are proved" in (ROOT / "README.md").read_text(encoding="utf-8")
-    assert (ROOT / "docs" / "architectures.md").read_text(encoding="utf-8") == table.markdown(document)
+    assert (ROOT / "docs" / "architectures.md").read_text(encoding="utf-8") == making.markdown(document)
 
 
 def test_paths_of_the_shipped_table() -> None:
@@ -280,7 +281,7 @@ def test_a_census_of_a_few_types_writes_both_files(
         ("bert", "proved"),
         ("reformer", "refused"),
     ]
-    assert (tmp_path / "architectures.md").read_text(encoding="utf-8") == table.markdown(made)
+    assert (tmp_path / "architectures.md").read_text(encoding="utf-8") == making.markdown(made)
     with pytest.raises(RcProbeError, match="a part of the census is not the table"):
         command.app(["bert"], standalone_mode=False)
     assert table.KEPT.read_bytes() == before
@@ -290,7 +291,7 @@ def test_a_wrong_model_ends_the_census_with_1(tmp_path: Path, monkeypatch: pytes
     from census import __main__ as command
 
     row = {"model_type": "bert", "category": "text encoder", "status": "wrong", "reason": "gates"}
-    monkeypatch.setattr(table, "_examined", lambda *a: iter([row]))
+    monkeypatch.setattr(making, "_examined", lambda *a: iter([row]))
     with pytest.raises(SystemExit) as end:
         command.app(["bert", "--out", str(tmp_path)])
     assert end.value.code == 1

@@ -142,7 +142,7 @@ def test_hub_answers_no(monkeypatch: pytest.MonkeyPatch) -> None:
         assert options["local_files_only"] is False and options["revision"] == "v2"
         raise OSError("x/y is not a valid model identifier listed on the Hub\nIf this is private, log in")
 
-    monkeypatch.setattr("rc_probe.models.libraries.hub_problem", lambda: None)
+    monkeypatch.setattr("rc_probe.models.locate.hub_problem", lambda: None)
     monkeypatch.setattr(transformers.PretrainedConfig, "get_config_dict", answer)
     refuses("x/y", "not a valid model identifier", "HF_TOKEN", revision="v2")
 
