@@ -59,7 +59,7 @@ LABEL_HELP = (
 )
 ABLATE_HELP = (
     "Leave a part out and compare: attention.skip@3-5, mlp@7, mlp.skip, attention@all, head@2:5, "
-    "mlp@4=0.5. Blocks and heads count from 1. Repeat for more; join parts by '+'."
+    "block@5-8, mlp@4=0.5. Blocks and heads count from 1. Repeat for more; join parts by '+'."
 )
 PATHS_HELP = (
     "How much paths of each length do, exactly. With numbers, '--paths 5 20', also sampled and live: so many paths drawn "
