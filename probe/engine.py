@@ -16,8 +16,7 @@ from rc_probe.hooks.edits.model_state import measuring
 from rc_probe.hooks.edits.passes import Passes
 from rc_probe.hooks.proofs.shortcuts import batch_problem, shortcut_problem
 from rc_probe.hooks.structure.structure import Structure
-
-WHOLE = "transformer"  # the name of the plain pass
+from rc_probe.registry import WHOLE
 
 
 class Reader(Protocol):

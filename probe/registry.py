@@ -15,6 +15,10 @@ WU = "Wu, Ajorlou, Wang, Jegelka, Jadbabaie 2024 (arXiv 2405.18781)"
 SHI = "Shi, Gao, Xu et al. 2022 (arXiv 2202.08625), section 'Does over-smoothing exist in BERT?'"
 
 
+WHOLE = "transformer"  # the model as it is
+PAPER = ("SAN", "SAN+MLP", "SAN+skip", WHOLE)  # the four variants of Dong et al. 2021, figure 2
+
+
 @dataclass(frozen=True)
 class Metric:
     """What a column of numbers means.
@@ -23,6 +27,7 @@ class Metric:
     better: the direction in which tokens are further apart; None where the number alone does not say
     cost: "cheap" (a few passes over the stream), "svd", "solver"; what is not cheap runs on fewer samples
     default: measured when the user asks for nothing
+    may_be_nan: it has no value for some streams, such as equal tokens
     """
 
     name: str
@@ -35,6 +40,7 @@ class Metric:
     source: str
     cost: Literal["cheap", "svd", "solver"] = "cheap"
     default: bool = True
+    may_be_nan: bool = False
 
 
 _ALL = (
@@ -48,7 +54,7 @@ _ALL = (
     Metric("cosine", "Token cosine", "mean over i ≠ j of cos(x_i, x_j)",
            "cosine", -1, 1, "lower", SHI),
     Metric("cosine_centred", "Token cosine, centred", "mean over i ≠ j of cos(x_i − mean, x_j − mean)",
-           "cosine", -1, 1, None, f"{SHI}, here after subtracting the token mean"),
+           "cosine", -1, 1, None, f"{SHI}, here after subtracting the token mean", may_be_nan=True),
     Metric("norm", "Token norm", "mean over i of ‖x_i‖₂",
            "norm", 0, None, None, "mean Euclidean length of a token of the stream"),
     Metric("effective_rank", "Effective rank", "exp(−Σ p ln p), p = σ / Σσ",

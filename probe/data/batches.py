@@ -20,8 +20,8 @@ from rc_probe.hooks.errors import RcProbeError
 from rc_probe.models.libraries import first_line
 from rc_probe.models.load import Loaded
 from rc_probe.models.model_inputs import accepts, input_device
+from rc_probe.results.words import THINGS
 
-from .columns import THINGS
 from .samples import Samples, open_image
 from .sounds import features, fixed_length, shape
 

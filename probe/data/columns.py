@@ -10,6 +10,7 @@ from math import isnan
 from typing import Any
 
 from rc_probe.hooks.errors import RcProbeError
+from rc_probe.results.words import THINGS
 
 from .sounds import is_sound
 from .table_files import Record
@@ -19,7 +20,6 @@ COLUMNS = {
     "image": ("image", "img", "photo", "picture"),
     "audio": ("audio", "sound", "speech", "recording"),
 }
-THINGS = {"text": "texts", "image": "images", "audio": "sounds"}  # what samples are called
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from typing import Any
 
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.models.libraries import first_line, hub_problem, quiet
+from rc_probe.results.words import THINGS
 
 from . import read_once
-from .columns import THINGS, Wanted, checked, class_names, labelled_rows
+from .columns import Wanted, checked, class_names, labelled_rows
 from .read_once import Opened
 from .sounds import sound_files
 from .table_files import TABLES, Record, json_lines, readable, rows_of

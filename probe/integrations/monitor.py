@@ -24,12 +24,12 @@ from rc_probe.hooks.structure.unwrap import unwrapped
 from rc_probe.models.load import hold_model
 from rc_probe.models.model_inputs import input_device
 from rc_probe.registry import METRICS, select
+from rc_probe.results.curves import collapsed
 from rc_probe.results.tables import FRAMES, Row
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TENTH = 0.1  # of what entered block 1: below it a layer counts as collapsed, as in the report's verdict
 LABELS = ("labels", "label", "label_ids")
 
 
@@ -171,7 +171,7 @@ def collapse_layer(curve: Sequence[tuple[float, float]]) -> float:
     entered = curve[0][0]
     if not all(np.isfinite(value) for value, _ in curve):
         return float("nan")
-    low = (layer for layer, (value, floor) in enumerate(curve) if value <= floor or value < TENTH * entered)
+    low = (layer for layer, (value, floor) in enumerate(curve) if collapsed(value, floor, entered))
     return float(next(low, len(curve)))
 
 

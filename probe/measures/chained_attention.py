@@ -24,7 +24,7 @@ from rc_probe.hooks.edits.model_state import measuring
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.structure.example_inputs import batch_size, with_no_cache
 from rc_probe.hooks.structure.structure import Block, Branch, Site, Structure
-from rc_probe.metrics.stream_metrics import composite_norm
+from rc_probe.metrics.norms import composite_norm
 from rc_probe.registry import CHAIN_METRICS
 from rc_probe.results.tables import Row
 

@@ -97,7 +97,7 @@ def check_finite(structure: Structure, curves: dict[str, Curves]) -> None:
     for (layer, name), moments in (plain.values if plain else {}).items():
         if (
             METRICS[name].cost == "cheap"
-            and name != "cosine_centred"
+            and not METRICS[name].may_be_nan
             and not torch.isfinite(torch.as_tensor(moments.mean))
         ):
             raise structure.error(

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.split.rules import Split, propagate
+from rc_probe.metrics.norms import composite_norm
 
-from .theorem_bound import composite, one_sample
+from .theorem_bound import one_sample
 
 LEAST = 1e-290  # of max |R|: below, float64 underflows
 
@@ -77,8 +78,8 @@ def relative_residual(stream: Split, mask: Tensor | None = None) -> float:
     """||res X|| / ||X|| of the real tokens of one sample: composite norm, token mean."""
     x = stream.dense().movedim(stream.axis, -2)
     x = x.reshape(x.shape[-2:])
-    size = float(composite(x if mask is None else x[mask]))
-    return float(composite(one_sample(stream, mask))) / size if size else 0.0
+    size = float(composite_norm(x if mask is None else x[mask]))
+    return float(composite_norm(one_sample(stream, mask))) / size if size else 0.0
 
 
 def _row(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rc_probe.hooks.structure.structure import Structure
+from rc_probe.registry import PAPER
 from rc_probe.results.tables import Row
 
 from .curves import Curves
@@ -18,7 +19,7 @@ def ablation_rows(curves: dict[str, Curves], variants: Sequence[Variant], depth:
     for variant in variants:
         if not variant.gates:
             continue
-        paper = variant.name in ("SAN", "SAN+MLP", "SAN+skip")
+        paper = variant.name in PAPER
         spans = dict.fromkeys(span(g.blocks) for g in variant.gates)
         heads = [span(g.heads) for g in variant.gates if g.heads]
         component = variant.name if paper else "+".join(dict.fromkeys(g.component for g in variant.gates))

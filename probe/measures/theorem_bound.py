@@ -32,6 +32,7 @@ from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.proofs.replay import Replay
 from rc_probe.hooks.split.rules import Attention, Split, propagate, watching
 from rc_probe.hooks.structure.structure import Block
+from rc_probe.metrics.norms import composite_norm, norm_1, norm_inf
 
 SPREAD = 1.256  # largest D with exp(D) <= 1 + 2 D
 NOT_COVERED = "No bound is computed"
@@ -49,21 +50,6 @@ class Heads:
     w_k: Tensor
     w_v: Tensor
     w_o: Tensor
-
-
-def norm_1(x: Tensor) -> Tensor:
-    """Largest column sum of |x|, (..., n, m) -> (...)."""
-    return x.abs().sum(-2).amax(-1)
-
-
-def norm_inf(x: Tensor) -> Tensor:
-    """Largest row sum of |x|, (..., n, m) -> (...)."""
-    return x.abs().sum(-1).amax(-1)
-
-
-def composite(x: Tensor) -> Tensor:
-    """sqrt(||x||_1 ||x||_inf), (..., n, m) -> (...). A root each, or 1e-170 underflows."""
-    return norm_1(x).sqrt() * norm_inf(x).sqrt()
 
 
 def layer_bound(residual: Tensor, heads: Heads) -> dict[str, Any]:
@@ -89,7 +75,7 @@ def layer_bound(residual: Tensor, heads: Heads) -> dict[str, Any]:
         rows += float(d.max()) / (2 * e_1) * w_qk * w_inf
         plain_columns, plain_rows = plain_columns + w_1, plain_rows + w_inf
     coefficient = 4 * math.sqrt(columns) * math.sqrt(rows) / math.sqrt(d_qk)
-    residual_in = float(composite(r)) * size
+    residual_in = float(composite_norm(r)) * size
     log_bound = _log10(coefficient) + 3 * _log10(residual_in)
     trivial = residual_in * math.sqrt(len(r) * plain_columns * plain_rows)  # any patterns at all
     reason = _vacuous(spread, coefficient * residual_in**2, log_bound, trivial)
@@ -160,7 +146,7 @@ class Bounds:
             self.why = f"block {layer}: {error}"
             return
         row = layer_bound(one_sample(tokens, self.mask), heads)
-        residual_out = float(composite(one_sample(out, self.mask)))
+        residual_out = float(composite_norm(one_sample(out, self.mask)))
         self.measured.append({"layer": layer, **row, "residual_out": residual_out})
 
     def rows(self) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from rc_probe.hooks.edits.gates import gate_edits
 from rc_probe.hooks.edits.stream_taps import Tap, run_stopped
 from rc_probe.hooks.structure.example_inputs import with_no_cache
 from rc_probe.hooks.structure.structure import Structure
+from rc_probe.registry import WHOLE
 
 from .curves import Curves, Measured
 from .variants import Variant
@@ -34,7 +35,7 @@ class CurveReader:
             curves.mask, curves.samples = batch.mask, batch.start
 
     def stream(self, name: str, layer: int, x: Tensor) -> None:
-        if name == engine.WHOLE:
+        if name == WHOLE:
             self._plain[layer] = next(iter(self.curves.values())).read(layer, x)
             if name in self.curves:
                 self.curves[name].add(layer, self._plain[layer])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from rc_probe.hooks.edits.gates import COMPONENTS, ONLY_REMOVED, Gate
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.structure.structure import Structure
+from rc_probe.registry import PAPER
 
 FORM = "COMPONENT[@BLOCKS][:HEADS][=GATE], for example attention.skip@3-5, mlp@7, attention@all, head@2:5"
 MOST = 9999  # blocks or heads: no model has more
@@ -46,10 +47,8 @@ def paper_variants(structure: Structure) -> list[Variant]:
     has_mlp = any(branch.kind == "mlp" for block in structure.blocks for branch in block.branches)
     no_mlp = (Gate("mlp.sublayer"),) if has_mlp else ()
     return [
-        Variant("SAN", no_skip + no_mlp),
-        Variant("SAN+MLP", no_skip),
-        Variant("SAN+skip", no_mlp),
-        Variant("transformer", ()),
+        Variant(name, gates)
+        for name, gates in zip(PAPER, (no_skip + no_mlp, no_skip, no_mlp, ()), strict=True)
     ]
 
 

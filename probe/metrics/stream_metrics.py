@@ -34,6 +34,7 @@ from rc_probe.hooks.errors import RcProbeError
 from rc_probe.registry import select
 
 from .best_residual import argmin_residual
+from .norms import composite_norm
 
 NOISE = 4.0  # rounding noise of a stream, in eps of its dtype, relative to its size
 ONE_THREAD = 2**22  # entries of a stream up to which one CPU thread measures it (16 MiB of float32)
@@ -84,16 +85,6 @@ def _one_thread(x: Tensor) -> Iterator[None]:
 def useful_mask(mask: Tensor | None) -> Tensor | None:
     """None if the mask hides nothing, else the mask as bool. Waits for the device: call it once per batch."""
     return None if mask is None or bool(mask.bool().all()) else mask.bool()
-
-
-def composite_norm(x: Tensor) -> Tensor:
-    """‖X‖₁,∞ = sqrt(‖X‖₁) sqrt(‖X‖∞) (B,) float64 of x (B, T, D): largest column and row of absolute sums.
-
-    Two square roots, since the product of the norms underflows first. Not a norm (no triangle inequality).
-    Source: Dong et al. 2021, section 2.
-    """
-    size = x.abs()
-    return size.sum(1).amax(1).double().sqrt() * size.sum(2).amax(1).double().sqrt()
 
 
 class Tokens:

@@ -23,6 +23,7 @@ from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.frozen.frozen_pass import Step
 from rc_probe.hooks.structure.structure import Structure
 from rc_probe.metrics.stream_metrics import measure
+from rc_probe.results.path_verdict import ALL_BUT, ALONE, UP_TO
 from rc_probe.results.tables import Row
 from rc_probe.tasks import FULL, Task
 
@@ -32,7 +33,7 @@ from .sample import sample
 
 Key = tuple[str, int, str, int | None, int]  # estimator, paths drawn, scope, length, repeat
 EXACT, SAMPLED, LIVE = "exact", "sampled", "live"
-ALONE, UP_TO, ALL_BUT, NONE = "alone", "up_to", "all_but", "none"
+NONE = "none"
 
 
 @dataclass(frozen=True)

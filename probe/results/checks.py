@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from rc_probe.hooks.errors import RcProbeError
-from rc_probe.registry import METRICS
+from rc_probe.registry import METRICS, PAPER
 
-from .conditions import WHOLE, Condition, Drop, parse_condition, parse_drop
+from .conditions import Condition, Drop, parse_condition, parse_drop
 from .like_for_like import unlike
 from .protocols import Result
 from .tables import TABLES
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 PASSED, FAILED, UNKNOWN = 0, 1, 2  # exit codes
 DEFAULT_DROP = 0.05
-PAPER = ("SAN", "SAN+MLP", "SAN+skip", WHOLE)  # always measured
 SHOWN_DROPS = 3
 COLUMNS = {"weights", "metric", "variant", "layer", "mean", "count", "floor"}
 

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from rc_probe.hooks.errors import RcProbeError
-from rc_probe.registry import METRICS
+from rc_probe.registry import METRICS, WHOLE
 
 FORM = "METRIC@WHERE[:VARIANT] OP NUMBER in quotes, for example 'residual@last<0.1' or 'cosine@max:SAN>0.99'"
-WHOLE = "transformer"
 WHERE = ("first", "last", "min", "max", "mean")  # or the number of a layer
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,

@@ -6,7 +6,7 @@ from .protocols import Result
 from .words import number
 
 METRIC = "residual"
-PAPER = ("SAN", "SAN+MLP", "SAN+skip", "transformer")  # the paper's four variants
+HALF, TENTH = 0.5, 0.1  # of the residual that entered block 1
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,10 @@ class Curve:
         """True where the value cannot be told from rounding noise."""
         return abs(self.means[index]) <= self.floors[index]
 
+    def collapsed_at(self, index: int) -> bool:
+        """True at the rounding floor, and below a tenth of what entered block 1."""
+        return collapsed(self.means[index], self.floors[index], self.means[0])
+
     @property
     def ending(self) -> str:
         """How it ends: `ends at 0.41`, or `falls to the rounding floor (2.0×10⁻⁷) by layer 3`."""
@@ -29,6 +33,11 @@ class Curve:
             return f"ends at {number(self.means[-1])}"
         first = next(i for i in range(len(self.layers)) if self.at_floor(i))
         return f"falls to the rounding floor ({number(self.floors[-1])}) by layer {self.layers[first]}"
+
+
+def collapsed(residual: float, floor: float, entered: float) -> bool:
+    """The rule of verdict and callbacks: a residual at its rounding floor, or below a tenth of what entered block 1."""
+    return abs(residual) <= floor or residual < TENTH * entered
 
 
 def curves(result: Result, metric: str = METRIC) -> dict[tuple[str, str], Curve]:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from .protocols import Result
 from .tables import TABLES
-from .words import number, power_of_ten
+from .words import THINGS, many, number, power_of_ten
 
 LENGTH = "path length (heads on it)"  # along x
 ENOUGH = 0.95  # of the predictions: what counts as reproducing them
@@ -136,8 +136,7 @@ def short(count: str | int) -> str:
 
 def things(result: Result, count: int) -> str:
     """`32 texts`."""
-    thing = {"image": "image", "audio": "sound"}.get(str(result.settings.get("modality")), "text")
-    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+    return many(count, THINGS.get(str(result.settings.get("modality")), "texts"))
 
 
 def judge_paths(result: Result) -> dict[str, Any] | None:

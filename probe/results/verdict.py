@@ -17,13 +17,13 @@ A value up to the rounding floor counts as at the floor, here as everywhere.
 import math
 from typing import Any
 
-from .curves import METRIC, PAPER, Curve, curves
+from rc_probe.registry import PAPER
+
+from .curves import HALF, METRIC, TENTH, Curve, curves
 from .path_verdict import judge_paths
 from .protocols import Result
 from .words import name_of, number
 
-HALF = 0.5
-TENTH = 0.1
 LEVELS = {
     "healthy": "the last layer keeps at least half of the residual that entered block 1, every layer on the "
     "way at least a tenth, and the tokens’ directions do not contradict it",
@@ -112,7 +112,7 @@ def _level(curve: Curve, turned: bool) -> tuple[str | None, str]:
             "brings its tokens closer together, to less than half of what entered",
         ),
         (
-            any(curve.at_floor(i) or curve.means[i] < TENTH * entered for i in middle),
+            any(map(curve.collapsed_at, middle)),
             "watch",
             "ends with its tokens apart, but loses nine tenths of that on the way",
         ),
@@ -125,7 +125,7 @@ def _rule(curve: Curve, level: str | None, turned: bool, directed: bool) -> str 
     """The part of `LEVELS` that gave this curve its level. directed: the tokens' directions are known."""
     entered, last, end = curve.means[0], curve.means[-1], curve.layers[-1]
     way = range(1, len(curve.means) - 1)
-    low = [curve.layers[i] for i in way if curve.at_floor(i) or curve.means[i] < TENTH * entered]
+    low = [curve.layers[i] for i in way if curve.collapsed_at(i)]
     kept = "of the residual that entered block 1"
     if level is None:
         return None

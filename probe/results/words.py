@@ -8,6 +8,14 @@ from .protocols import Result
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
+THINGS = {"text": "texts", "image": "images", "audio": "sounds"}  # what samples are called, by modality
+
+
+def many(count: int, things: str) -> str:
+    """`1 layer`, `12 layers`."""
+    return f"{count:,} {things[:-1] if count == 1 else things}"
+
+
 def power_of_ten(exponent: int) -> str:
     """`10⁻⁷` for -7."""
     return "10" + str(exponent).translate(_SUPERSCRIPT)

@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 from rc_probe.data.batches import Batch, batches, long_enough
-from rc_probe.data.columns import THINGS
 from rc_probe.data.samples import Samples
 from rc_probe.hooks.edits.model_state import measuring
 from rc_probe.hooks.structure.example_inputs import batch_size as rows_of
 from rc_probe.models.libraries import first_line
 from rc_probe.models.load import Loaded
+from rc_probe.results.words import THINGS
 
 from .base import Task
 from .labels import class_numbers, kind_of

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from rc_probe.data.columns import THINGS
 from rc_probe.data.samples import Samples
 from rc_probe.hooks.errors import RcProbeError
+from rc_probe.results.words import THINGS
 
 SHOWN = 8  # names of classes in an error
 

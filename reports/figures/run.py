@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from rc_probe.registry import METRICS
-from rc_probe.results.curves import METRIC, PAPER, Curve, curves
+from rc_probe.registry import METRICS, PAPER
+from rc_probe.results.curves import METRIC, Curve, curves
 from rc_probe.results.protocols import Result
 from rc_probe.results.tables import TABLES
 from rc_probe.results.words import number, power_of_ten

@@ -10,9 +10,9 @@ from rc_probe.reports.figures.comparison import curves_figure, training_figures
 from rc_probe.reports.table_cells import Cell, Table, cell, whole_table
 from rc_probe.results.protocols import Compared
 from rc_probe.results.tables import COMPARED
-from rc_probe.results.words import number
+from rc_probe.results.words import many, number
 
-from .run import downloads, many
+from .run import downloads
 from .template import fill
 
 Row = Mapping[Hashable, Any]
@@ -90,8 +90,8 @@ def _strip(comparison: Compared) -> list[str]:
     )
     failed = len(comparison.failures)
     parts = [
-        many(len(comparison.runs), "run"),
-        f"{many(failed, 'run')} not measured" if failed else "",
+        many(len(comparison.runs), "runs"),
+        f"{many(failed, 'runs')} not measured" if failed else "",
         f"{' or '.join(map(str, depths))} layers" if depths else "",
         "measured alike" if not comparison.differences else "measured differently",
     ]

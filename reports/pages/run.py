@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from rc_probe.registry import METRICS, Metric
+from rc_probe.registry import METRICS, PAPER, Metric
 from rc_probe.reports.figures.panels import Figure
 from rc_probe.reports.figures.run import (
     WEIGHTS,
@@ -21,11 +21,11 @@ from rc_probe.reports.figures.run import (
 )
 from rc_probe.reports.sections.paths import path_sections
 from rc_probe.reports.table_cells import Cell, Table, cell, whole_table
-from rc_probe.results.curves import METRIC, PAPER, Curve, curves
+from rc_probe.results.curves import METRIC, Curve, curves
 from rc_probe.results.protocols import Result, Tables
 from rc_probe.results.tables import TABLES
 from rc_probe.results.verdict import LEVELS
-from rc_probe.results.words import name_of, number
+from rc_probe.results.words import THINGS, many, name_of, number
 
 from .template import fill
 
@@ -91,7 +91,7 @@ def _bound_summary(frame: pd.DataFrame | None) -> list[str]:
         said = f"not vacuous at {useful} of the" if 0 < useful < len(rows) else "vacuous at none of the"
         said = said if useful else "vacuous at all"
         name = WEIGHTS.get(str(weights), str(weights))
-        sentences.append(f"{name}: the bound of theorem 2.2 is {said} {many(len(rows), 'layer')} measured.")
+        sentences.append(f"{name}: the bound of theorem 2.2 is {said} {many(len(rows), 'layers')} measured.")
     return sentences
 
 
@@ -117,21 +117,17 @@ def _facts(group: dict[str, Any], without: Iterable[str] = ()) -> list[tuple[str
 def _strip(result: Result) -> list[str]:
     """The few facts that a reader needs before the figures."""
     model, settings = result.model, result.settings
-    thing = {"image": "image", "audio": "sound"}.get(str(settings.get("modality")), "text")
+    things = THINGS.get(str(settings.get("modality")), "texts")
     parts = [
-        many(model["blocks"], "layer") if model.get("blocks") else "",
+        many(model["blocks"], "layers") if model.get("blocks") else "",
         f"width {model['dim']}" if model.get("dim") else "",
         f"{_count(model['parameters'])} parameters" if model.get("parameters") else "",
-        many(settings["samples"], thing) if settings.get("samples") else "",
+        many(settings["samples"], things) if settings.get("samples") else "",
         f"{settings['tokens']:,} tokens" if settings.get("tokens") else "",
         f"{settings['dtype']} on {settings.get('device', '?')}" if settings.get("dtype") else "",
         str(result.environment.get("date") or "")[:10],
     ]
     return [part for part in parts if part]
-
-
-def many(count: int, thing: str) -> str:
-    return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
 def _count(value: float) -> str:

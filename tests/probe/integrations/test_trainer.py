@@ -15,10 +15,9 @@ from support.training import TEXTS, fresh, make_trainer, rows
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions as Output
 
 import rc_probe
-from rc_probe.integrations.monitor import TENTH, collapse_layer, summarise
+from rc_probe.integrations.monitor import collapse_layer, summarise
 from rc_probe.integrations.trainer import CollapseCallback
 from rc_probe.models.load import Loaded
-from rc_probe.results import verdict
 
 MINE = {"eval_residual_first", "eval_residual_last", "eval_residual_min", "eval_collapse_layer"}
 
@@ -181,7 +180,6 @@ def test_what_is_not_finite_is_no_health(tmp_path: Path) -> None:
 
 
 def test_the_layer_of_collapse() -> None:
-    assert TENTH == verdict.TENTH
     assert collapse_layer([(1.0, 0.0), (0.5, 0.0), (0.0999, 0.0), (0.5, 0.0)]) == 2
     assert collapse_layer([(1.0, 0.0), (0.5, 0.0), (0.1, 0.0)]) == 3
     assert collapse_layer([(1.0, 0.0), (0.5, 0.5), (0.4, 0.0)]) == 1

@@ -26,13 +26,13 @@ from rc_probe.measures.theorem_bound import (
     Bounds,
     Heads,
     attention_branch,
-    composite,
     layer_bound,
     one_sample,
     take_apart,
     unrolled,
 )
 from rc_probe.measures.variants import paper_variants
+from rc_probe.metrics.norms import composite_norm as composite
 
 
 def random_layer(seed: int) -> tuple[Tensor, Heads, Tensor]:

@@ -1,0 +1,21 @@
+"""The matrix norms of Dong et al. 2021, section 2."""
+
+from torch import Tensor
+
+
+def norm_1(x: Tensor) -> Tensor:
+    """‖X‖₁, the largest column sum of |X|, (..., n, m) -> (...)."""
+    return x.abs().sum(-2).amax(-1)
+
+
+def norm_inf(x: Tensor) -> Tensor:
+    """‖X‖∞, the largest row sum of |X|, (..., n, m) -> (...)."""
+    return x.abs().sum(-1).amax(-1)
+
+
+def composite_norm(x: Tensor) -> Tensor:
+    """‖X‖₁,∞ = sqrt(‖X‖₁) sqrt(‖X‖∞), (..., n, m) -> (...) float64.
+
+    Two square roots, since the product of the norms underflows first. Not a norm (no triangle inequality).
+    """
+    return norm_1(x).double().sqrt() * norm_inf(x).double().sqrt()
