@@ -70,7 +70,7 @@ def show(comparison: Comparison, target: Path, *, quiet: bool, as_json: bool) ->
 
 
 def _table(comparison: Comparison) -> object:
-    """A row a run, its residual drawn by layer."""
+    """One row per run, its residual drawn by layer."""
     from rich.markup import escape
     from rich.table import Table
 

@@ -67,7 +67,7 @@ def sweep(
 
 
 def _planned(source: Path, common: dict[str, Any], target: Path) -> list[Planned]:
-    """A run a line; everything that can be wrong with a line is refused before the first run."""
+    """One run per line; everything that can be wrong with a line is refused before the first run."""
     lines = _lines(source)
     names = _names([words for _, words in lines])
     planned = []

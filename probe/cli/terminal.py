@@ -90,7 +90,7 @@ def no_download_bars() -> Iterator[None]:
 
 
 def sparkline(values: list[float | None]) -> str:
-    """One character a layer, from 0 to the largest value but at least 1; a gap where there is none."""
+    """One character per layer, from 0 to the largest value but at least 1; a gap where there is none."""
     top = max([1.0, *(v for v in values if v is not None)])
     return "".join(" " if v is None else BARS[min(int(v / top * len(BARS)), len(BARS) - 1)] for v in values)
 

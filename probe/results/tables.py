@@ -193,7 +193,7 @@ TABLES = _named(
 # Of a comparison. `step` is there where the runs are checkpoints of a training.
 _RUN, _STEP = Column("run", "str", "name of the run"), Column("step", "int64", "of the training")
 COMPARED = _named(
-    Table("runs", "A row a run", (
+    Table("runs", "One row per run", (
         _RUN, _STEP,
         Column("first", "float64", "relative residual at layer 0", "layer 0"),
         Column("last", "float64", "at the last layer", "last layer"),

@@ -104,6 +104,12 @@ class Panel:
         return gid
 
 
+def fitted(text: str, width: float) -> str:
+    """`text` cut in its middle where a panel of `width` has no room for it; tables and labels have it whole."""
+    most = int((width - 55) / 10.5)  # of bold letters, beside the ticks
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most - most // 2 - 1) :]}"
+
+
 @contextmanager
 def panel_of(name: str, title: str, *, width: float = 400, height: float = 290) -> Iterator[Panel]:
     """A panel of `width` × `height` in SVG units; its `svg` is there when the context closes."""
@@ -112,7 +118,7 @@ def panel_of(name: str, title: str, *, width: float = 400, height: float = 290) 
         mpl.rcParams.update({**sns.axes_style("whitegrid"), **_RC})
         canvas = Canvas(figsize=(width / 72, height / 72))
         panel = Panel(canvas.subplots())
-        panel.axes.set_title(title)
+        panel.axes.set_title(fitted(title, width))
         yield panel
         sns.despine(canvas, left=True)
         buffer = io.StringIO()

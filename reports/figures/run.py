@@ -25,6 +25,7 @@ from .panels import (
     draw_lines,
     draw_marks,
     ends,
+    fitted,
     keys_of,
     panel_of,
     set_scale,
@@ -275,7 +276,7 @@ def _change_panel(whole: Curve, ablated: dict[str, Curve]) -> str:
             axes.plot([start, value], [row, row], color=ACCENT, linewidth=2)
             axes.plot([value], [row], linestyle="none", marker="o", ms=7, mfc=ACCENT, mec=(0, 0, 0, 0), mew=6, clip_on=False,
                       gid=panel.hover([text]))  # fmt: skip
-            axes.text(0.0, row - 0.3, f"{variant}: {number(value)}", transform=axes.get_yaxis_transform(),
+            axes.text(0.0, row - 0.3, f"{fitted(variant, 260)}: {number(value)}", transform=axes.get_yaxis_transform(),
                       fontsize=float(BASE_SIZE), color=FG, va="bottom")  # fmt: skip
             panel.words.append(text)
         axes.set_ylim(len(values) - 0.6, -1.0)

@@ -62,7 +62,7 @@ def _runs_table(frame: pd.DataFrame) -> Table | None:
 
 
 def _differences_table(comparison: Compared) -> Table | None:
-    """A row a run, a column a setting."""
+    """One row per run, one column per setting."""
     found = comparison.differences
     if not found:
         return None

@@ -230,10 +230,30 @@ def test_a_phone_scrolls_down_only_and_reads_the_figures(browser: Browser, page:
         browser.run(f"document.querySelectorAll('details').forEach(d => d.open = {json.dumps(details)})")
         assert browser.run("document.documentElement.scrollWidth") == 375
     smallest = browser.run(
-        "Math.min(...[...document.querySelectorAll('.panel svg')].map(svg =>"
-        "svg.getBoundingClientRect().width / svg.viewBox.baseVal.width * 10.5))"
+        "Math.min(...[...document.querySelectorAll('.panel svg')].flatMap(svg => [...svg.querySelectorAll('text')]"
+        ".map(text => svg.getBoundingClientRect().width / svg.viewBox.baseVal.width"
+        " * parseFloat(getComputedStyle(text).fontSize))))"
     )
-    assert smallest > 8, "pixels of the figures' smallest text"
+    assert smallest >= 11, "pixels of the figures' smallest text"
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_long_names_stay_inside_the_page_and_their_panels(
+    browser: Browser, tmp_path: Path, width: int
+) -> None:
+    result = make_result(blocks=2, ablations=["mlp@7"], id="a-very-long-name_" * 15)
+    variants = result.tables["residuals"]["variant"]
+    result.tables["residuals"]["variant"] = variants.replace("mlp@7", "mlp@7" + "+head@2:5" * 16)
+    result.to_html(tmp_path / "report.html")
+    browser.open(tmp_path / "report.html", width=width, phone=width < 640)
+    browser.run("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert browser.run("document.documentElement.scrollWidth") == width
+    outside = browser.run(
+        "[...document.querySelectorAll('.panel svg')].flatMap(svg => [...svg.querySelectorAll('text')].filter(t => {"
+        "const a = t.getBoundingClientRect(), b = svg.getBoundingClientRect();"
+        "return a.left < b.left - 1 || a.right > b.right + 1 }).map(t => t.textContent))"
+    )
+    assert outside == []
 
 
 def test_a_panel_alone_is_no_larger_than_one_of_two(browser: Browser, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints and lists of models: all measured, finished ones left alone, a failing one stops no other."""
+"""Checkpoints and lists of models: all measured, finished ones left alone, a failing one does not stop the others."""
 
 import json
 import os
