@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from support import tiny, zoo
+from support.random_models import randomise
 from torch import Tensor, nn
 
 import rc_probe
@@ -469,7 +470,7 @@ def encoder(norm_first: bool, batch_first: bool = True) -> nn.TransformerEncoder
         torch.manual_seed(0)
         layer = nn.TransformerEncoderLayer(32, 4, 64, norm_first=norm_first, batch_first=batch_first)
         model = nn.TransformerEncoder(layer, 3, enable_nested_tensor=not norm_first).eval()
-    zoo.randomise(model, torch.float32)
+    randomise(model, torch.float32)
     return model
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from support import zoo
+from support.random_models import randomise
 from torch import Tensor, nn
 
 REFUSED = {
@@ -116,7 +117,7 @@ def t5() -> Any:
 
     config = transformers.T5Config(d_model=32, num_layers=2, num_heads=4, d_kv=8, d_ff=64, vocab_size=100)
     model = transformers.T5ForConditionalGeneration(config).eval()
-    zoo.randomise(model, torch.float32)
+    randomise(model, torch.float32)
     return model
 
 
@@ -126,7 +127,7 @@ def clip() -> tuple[Any, dict[str, Tensor]]:
     text = zoo.BERT | {"num_hidden_layers": 2, "bos_token_id": 1, "eos_token_id": 2}
     config = transformers.CLIPConfig(text_config=text, vision_config=zoo.VIT, projection_dim=16)
     model = transformers.CLIPModel(config).eval()
-    zoo.randomise(model, torch.float32)
+    randomise(model, torch.float32)
     torch.manual_seed(0)
     return model, {
         "input_ids": torch.randint(10, 100, (2, 7)),

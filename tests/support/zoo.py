@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from support.random_models import make, randomise
+from torch import Tensor
 
 VOCAB = 100
 FIRST_ID = 10  # ids below are left to padding and special tokens
@@ -404,34 +405,9 @@ def build(
     """
     family = ZOO[name]
     cls = getattr(transformers, family.cls)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = cls._from_config(cls.config_class(**family.config), dtype=dtype).eval()
+    model = make(cls, cls.config_class(**family.config), dtype, seed)
     randomise(model, dtype, seed)
-    if dtype is torch.float64 and hasattr(model.config, "num_local_experts"):
-        model.set_experts_implementation("eager")  # the default, grouped_mm, has no float64
     return model, inputs_for(name, model, dtype=dtype, batch=batch, length=length, padded=padded, seed=seed)
-
-
-@torch.no_grad()
-def randomise(model: nn.Module, dtype: torch.dtype, seed: int = 0) -> None:
-    """Draw every parameter anew, so that each term of the forward pass shows and stays of order one."""
-    generator = torch.Generator().manual_seed(seed)
-    for path, module in model.named_modules():
-        norm = "norm" in type(module).__name__.lower()
-        for name, parameter in module.named_parameters(recurse=False):
-            noise = torch.randn(parameter.shape, generator=generator)
-            if "lambda" in name:  # LayerScale
-                value = 0.5 + 0.1 * noise
-            elif norm:  # gains start at 1 (Gemma: 0, for 1 + weight), biases at 0
-                value = parameter.float().mean().round() + 0.1 * noise
-            elif parameter.dim() == 1:
-                value = 0.1 * noise
-            elif isinstance(module, nn.Embedding) or "embeddings" in path:
-                value = 0.3 * noise
-            else:
-                value = 0.2 * noise
-            parameter.data = value.to(dtype)  # XLNet makes float32 ones for every dtype
 
 
 def inputs_for(

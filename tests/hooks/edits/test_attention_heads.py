@@ -8,6 +8,7 @@ import torch
 import transformers
 from support import zoo
 from support.attention import FEW, OUTPUT, attached, run
+from support.random_models import randomise
 from support.streams import PROVED, same, streams
 from torch import Tensor
 
@@ -170,7 +171,7 @@ def encoder_decoder(cls: str) -> tuple[Any, Any]:
             decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=64,
         )  # fmt: skip
     model = getattr(transformers, f"{cls}ForConditionalGeneration")(config).eval()
-    zoo.randomise(model, torch.float32)
+    randomise(model, torch.float32)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(10, 100, (2, 9), generator=generator)
     mask = torch.ones_like(ids)

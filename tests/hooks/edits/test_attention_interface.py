@@ -10,6 +10,7 @@ import torch
 import transformers
 from support import zoo
 from support.attention import FEW, attached, run, seen
+from support.random_models import randomise
 from support.streams import same, streams
 from torch import Tensor
 
@@ -115,7 +116,7 @@ def attention_op(structure: Structure, block: int) -> Any:
 def test_two_models_with_one_config_do_not_meet() -> None:
     first, inputs = zoo.build("bert")
     second = transformers.BertModel(first.config).eval()
-    zoo.randomise(second, torch.float32, seed=5)
+    randomise(second, torch.float32, seed=5)
     assert second.config is first.config
     structure, plain = find_structure(first, inputs), run(second, inputs)
     after = [torch.empty(0)]
@@ -242,7 +243,7 @@ def test_a_model_that_asks_for_its_implementation_runs_the_same_on_inputs_longer
     index = {"index_topk": 16, "index_n_heads": 4, "index_head_dim": 8, "first_k_dense_replace": 3}
     config = transformers.DeepseekV32Config(**zoo.BERT | ranks | experts | index)
     model = transformers.DeepseekV32Model._from_config(config).eval()
-    zoo.randomise(model, torch.float32)
+    randomise(model, torch.float32)
     long = {"input_ids": torch.randint(10, 100, (2, 40), generator=torch.Generator().manual_seed(0))}
     structure = find_structure(model)
     assert structure.blocks[0].routed == 1
@@ -253,7 +254,7 @@ def test_a_model_that_asks_for_its_implementation_runs_the_same_on_inputs_longer
 
 def test_heads_and_patterns_of_a_generation_with_a_cache() -> None:
     model = transformers.LlamaForCausalLM._from_config(transformers.LlamaConfig(**zoo.LLAMA)).eval()
-    zoo.randomise(model, torch.float32)
+    randomise(model, torch.float32)
     inputs = {"input_ids": torch.arange(20, 32).view(2, 6), "attention_mask": torch.ones(2, 6).long()}
     inputs["attention_mask"][0, :2] = 0
     how = {"max_new_tokens": 4, "do_sample": False}

@@ -9,6 +9,7 @@ import transformers
 from support import zoo
 from support.attention import OUTPUT, attached, run, seen
 from support.odd_models import Odd, Plain, Stack
+from support.random_models import randomise
 from support.streams import PROVED, same, streams
 from torch import Tensor
 
@@ -97,7 +98,7 @@ def test_a_query_that_sees_nothing_has_a_row_of_zeros() -> None:
 def test_attention_sinks_leave_rows_below_one() -> None:
     config = transformers.GptOssConfig(**zoo.LLAMA | {"head_dim": 8, "sliding_window": 4})
     model = transformers.GptOssModel._from_config(config).eval()
-    zoo.randomise(model, torch.float32)
+    randomise(model, torch.float32)
     inputs = {"input_ids": torch.randint(10, 100, (2, 12), generator=torch.Generator().manual_seed(0))}
     structure = find_structure(model, inputs)
     assert {op.via for block in structure.blocks for b in block.branches for op in b.ops} == {"interface"}

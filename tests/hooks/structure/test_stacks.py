@@ -6,6 +6,7 @@ import pytest
 import torch
 from support import zoo
 from support.odd_models import REFUSED, Odd, Plain, Stack, clip, t5
+from support.random_models import randomise
 from torch import Tensor, nn
 
 import rc_probe
@@ -66,7 +67,7 @@ def test_decoder_of_an_encoder_decoder() -> None:
 
     config = transformers.T5Config(d_model=32, num_layers=2, num_heads=4, d_kv=8, d_ff=64, vocab_size=100)
     model = transformers.T5ForConditionalGeneration(config).eval()
-    zoo.randomise(model, torch.float32)
+    randomise(model, torch.float32)
     assert find_structure(model).signature == "A|X|M"
 
 

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from support import zoo
 from support.command import fails
+from support.random_models import randomise
 
 import rc_probe
 from rc_probe.cli.app import path_numbers
@@ -121,7 +121,7 @@ def test_models_whose_paths_cannot_be_told_apart_keep_their_curves(demo: Loaded)
     torch.manual_seed(0)
     config = transformers.MambaConfig(vocab_size=31000, hidden_size=16, num_hidden_layers=2, state_size=4)
     model = transformers.MambaModel(config).eval()
-    zoo.randomise(model, torch.float32)
+    randomise(model, torch.float32)
     result = rc_probe.probe(
         model,
         ["a b c d e f g h", "i j k l m n o p q"],

@@ -7,6 +7,7 @@ import torch
 import transformers
 from support import zoo
 from support.odd_models import clip, t5
+from support.random_models import randomise
 
 from rc_probe import RcProbeError
 from rc_probe.models.towers import pick
@@ -17,7 +18,7 @@ def llava() -> Any:
     vision = transformers.CLIPVisionConfig(**zoo.VIT)
     config = transformers.LlavaConfig(text_config=text, vision_config=vision, image_token_id=3)
     model = transformers.LlavaForConditionalGeneration(config).eval()
-    zoo.randomise(model, torch.float32)
+    randomise(model, torch.float32)
     return model
 
 
