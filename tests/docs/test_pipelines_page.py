@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from support import tiny
 from support.places import ROOT
@@ -119,7 +118,7 @@ def test_evaluate() -> None:
 
 
 def test_mteb() -> None:
-    mteb = pytest.importorskip("mteb")
+    import mteb
     from datasets import Dataset
 
     texts = [
