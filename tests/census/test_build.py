@@ -125,12 +125,10 @@ def test_workers_outlive_good_raising_exiting_and_sleeping_tasks() -> None:
         if name == "exits":
             os._exit(3)
         if name == "sleeps":
-            time.sleep(60)
+            time.sleep(600)  # longer than the tests may take
         return name * 100_000  # more than a pipe holds
 
-    start = time.monotonic()
     results = dict(run(["a", "raises", "exits", "sleeps", "b"], task, processes=2, seconds=2))
-    assert time.monotonic() - start < 20
     assert results.pop("a") == "a" * 100_000
     assert results.pop("b") == "b" * 100_000
     assert all(isinstance(value, Failed) for value in results.values())
