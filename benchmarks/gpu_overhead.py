@@ -24,10 +24,9 @@ import transformers
 
 from rc_probe.hooks.attach import find_structure
 from rc_probe.hooks.edits.edits import Edits
-from rc_probe.hooks.edits.gates import gate_edits
-from rc_probe.measures.curves import Curves
+from rc_probe.interventions.paper import paper_variants
 from rc_probe.measures.variant_passes import stream_pass
-from rc_probe.measures.variants import paper_variants
+from rc_probe.metrics.layer_curves import Curves
 from rc_probe.registry import METRICS, select
 
 AIM = 1.05
@@ -45,7 +44,7 @@ def modes(dtype: torch.dtype, device: torch.device, batch: int, length: int) -> 
     mask[: batch // 2, length - length // 8 :] = 0  # half of the texts are padded
     inputs = {"input_ids": ids, "attention_mask": mask}
     structure = find_structure(model, inputs)
-    san = gate_edits(structure, paper_variants(structure)[0].gates)
+    san = paper_variants(structure)[0].edits(structure)
 
     def tapped(metrics: list[str], edits: Edits) -> Mode:
         curves = Curves(metrics)  # kept, as in a run: its sums lie on the device

@@ -19,8 +19,10 @@ import transformers
 from rc_probe.data.batches import Batch
 from rc_probe.hooks.attach import find_structure
 from rc_probe.hooks.edits.model_state import measuring
+from rc_probe.interventions.grammar import parse_intervention
+from rc_probe.interventions.intervention import Variant
+from rc_probe.interventions.paper import paper_variants
 from rc_probe.measures.variant_passes import measure_variants
-from rc_probe.measures.variants import Variant, paper_variants, parse_ablation
 
 
 def cpu(run: Callable[[], object]) -> float:
@@ -46,11 +48,11 @@ def main() -> None:
     ]
     structure = find_structure(model, batches[0].inputs)
     lists: dict[str, tuple[list[Variant], int]] = {
-        "12 ablations of one MLP each, by plain passes": ([parse_ablation(f"mlp@{n}") for n in range(1, 13)], 12),
+        "12 ablations of one MLP each, by plain passes": ([parse_intervention(f"mlp@{n}") for n in range(1, 13)], 12),
         "12 ablations of one attention skip each, by plain passes": (
-            [parse_ablation(f"attention.skip@{n}") for n in range(1, 13)], 12,
+            [parse_intervention(f"attention.skip@{n}") for n in range(1, 13)], 12,
         ),
-        "12 ablations of one block each, by plain passes": ([parse_ablation(f"block@{n}") for n in range(1, 13)], 12),
+        "12 ablations of one block each, by plain passes": ([parse_intervention(f"block@{n}") for n in range(1, 13)], 12),
         "the paper's four variants, in plain passes": (paper_variants(structure), 1),
     }  # fmt: skip
 

@@ -23,8 +23,8 @@ import transformers
 
 from rc_probe.hooks.attach import find_structure
 from rc_probe.hooks.edits.edits import Edits
-from rc_probe.measures.curves import Curves
 from rc_probe.measures.variant_passes import stream_pass
+from rc_probe.metrics.layer_curves import Curves
 from rc_probe.registry import METRICS, select
 
 CHEAP = [name for name in select() if METRICS[name].cost == "cheap"]

@@ -6,33 +6,33 @@ import datetime
 import platform
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 import rc_probe
+from rc_probe.common_options import CommonOptions
 from rc_probe.data.batches import Batches, batches, long_enough
 from rc_probe.data.digest import digest_of
 from rc_probe.data.samples import Samples, load_samples
 from rc_probe.hooks.attach import find_structure
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.structure.structure import Structure
-from rc_probe.measures.below_float_floor import below_the_floor
-from rc_probe.measures.curves import Curves, check_finite, gather_curves
-from rc_probe.measures.rows import ablation_rows, structure_rows
-from rc_probe.measures.variant_passes import measure_variants
-from rc_probe.measures.variants import Variant, mixer_note, paper_variants, parse_ablation
+from rc_probe.interventions.paper import mixer_note
+from rc_probe.measures import MEASUREMENTS, TABLES
+from rc_probe.measures.context import Context
+from rc_probe.measures.measurement import Found, Measurement
 from rc_probe.models.fresh_weights import fresh_model
 from rc_probe.models.load import Loaded, hold_model, load_model
 from rc_probe.models.locate import DEMO, on_hub
-from rc_probe.paths.tables import PathPlan, measure_paths, plan_paths
+from rc_probe.models.structure_table import structure_rows
 from rc_probe.processes.agreement import facts, own_device
+from rc_probe.processes.heartbeat import ElsewhereError
 from rc_probe.processes.world import World
-from rc_probe.results.tables import TABLES, Row
+from rc_probe.results.tables import Row
 
 from .result import ProbeResult
 from .settings import Settings
@@ -65,13 +65,10 @@ def probe(
     progress: called as progress(stage, done, total)
     world: the processes that share the work, `World.join()`; each gets the whole result. Without it, this
         process measures everything
-    options: the fields of `Settings`. Of a model by name: revision, dtype, device, device_map, offload_folder,
-        allow_pickle, trust_remote_code. Which part of it: stack, blocks. Of the data: column, label_column, samples,
-        length, batch_size, special_tokens. Of what is measured: metrics, svd_samples, init, init_seeds, seed, ablate,
-        recursion. Of the paths: paths, path_draws, repeats, path_samples, max_length, count_mlp
+    options: those of the command, by the same names with _ for - (`rc-probe --help`): dtype, samples, length,
+        metrics, ablate, init … `rc_probe.settings.Settings` has them all. `path_draws` is what `--paths 5 20` gives
 
-    Returns a ProbeResult with the tables residuals, ablations, structure, recursion, bounds, paths, path_sources,
-    path_counts, chains.
+    Returns a ProbeResult with the tables of docs/tables.md.
     Raises RcProbeError, one clear line, for bad input and for models that cannot be proved.
     """
     chosen = Settings.of(data=data, **options)
@@ -80,7 +77,7 @@ def probe(
 
 def measure(
     model: Any,
-    chosen: Settings,
+    chosen: CommonOptions,
     *,
     processor: Any = None,
     progress: Progress | None = None,
@@ -90,7 +87,6 @@ def measure(
     """What `probe` does, with all options in `chosen`. `command` is what repeats it, made up if not given."""
     started = time.monotonic()
     chosen.check()
-    ablations = [parse_ablation(text) for text in dict.fromkeys(chosen.ablate)]
     together = world or World()
 
     def report(stage: str, done: int, total: int) -> None:
@@ -112,14 +108,9 @@ def measure(
         samples, loaded, length=chosen.length, batch_size=chosen.batch_size,
         special_tokens=chosen.special_tokens,
     )  # fmt: skip
-    plan = (
-        plan_paths(loaded, samples, chosen) if chosen.paths else None
-    )  # labels that cannot be meant end it here
-    run = _Run(loaded, chosen, made, ablations, report, together)
+    run = _Run(loaded, chosen, samples, made, report, together)
     together.same(facts(chosen, samples, made, run.structure))
     run.measure()
-    if plan is not None:
-        run.measure_paths(plan)
     return ProbeResult(
         model=run.describe(),
         settings=_settings(chosen, loaded, samples, made, command, together),
@@ -128,7 +119,7 @@ def measure(
     )
 
 
-def _load(model: str, chosen: Settings, world: World) -> Loaded:
+def _load(model: str, chosen: CommonOptions, world: World) -> Loaded:
     with world.local_first() if on_hub(model) else nullcontext():
         return load_model(
             model, revision=chosen.revision, dtype=chosen.dtype, device=own_device(chosen, world),
@@ -138,118 +129,96 @@ def _load(model: str, chosen: Settings, world: World) -> Loaded:
 
 
 class _Run:
-    """The passes of one probe, and the tables that they fill."""
+    """The measurements of one probe, on the pretrained weights and then on fresh ones, and what they found."""
 
     def __init__(
         self,
         loaded: Loaded,
-        chosen: Settings,
+        chosen: CommonOptions,
+        samples: Samples,
         made: Batches,
-        ablations: list[Variant],
         report: Progress,
         world: World,
     ) -> None:
         self.loaded, self.chosen, self.made, self.report, self.world = loaded, chosen, made, report, world
+        self.wanted = [each for each in MEASUREMENTS if each.wanted(chosen)]
+        plans = {each.name: each.plan(loaded, samples, chosen) for each in self.wanted}
         report("proving the structure", 0, 1)
-        self.first = next(iter(made))
-        self.example = self.first.inputs
+        self.example = next(iter(made)).inputs
         self.structure = self._structure(loaded.model)
-        self.paper = paper_variants(self.structure)
-        self.variants = [*self.paper, *ablations]
-        seeds = chosen.init_seeds if chosen.init else 0
-        self.mine = world.share(range(len(made)))  # numbers of the batches that this process measures
-        self.total = len(self.mine) * (len(self.variants) + seeds * len(self.paper))
-        self.done = 0
-        self.curves: dict[str, dict[str, Curves]] = {}
-        self.rows: dict[str, list[Row]] = {}
+        self.context = Context(
+            loaded, self.structure, samples, made, chosen, world, name=DEMO_NAME if loaded.id == DEMO else loaded.id,
+            plans=plans, report=self._advance,
+        )  # fmt: skip
+        self.found: dict[str, dict[str, Found]] = {}  # by weights and measurement
         self.notes: list[str] = []
-        self.path_facts: dict[str, Any] = {}
+        self.total = sum(each.passes(context) for context in self._planned() for each in self._of(context))
+        self.done = 0
 
     def _structure(self, model: Any) -> Structure:
         return find_structure(model, self.example, stack=self.loaded.stack, blocks=self.chosen.blocks)
 
+    def _planned(self) -> Iterator[Context]:
+        """The weights that are measured, of which fresh ones are not there yet."""
+        yield self.context
+        for nth in range(self.chosen.init_seeds if self.chosen.init else 0):
+            yield replace(self.context, weights="init", seed=self.chosen.seed + nth, nth=nth)
+
+    def _of(self, context: Context) -> list[Measurement]:
+        return [each for each in self.wanted if each.on_fresh or context.weights == "pretrained"]
+
     def measure(self) -> None:
-        self.curves["pretrained"] = self._curves(self.structure, self.variants, "pretrained")
-        check_finite(self.structure, self.curves["pretrained"])
-        if self.chosen.recursion:
-            self._below_the_floor(self.structure, "pretrained")
-        for number in range(self.chosen.init_seeds if self.chosen.init else 0):
-            self._measure_init(self.chosen.seed + number, first=number == 0)
+        for planned in self._planned():
+            try:
+                context = planned if planned.seed is None else self._fresh(planned, planned.seed)
+            except RcProbeError as error:  # such as output projections that start at zero
+                self.notes.append(f"Fresh weights were not measured: {error}")
+                continue
+            found = self.found.setdefault(context.weights, {})
+            for each in self._of(context):
+                found[each.name] = self._one(each, replace(context, before=found.get(each.name), found=found))
 
-    def measure_paths(self, plan: PathPlan) -> None:
-        """After the curves: a model whose paths cannot be told apart has these all the same."""
+    def _fresh(self, context: Context, seed: int) -> Context:
+        model = fresh_model(self.loaded, seed)
+        return replace(context, loaded=replace(self.loaded, model=model), structure=self._structure(model))
 
-        def advance(stage: str) -> None:
-            self.report(f"paths: {stage}", self.done, self.total)
+    def _one(self, each: Measurement, context: Context) -> Found:
+        """What it found; one that cannot be done on this model is a note, and the others go on."""
 
-        advance("exact")
-        found = self.world.once(
-            lambda: measure_paths(self.loaded, self.structure, plan, self.chosen, self._name, advance),
-            "paths",
-        )
-        self.rows |= found.tables
-        self.path_facts = found.facts
-        self.notes += found.notes
+        def attempt() -> Found:
+            try:
+                return each.run(context)
+            except ElsewhereError:
+                raise
+            except RcProbeError as error:
+                together = each.shared and self.world.size > 1  # the others wait for its numbers
+                if together or (each.needed and context.weights == "pretrained"):
+                    raise
+                weights = "" if context.weights == "pretrained" else ", fresh weights,"
+                return context.before or Found(notes=[f"{each.subject}{weights} not measured: {error}"])
 
-    @property
-    def _name(self) -> str:
-        return DEMO_NAME if self.loaded.id == DEMO else self.loaded.id
+        return attempt() if each.shared else self.world.once(attempt, f"{context.weights}: {each.name}")
 
-    def _measure_init(self, seed: int, *, first: bool) -> None:
-        try:
-            fresh = fresh_model(self.loaded, seed)
-            structure = self._structure(fresh)
-        except RcProbeError as error:  # such as output projections that start at zero
-            self.notes.append(f"Fresh weights were not measured: {error}")
-            return
-        curves = self._curves(structure, self.paper, f"init, seed {seed}")
-        if self.chosen.init_seeds > 1:
-            names = TABLES["init_seeds"].names
-            rows = (row for v in curves for row in curves[v].rows(seed=seed, variant=v))
-            self.rows.setdefault("init_seeds", []).extend({key: row[key] for key in names} for row in rows)
-        if not first and "init" in self.curves:
-            for name, mine in self.curves["init"].items():
-                mine.merge(curves[name])
-            return
-        self.curves["init"] = curves
-        if self.chosen.recursion:
-            self._below_the_floor(structure, "init")
-
-    def _below_the_floor(self, structure: Structure, weights: str) -> None:
-        self.report(f"{weights}: below the float floor", self.done, self.total)
-        below = self.world.once(
-            lambda: below_the_floor(structure, self.first, weights), f"{weights}: recursion"
-        )
-        self.rows.setdefault("recursion", []).extend(below.recursion)
-        self.rows.setdefault("bounds", []).extend(below.bounds)
-        self.notes += below.notes
-
-    def _curves(self, structure: Structure, variants: Sequence[Variant], stage: str) -> dict[str, Curves]:
-        def advance(name: str) -> None:
-            self.done += 1
-            self.report(f"{stage}: {name}", self.done, self.total)
-
-        curves, notes = measure_variants(
-            structure, self.made.of(self.mine), variants, self.chosen.measured, few=self.chosen.svd_samples,
-            advance=advance,
-        )  # fmt: skip
-        self.notes += [note for note in notes if note not in self.notes]
-        return gather_curves(curves, partial(self.world.gather, what=stage))
+    def _advance(self, stage: str, passes: int) -> None:
+        self.done += passes
+        self.report(stage, self.done, self.total)
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        residuals = [
-            row
-            for weights, curves in self.curves.items()
-            for v in curves
-            for row in curves[v].rows(weights=weights, variant=v)
-        ]
-        tables = {
-            "residuals": residuals,
-            "ablations": ablation_rows(self.curves["pretrained"], self.variants, self.structure.depth),
-            **self.rows,
-            "structure": structure_rows(self.structure),
-        }
-        return {name: TABLES[name].frame(rows) for name, rows in tables.items() if rows}
+        rows: dict[str, list[Row]] = {}
+        for each in (one for found in self.found.values() for one in found.values()):
+            for name, more in each.tables.items():
+                rows.setdefault(name, []).extend(more)
+        rows["structure"] = structure_rows(self.structure)
+        return {name: TABLES[name].frame(rows[name]) for name in TABLES if rows.get(name)}
+
+    def _facts(self, each: Measurement) -> dict[str, Any]:
+        found = self.found["pretrained"].get(each.name)
+        return found.facts if found else {}
+
+    def _all_notes(self) -> list[str]:
+        """Of the run and of its measurements, each once."""
+        theirs = (note for found in self.found.values() for each in found.values() for note in each.notes)
+        return list(dict.fromkeys([*self.loaded.notes, *self._stack_notes(), *self.notes, *theirs]))
 
     def describe(self) -> dict[str, Any]:
         """The entry `model` of the results."""
@@ -259,7 +228,7 @@ class _Run:
         }
         norms = [bool(j.norms) for block in structure.blocks for j in block.junctions]
         return {
-            "id": self._name,
+            "id": self.context.name,
             "class": type(model).__name__,
             "model_type": getattr(model.config, "model_type", None),
             "revision": self.loaded.revision,
@@ -273,8 +242,8 @@ class _Run:
             "stack": structure.name,
             "stacks": [*self.loaded.others, *structure.others],
             "proved": list(structure.proved),
-            "paths": self.path_facts,
-            "notes": self.loaded.notes + self._stack_notes() + self.notes,
+            **{each.name: self._facts(each) for each in MEASUREMENTS if each.has_findings},
+            "notes": self._all_notes(),
         }
 
     def _stack_notes(self) -> list[str]:
@@ -286,7 +255,7 @@ class _Run:
 
 
 def _settings(
-    chosen: Settings, loaded: Loaded, samples: Samples, made: Batches, command: str | None, world: World
+    chosen: CommonOptions, loaded: Loaded, samples: Samples, made: Batches, command: str | None, world: World
 ) -> dict[str, Any]:
     count, idle = len(samples.items), max(world.size - len(made), 0)
     waits = (
@@ -299,14 +268,14 @@ def _settings(
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "device": ", ".join(sorted({str(place) for place in places.values()})), "processes": world.size,
         "seed": chosen.seed, "init_seeds": chosen.init_seeds if chosen.init else 0,
-        "special_tokens": chosen.special_tokens, "metrics": chosen.measured, "ablate": list(chosen.ablate),
-        "svd_samples": min(chosen.svd_samples, count),
+        "special_tokens": chosen.special_tokens,
+        **{key: value for each in MEASUREMENTS for key, value in each.entries(chosen, count).items()},
         "notes": [note for note in (samples.note, made.note, waits) if note],
         "command": command or _as_command(loaded, chosen),
     }  # fmt: skip
 
 
-def _as_command(loaded: Loaded, chosen: Settings) -> str:
+def _as_command(loaded: Loaded, chosen: CommonOptions) -> str:
     """The command that repeats a probe made from Python, as far as a command can."""
     dtype = str(loaded.model.dtype).removeprefix("torch.")
     return shlex.join(replace(chosen, dtype=dtype, revision=loaded.revision).words(loaded.id))

@@ -16,16 +16,23 @@ import pandas as pd
 
 import rc_probe
 from rc_probe.hooks.errors import RcProbeError
+from rc_probe.measures import TABLES
 from rc_probe.results.curves import METRIC, curves
 from rc_probe.results.files import HTML_NAME, JSON_NAME, SCHEMA, save_files, tables_as_json, tidy
 from rc_probe.results.like_for_like import unlike
 from rc_probe.results.protocols import Failure, Run
-from rc_probe.results.tables import COMPARED
+from rc_probe.results.tables import COMPARED, FRAMES, RUN, STEP, Column, page
+from rc_probe.results.tables import Table as Declared
 from rc_probe.results.words import name_of
 
 from .result import ProbeResult
 
 MOST_NAMES = 4  # in a title
+DEPTH = Column("depth", "float64", "layer / blocks, 0 to 1")
+STACKED = {  # the runs' tables of these names below each other
+    name: Declared(name, f"The tables {name} of the runs", (RUN, STEP, *TABLES[name].columns, *more))
+    for name, more in {"residuals": (DEPTH,), "ablations": ()}.items()
+}
 ABLATION = ["component", "layer", "head"]  # what says which ablation a row is about
 
 
@@ -88,7 +95,7 @@ class Comparison:
             if name == "residuals":
                 blocks = run.result.model.get("blocks") or max(int(frame["layer"].max()), 1)
                 frame = frame.assign(depth=frame["layer"] / blocks)
-            frames.append(frame[[column for column in COMPARED[name].names if column in frame]])
+            frames.append(frame[[column for column in STACKED[name].names if column in frame]])
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
     def common_ablations(self) -> pd.DataFrame:
@@ -195,3 +202,14 @@ def _ablation(row: Mapping[Hashable, Any]) -> str:
     component, layer, head = (row[key] for key in ABLATION)
     head = f":{head}" if isinstance(head, str) and head else ""
     return component if component.startswith("SAN") else f"{component}@{layer}{head}"
+
+
+def tables_page() -> str:
+    """docs/tables.md."""
+    compared = [*COMPARED.values(), *STACKED.values()]
+    frames = {"Frames from Python, and `rc-probe lm-eval`": FRAMES.values()}
+    return page({"A run": TABLES.values(), "A comparison": compared, **frames})
+
+
+if __name__ == "__main__":
+    print(tables_page(), end="")

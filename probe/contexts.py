@@ -13,17 +13,18 @@ from torch import Tensor, nn
 from rc_probe.hooks.attach import find_structure
 from rc_probe.hooks.edits.edits import Editing
 from rc_probe.hooks.edits.forward_calls import Listening
-from rc_probe.hooks.edits.gates import Gate, gate_edits
+from rc_probe.hooks.edits.gates import Gate
 from rc_probe.hooks.edits.stream_taps import Tap
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.structure.structure import Structure
 from rc_probe.hooks.structure.tape import walk
 from rc_probe.hooks.structure.unwrap import unwrapped
-from rc_probe.measures.curves import Curves, Measured, gather_curves
-from rc_probe.measures.rows import structure_rows
-from rc_probe.measures.variants import parse_ablation
+from rc_probe.interventions.grammar import interventions
+from rc_probe.interventions.intervention import Intervention
+from rc_probe.metrics.layer_curves import Curves, Measured, gather_curves
+from rc_probe.models.structure_table import structure_rows
 from rc_probe.processes.world import World
-from rc_probe.results.tables import FRAMES, TABLES
+from rc_probe.results.tables import FRAMES, RUN_TABLES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +34,7 @@ DEFAULT_METRICS = ("residual", "residual_frobenius", "cosine")
 
 def ablate(
     model: nn.Module,
-    *what: str | Gate,
+    *what: str | Gate | Intervention | Sequence[str | Gate | Intervention],
     inputs: dict[str, Any] | None = None,
     stack: str | None = None,
     blocks: str | None = None,
@@ -41,8 +42,8 @@ def ablate(
     """A context in which `model` runs without the named parts; afterwards it is as it was.
 
     `model`: any torch module, compiled ones and sentence-transformers' included.
-    `what`: texts such as "mlp@7", "attention.skip@3-5", "head@2:5", "mlp@4=0.5", or `Gate`s, whose
-    value may be a tensor (batch,) of one gate per sample. Blocks and heads are numbered from 1.
+    `what`: specs such as "mlp@7", "attention.skip@3-5", "head@2:5", "mlp@4=0.5", "block@5-8", or `Gate`s, whose
+    value may be a tensor (batch,) of one gate per sample, or lists of them. Blocks and heads are numbered from 1.
     `inputs`: keyword arguments of a forward pass of two or more samples, to attach with; made from
     the config when left out. `stack` names one of several stacks (an encoder, a tower), `blocks` the
     blocks by hand (`encoder.layer.*`). Inside, compiled and fused code runs operation by operation, and only the
@@ -55,11 +56,11 @@ def ablate(
     >>> with ablate(model, "mlp@7"):          # doctest: +SKIP
     ...     evaluate(model)
     """
-    if not what:
+    asked = interventions(*what)
+    if not asked.interventions:
         raise RcProbeError("nothing to ablate", where="ablate", todo="Name a part, such as 'mlp@7'")
     structure = _prove(model, inputs, stack, blocks)
-    gates = [g for item in what for g in ([item] if isinstance(item, Gate) else parse_ablation(item).gates)]
-    return Editing(structure, gate_edits(structure, gates))
+    return Editing(structure, asked.edits(structure))
 
 
 def attach(
@@ -227,4 +228,4 @@ class Attached(AbstractContextManager["Attached"]):
 
     def structure_frame(self) -> pd.DataFrame:
         """The blocks and branches that were proved, one row per branch."""
-        return TABLES["structure"].frame(structure_rows(self.structure))
+        return RUN_TABLES["structure"].frame(structure_rows(self.structure))

@@ -8,26 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rc_probe.hooks.components import COMPONENTS
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.structure.structure import INTERFACE, AttentionOp, Block, Junction, Structure
 
 from .block_mode import Function
 from .edits import Edits, zero
-
-COMPONENTS = {
-    "attention": "the attention branch; its skip goes on alone",
-    "attention.skip": "the skip around the attention branch; the branch goes on alone",
-    "mlp": "the MLP branch; its skip (and, post-LN, its norm) goes on alone",
-    "mlp.skip": "the skip around the MLP branch; the branch goes on alone",
-    "mlp.sublayer": "the MLP sublayer as a whole: branch, its own skip and, post-LN, its norm",
-    "cross": "the cross-attention branch",
-    "cross.skip": "the skip around the cross-attention branch",
-    "mixer": "the branch that mixes tokens without attention (state space, convolution …)",
-    "mixer.skip": "the skip around that branch",
-    "head": "one attention head",
-    "block": "the whole block: the stream leaves it as it entered",
-}
-ONLY_REMOVED = {"mlp.sublayer", "block"}  # have no gate between 0 and 1
 
 
 @dataclass(frozen=True)
@@ -46,8 +32,15 @@ class Gate:
 
     def __post_init__(self) -> None:
         for name in ("blocks", "heads"):  # one number may stand for a tuple of one
-            if isinstance(getattr(self, name), int):
-                object.__setattr__(self, name, (getattr(self, name),))
+            given = getattr(self, name)
+            numbers = (given,) if isinstance(given, int) else given if given is None else tuple(given)
+            if not all(isinstance(number, int) for number in numbers or ()):
+                raise _wrong(f"{name} {given!r} are not whole numbers", "Count from 1, such as (3, 4)")
+            object.__setattr__(self, name, numbers)
+        if self.component not in COMPONENTS:
+            raise _wrong(f"there is no component {self.component!r}", f"There are {', '.join(COMPONENTS)}")
+        if not isinstance(self.value, Tensor | int | float):
+            raise _wrong(f"the value {self.value!r} is not a number", "Give a number, or a tensor (batch,)")
 
 
 def scaling(value: float | Tensor, axis: int | None, ndim: int) -> Function:
@@ -231,6 +224,10 @@ def weigh_heads(op: AttentionOp, x: Tensor, g: Tensor) -> Tensor:
     g = g[:, None, :, None] if op.via == INTERFACE else g[:, :, None, None]
     y = torch.where(g == 0, torch.zeros((), dtype=y.dtype, device=y.device), y * g)
     return y.flatten(0, 1) if folded else y
+
+
+def _wrong(what: str, todo: str) -> RcProbeError:
+    return RcProbeError(what, where="Gate", todo=todo)
 
 
 def _wrong_count(value: Tensor, batch: int) -> RcProbeError:

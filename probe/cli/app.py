@@ -9,11 +9,12 @@ from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from rc_probe import __version__
+from rc_probe.common_options import MODEL
 from rc_probe.integrations.trackers import check_trackers, log_result
 from rc_probe.models.checkpoints import Checkpoint, checkpoints
 from rc_probe.processes.launch import launched, start_or_join
@@ -21,30 +22,63 @@ from rc_probe.results.checks import exit_code
 from rc_probe.settings import Settings
 
 from .errors import interrupts, one_line_errors
-from .help_texts import (
-    ABLATE_HELP,
-    BASELINE_HELP,
-    BLOCKS_HELP,
-    DATA_HELP,
-    EXAMPLES,
-    FAIL_IF_HELP,
-    LABEL_HELP,
-    LOG_HELP,
-    MAP_HELP,
-    MAX_DROP_HELP,
-    OUT_HELP,
-    PATHS_HELP,
-    PROCESSES_HELP,
-    REVISIONS_HELP,
-    STACK_HELP,
-)
+from .generated import with_options
 from .job import Job, folder_name
 from .one_run import conclude, run
 
-if TYPE_CHECKING:
-    pass
+EXAMPLES = """
+Examples:
 
-DEFAULT = Settings()
+  rc-probe demo                                  the packaged all-MiniLM-L6-v2, bundled texts
+
+  rc-probe bert-base-uncased --data reviews.csv  your own texts
+
+  rc-probe ./my-vit --data photos/               a folder of images
+
+  rc-probe ./my-wav2vec2 --data speech/          a folder of sounds
+
+  rc-probe gpt2 --ablate mlp@7 --ablate head@2:5 the model without a part, beside the whole
+
+  rc-probe gpt2 --paths 5 20 --repeats 5         paths drawn, beside the exact numbers
+
+  rc-probe gpt2 --num-processes 4                the samples shared among four GPUs
+
+  rc-probe t5-small --stack encoder              one stack or tower of several
+
+  rc-probe gpt2 --no-init --json --quiet | jq .verdict
+
+  rc-probe ./new --fail-if 'residual@last<0.1'   exit code 1 where the last layer is collapsed
+
+  rc-probe ./checkpoints                         collapse over training, from a folder of checkpoints
+
+  rc-probe sweep models.txt --data texts.txt     a list of models, one per line, and their comparison
+
+  rc-probe compare RUN RUN …                     results of several models or versions in one report
+
+  rc-probe lm-eval gpt2 --tasks arc_easy --ablate mlp@7   accuracy without a part
+
+  rc-probe architectures llama                   what is proved about which model type
+"""
+REVISIONS_HELP = (
+    "Several, separated by commas: step0,step1000,… Of a folder: checkpoints below it, such as 'checkpoint-*'. Each "
+    "is measured, then compared over training. A folder of checkpoints alone needs no option."
+)
+PROCESSES_HELP = "Share the samples among N processes of this machine, one for each GPU. (default: 1)"
+FAIL_IF_HELP = (
+    "End with exit code 1 if this holds: 'residual@last<0.1', 'cosine@max:SAN>0.99'. METRIC@WHERE[:VARIANT], WHERE "
+    "a layer, first, last, min, max or mean; then < <= > >= and a number, in quotes. Repeat for more."
+)
+BASELINE_HELP = (
+    "results.json of an earlier run on the same samples: end with 1 if a layer got worse than there."
+)
+MAX_DROP_HELP = (
+    "Largest allowed drop: 0.05 of the residual (the default), or METRIC[:VARIANT]=NUMBER. Repeat for more."
+)
+OUT_HELP = "Folder for report.html, results.json and the tables. (default: rc-probe-out/MODEL)"
+LOG_HELP = (
+    "Also log to a tracker of accelerate: tensorboard, wandb, mlflow, trackio … Curves by layer, one step per layer. "
+    "Repeat for more."
+)
 COMMANDS = {  # besides the main job
     "architectures": "rc_probe.cli.architectures",
     "compare": "rc_probe.cli.compare",
@@ -60,61 +94,19 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-_model, _data, _measure, _paths, _checks, _output = (
+_model, _checks, _output = (
     partial(typer.Option, rich_help_panel=panel)  # an option in a panel of --help
-    for panel in ("The model", "The data", "What is measured", "Paths", "Checks", "Output")
+    for panel in (MODEL, "Checks", "Output")
 )
 
 
 @app.command(epilog=EXAMPLES)
+@with_options(Settings)
 def measure(
     ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="A Hub id, a folder, or 'demo' (the packaged all-MiniLM-L6-v2).")],
-    revision: Annotated[str | None, _model(help="Branch, tag or commit of a Hub model.")] = DEFAULT.revision,
     revisions: Annotated[str | None, _model(help=REVISIONS_HELP)] = None,
-    dtype: Annotated[str, _model(help="float32, float64, bfloat16, float16, or auto.")] = DEFAULT.dtype,
-    device: Annotated[str | None, _model(help="cpu, cuda, cuda:1 … (default: cuda if there is one)")] = DEFAULT.device,
-    device_map: Annotated[str | None, _model(help=MAP_HELP)] = DEFAULT.device_map,
-    offload_folder: Annotated[str | None, _model(help="For what the device map puts on disk.")] = DEFAULT.offload_folder,
     num_processes: Annotated[int | None, _model(help=PROCESSES_HELP, min=1)] = None,
-    allow_pickle: Annotated[
-        bool, _model("--allow-pickle", help="Also load pickled weights, which can run code.")
-    ] = DEFAULT.allow_pickle,
-    trust_remote_code: Annotated[
-        bool, _model("--trust-remote-code", help="Run the model's own code.")
-    ] = DEFAULT.trust_remote_code,
-    stack: Annotated[str | None, _model(help=STACK_HELP)] = DEFAULT.stack,
-    blocks: Annotated[str | None, _model(help=BLOCKS_HELP)] = DEFAULT.blocks,
-    data: Annotated[str | None, _data(help=DATA_HELP)] = None,
-    column: Annotated[str | None, _data(help="Column of a table or dataset.")] = DEFAULT.column,
-    label_column: Annotated[str | None, _data(help=LABEL_HELP)] = DEFAULT.label_column,
-    samples: Annotated[int, _data(help="Texts, images or sounds at most.")] = DEFAULT.samples,
-    length: Annotated[int, _data(help="Tokens of a text at most.")] = DEFAULT.length,
-    batch_size: Annotated[
-        int, _data(help="Samples in one forward pass. Changes no number beyond rounding.")
-    ] = DEFAULT.batch_size,
-    special_tokens: Annotated[
-        bool, _data(help="Keep [CLS], [SEP] and the like in the text.")
-    ] = DEFAULT.special_tokens,
-    ablate: Annotated[list[str] | None, _measure(help=ABLATE_HELP)] = None,
-    metrics: Annotated[
-        str | None, _measure(help="Names, separated by commas, or 'all'. (default: all but the solvers)")
-    ] = None,
-    svd_samples: Annotated[int, _measure(help="Samples that ranks are measured on (slow).")] = DEFAULT.svd_samples,
-    init: Annotated[
-        bool, _measure(help="Also measure the same architecture freshly initialised.")
-    ] = DEFAULT.init,
-    init_seeds: Annotated[int, _measure(help="How many initialisations.")] = DEFAULT.init_seeds,
-    seed: Annotated[int, _measure(help="Seed of the first.")] = DEFAULT.seed,
-    recursion: Annotated[bool, _measure(help="Follow pure attention below the float floor.")] = DEFAULT.recursion,
-    paths: Annotated[bool, _paths("--paths/--no-paths", help=PATHS_HELP)] = DEFAULT.paths,
-    path_draws: Annotated[str | None, typer.Option(hidden=True)] = None,
-    repeats: Annotated[int, _paths(help="Estimates of each, for the intervals.")] = DEFAULT.repeats,
-    path_samples: Annotated[int, _paths(help="Samples that paths are measured on.")] = DEFAULT.path_samples,
-    max_length: Annotated[int | None, _paths(help="Group all longer paths. (default: none)")] = None,
-    count_mlp: Annotated[
-        bool, _paths("--count-mlp", help="An MLP is a hop of a path, as a head is.")
-    ] = DEFAULT.count_mlp,
     fail_if: Annotated[list[str] | None, _checks(help=FAIL_IF_HELP)] = None,
     baseline: Annotated[str | None, _checks(help=BASELINE_HELP)] = None,
     max_drop: Annotated[list[str] | None, _checks(help=MAX_DROP_HELP)] = None,
@@ -128,11 +120,12 @@ def measure(
     version: Annotated[
         bool, _output("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
+    **chosen: Any,
 ) -> None:  # fmt: skip
     """Measure rank collapse of a transformer on your data, and see what holds it up."""
     with one_line_errors(), interrupts() as check:
         job = Job.of(ctx.params, shlex.join(["rc-probe", *sys.argv[1:]]))  # before torch is imported
-        found = checkpoints(model, revisions, revision)
+        found = checkpoints(model, revisions, chosen["revision"])
         check_trackers(log_with or (), alone=not found and max(num_processes or 1, launched() or 1) == 1)
         if num_processes is not None:
             start_or_join(num_processes, job.settings)

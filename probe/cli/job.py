@@ -6,16 +6,18 @@ import os
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from rc_probe.common_options import CommonOptions
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.processes.launch import launched
-from rc_probe.registry import METRICS
 from rc_probe.results.checks import Checks
 from rc_probe.results.protocols import Result
 from rc_probe.settings import Settings
+
+from .generated import chosen_options
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Job:
     """What to measure. command: what repeats it alone."""
 
     model: str
-    settings: Settings
+    settings: CommonOptions
     checks: Checks
     target: Path
     command: str
@@ -34,11 +36,7 @@ class Job:
 
         Without a `command`, the one that makes this run alone is written out.
         """
-        known = {field.name: options[field.name] for field in fields(Settings) if field.name in options}
-        known["metrics"] = metric_names(options["metrics"])
-        known["ablate"] = tuple(options["ablate"] or ())
-        known["path_draws"] = drawn(options.get("path_draws") or "")
-        settings = Settings(**known)
+        settings: CommonOptions = chosen_options(Settings, options)  # type: ignore[assignment]
         settings.check()
         checks = Checks.of(
             options["fail_if"] or (),
@@ -46,7 +44,7 @@ class Job:
             options["max_drop"] or (),
             options["baseline"] or "",
         )
-        checks.plan(settings)
+        checks.plan(settings)  # type: ignore[arg-type]  # the options of the curves are among them
         target = Path(options["out"] or Path("rc-probe-out") / folder_name(options["model"]))
         if launched() is None:  # else by the first of the processes alone, once they know each other
             check_target(target)
@@ -61,23 +59,6 @@ def _baseline(place: str | None) -> Result | None:
     from rc_probe.result import ProbeResult
 
     return ProbeResult.load(place)
-
-
-def metric_names(text: str | None) -> tuple[str, ...] | None:
-    """Names separated by commas, or `all`."""
-    if text is None:
-        return None
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    return tuple(METRICS) if names == ["all"] else tuple(names)
-
-
-def drawn(text: str) -> tuple[int, ...]:
-    """The numbers behind `--paths`, separated by spaces."""
-    try:
-        return tuple(int(number) for number in text.split())
-    except ValueError:
-        todo = "Write --paths, or --paths 5 20"
-        raise RcProbeError(f"{text!r} are no numbers of paths", where="--paths", todo=todo) from None
 
 
 def folder_name(model: str) -> str:

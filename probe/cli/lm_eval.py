@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rc_probe.settings import Settings
+
 from .errors import interrupts, one_line_errors
-from .help_texts import ABLATE_HELP, BLOCKS_HELP, STACK_HELP
+from .generated import with_options
 from .job import check_target
 
 if TYPE_CHECKING:
     import pandas as pd
 
+OF_THE_MODEL = ("revision", "dtype", "device", "allow_pickle", "trust_remote_code", "stack", "blocks")
 app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
 EXAMPLE = """
 Example:
@@ -24,26 +27,18 @@ Example:
 
 
 @app.command(epilog=EXAMPLE)
+@with_options(Settings, only=(*OF_THE_MODEL, "ablate"))
 def lm_eval(
     model: Annotated[str, typer.Argument(help="A Hub id or a folder: a causal language model.")],
     tasks: Annotated[str, typer.Option(help="Tasks or groups of the harness, separated by commas.")],
-    ablate: Annotated[list[str] | None, typer.Option(help=ABLATE_HELP)] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Documents of each task at most.")] = None,
     include_path: Annotated[str | None, typer.Option(help="A folder of task files of your own.")] = None,
     num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples before each question.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Requests in one forward pass.")] = 8,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16, float16, or auto.")] = "float32",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 … (default: cuda if there is one)")] = None,
-    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Also load pickled weights.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the model's own code.")
-    ] = False,
-    stack: Annotated[str | None, typer.Option(help=STACK_HELP)] = None,
-    blocks: Annotated[str | None, typer.Option(help=BLOCKS_HELP)] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for lm_eval.csv and lm_eval.json.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+    **chosen: Any,
 ) -> None:  # fmt: skip
     """Accuracy of a language model without parts of it, measured by lm-evaluation-harness.
 
@@ -52,10 +47,11 @@ def lm_eval(
     with one_line_errors(), interrupts() as check:
         if out is not None:
             check_target(out)
-        from rc_probe.measures.variants import parse_ablation
+        from rc_probe.interventions.grammar import parse_intervention
 
-        for text in ablate or ():
-            parse_ablation(text)
+        ablate = list(dict.fromkeys(chosen.pop("ablate") or ()))
+        for text in ablate:
+            parse_intervention(text)
         from rc_probe.integrations.lm_eval import ablated_scores
         from rc_probe.models.load import load_model
         from rc_probe.results.files import write_files
@@ -70,13 +66,12 @@ def lm_eval(
 
             report("loading", 0, 1)
             loaded = load_model(
-                model, revision=revision, dtype=dtype, device=device, allow_pickle=allow_pickle,
-                trust_remote_code=trust_remote_code, stack=stack, blocks=blocks,
+                model, **chosen
             )  # fmt: skip
             frame = ablated_scores(
                 loaded.model, loaded.processor, [task.strip() for task in tasks.split(",") if task.strip()],
-                list(dict.fromkeys(ablate or ())), limit=limit, include_path=include_path, batch_size=batch_size,
-                stack=loaded.stack, blocks=blocks, progress=report, num_fewshot=num_fewshot,
+                ablate, limit=limit, include_path=include_path, batch_size=batch_size,
+                stack=loaded.stack, blocks=chosen["blocks"], progress=report, num_fewshot=num_fewshot,
             )  # fmt: skip
         rows = json.dumps(_rows(frame), indent=1)
         if out is not None:

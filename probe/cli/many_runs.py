@@ -51,12 +51,8 @@ class ManyRuns:
         """Make what is missing, compare all, tell it. Exit code: 2 if a run could not be made, 1 if a check failed."""
         refuse_processes(launched())
         from rc_probe.comparison import Comparison
-        from rc_probe.measures.variants import parse_ablation
         from rc_probe.results.protocols import Failure, Run
 
-        for each in self.planned:  # misspelt ones are refused before the first run, not in the middle
-            for text in each.job.settings.ablate:
-                parse_ablation(text)
         runs: list[Run] = []
         failures: list[Failure] = []
         codes = [PASSED]

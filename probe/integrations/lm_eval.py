@@ -12,7 +12,7 @@ import torch
 from rc_probe.contexts import ablate
 from rc_probe.data.lm_eval_texts import explained, library, task_manager
 from rc_probe.hooks.errors import RcProbeError
-from rc_probe.measures.variants import parse_ablation
+from rc_probe.interventions.grammar import parse_intervention
 from rc_probe.models.libraries import first_line
 from rc_probe.results.tables import FRAMES, Row
 
@@ -45,7 +45,7 @@ def ablated_scores(
     language-modelling head), tasks that are not there, and as `ablate` does.
     """
     for text in ablations:
-        parse_ablation(text)
+        parse_intervention(text)
     refuse_encoders(model)
     lm_eval = library()
     parts = [ablate(model, name, stack=stack, blocks=blocks) for name in ablations]  # wrong ones are told now

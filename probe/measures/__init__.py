@@ -1,1 +1,13 @@
-"""What is measured of a model: one file for each measurement."""
+"""What is measured of a model: one file for each measurement, all listed here."""
+
+from rc_probe.results.tables import RUN_TABLES, Table
+
+from .ablations import Ablations
+from .chains import Chains
+from .curves import Curves
+from .floor import Floor
+from .measurement import Measurement
+from .paths import Paths
+
+MEASUREMENTS: tuple[Measurement, ...] = (Curves(), Ablations(), Floor(), Paths(), Chains())
+TABLES: dict[str, Table] = {table.name: table for each in MEASUREMENTS for table in each.tables} | RUN_TABLES

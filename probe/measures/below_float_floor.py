@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from rc_probe.data.batches import Batch
-from rc_probe.hooks.edits.gates import gate_edits
 from rc_probe.hooks.edits.model_state import measuring
 from rc_probe.hooks.edits.stream_taps import Tap, batch_first, run_stopped
 from rc_probe.hooks.errors import RcProbeError
@@ -18,13 +17,13 @@ from rc_probe.hooks.proofs.replay import Replay, token_axis
 from rc_probe.hooks.split.rules import Split
 from rc_probe.hooks.structure.example_inputs import with_no_cache
 from rc_probe.hooks.structure.structure import Block, Structure
+from rc_probe.interventions.paper import paper_variants
+from rc_probe.metrics.layer_curves import Curves
 from rc_probe.results.tables import Row
 
-from .curves import Curves
 from .recursion import recursion
 from .theorem_bound import Bounds, attention_branch
 from .variant_passes import stream_pass
-from .variants import paper_variants
 
 
 def first_sample(batch: Batch) -> Batch:
@@ -59,7 +58,7 @@ def below_the_floor(structure: Structure, batch: Batch, weights: str) -> Below:
     no rows; one that the theorem does not cover gets no bounds. The notes say why.
     """
     sample = first_sample(batch)
-    san = gate_edits(structure, paper_variants(structure)[0].gates)
+    san = paper_variants(structure)[0].edits(structure)
     direct = Curves(["residual"])
     replay = Replay(structure)
     with measuring(structure.model):

@@ -1,107 +1,88 @@
-"""Streaming statistics of each metric at each layer."""
+"""The curves: every metric at every layer, of the paper's four variants and of each intervention asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from rc_probe.hooks.errors import RcProbeError
-from rc_probe.hooks.structure.structure import Structure
-from rc_probe.metrics.moments import Moments, pack, unpack
-from rc_probe.metrics.stream_metrics import measure
-from rc_probe.registry import METRICS
-from rc_probe.results.tables import Row
+from rc_probe.options import Options, names_of, option
+from rc_probe.registry import METRICS, select
+from rc_probe.results.tables import LAYER, METRIC, STREAM, VARIANT, WEIGHTS, Column, Table
 
-Measured = dict[str, tuple[Tensor, Tensor]]  # metric: its values and floors, (batch,)
+from .measurement import Found, Measurement
 
+if TYPE_CHECKING:
+    from .context import Context
 
-@dataclass
-class Curves:
-    """Streaming statistics of each metric at each layer. Memory does not grow with the samples.
-
-    `few` is how many samples, the first of the data, the slow metrics (singular values, solvers) are measured on.
-    """
-
-    metrics: Sequence[str]
-    few: int = 4
-    values: dict[tuple[int, str], Moments] = field(default_factory=dict)
-    floors: dict[tuple[int, str], Moments] = field(default_factory=dict)
-    samples: int = 0  # before the batch that is running
-    mask: Tensor | None = None  # of the batch that is running, (batch, tokens)
-
-    def __post_init__(self) -> None:
-        self.cheap = [name for name in self.metrics if METRICS[name].cost == "cheap"]
-        self.slow = [name for name in self.metrics if METRICS[name].cost != "cheap"]
-
-    def on_stream(self, layer: int, x: Tensor) -> None:
-        """Add the stream x (batch, tokens, dim) of one layer."""
-        self.add(layer, self.read(layer, x))
-
-    def read(self, layer: int, x: Tensor) -> Measured:
-        """What the metrics say about the stream x (batch, tokens, dim), to be added."""
-        mask = self.mask
-        if mask is not None and mask.shape != x.shape[:2]:
-            raise RcProbeError(
-                f"the stream of layer {layer} has {x.shape[1]} tokens and the mask {mask.shape[1]}, "
-                "so padding cannot be told from text",
-                todo="Measure texts one by one: --batch-size 1",
-            )
-        left = max(self.few - self.samples, 0)
-        mask = mask if mask is None else mask.to(x.device)  # layers may lie on several devices
-        found = measure(x, mask, self.cheap)
-        if self.slow and left:
-            found |= measure(x[:left], None if mask is None else mask[:left], self.slow)
-        return found
-
-    def add(self, layer: int, measured: Measured) -> None:
-        for name, (values, floors) in measured.items():
-            self.values.setdefault((layer, name), Moments(values.device)).add(values)
-            self.floors.setdefault((layer, name), Moments(values.device)).add(floors)
-
-    def merge(self, other: Curves) -> None:
-        for mine, theirs in ((self.values, other.values), (self.floors, other.floors)):
-            for key, moments in theirs.items():
-                mine.setdefault(key, Moments()).merge(moments)
-
-    def rows(self, **first: Any) -> list[Row]:
-        """A row for each metric and layer, in that order; `first` says what else each row has, such as its variant."""
-        order = {name: i for i, name in enumerate(METRICS)}
-        return [
-            {
-                **first, "layer": layer, "metric": name,
-                "mean": float(m.mean), "std": float(m.std) if m.count > 1 else None, "count": int(m.count),
-                "floor": float(self.floors[layer, name].mean),
-            }
-            for (layer, name), m in sorted(self.values.items(), key=lambda kv: (order[kv[0][1]], kv[0][0]))
-        ]  # fmt: skip
+RESIDUALS = Table("residuals", "Every metric at every layer, of every variant", (WEIGHTS, VARIANT, *STREAM))
+INIT_SEEDS = Table("init_seeds", "Further initialisations", (
+    Column("seed", "int64", "of the fresh weights"), VARIANT, LAYER, METRIC, Column("mean", "float64", "mean over samples"),
+))  # fmt: skip
 
 
-def gather_curves(curves: dict[str, Curves], gather: Callable[[Any], list[Any]]) -> dict[str, Curves]:
-    """The statistics of all processes together, on the host; `gather` is that of a World."""
-    packs = gather({name: (pack(mine.values), pack(mine.floors)) for name, mine in curves.items()})
-    return {
-        name: Curves(
-            mine.metrics, mine.few, unpack(p[name][0] for p in packs), unpack(p[name][1] for p in packs)
-        )
-        for name, mine in curves.items()
-    }
+def _read_names(text: str | None) -> tuple[str, ...] | None:
+    return tuple(METRICS) if (names := names_of(text)) == ("all",) else names
 
 
-def check_finite(structure: Structure, curves: dict[str, Curves]) -> None:
-    """Refuse a run whose unablated model gave NaN or infinity, as overflow in half precision does."""
-    plain = curves.get("transformer")
-    for (layer, name), moments in (plain.values if plain else {}).items():
-        if (
-            METRICS[name].cost == "cheap"
-            and not METRICS[name].may_be_nan
-            and not torch.isfinite(torch.as_tensor(moments.mean))
-        ):
-            raise structure.error(
-                structure.blocks[max(layer - 1, 0)],
-                f"the stream of layer {layer} holds NaN or infinity",
-                "Try --dtype float32, and check the model and the data",
-            )
+@dataclass(frozen=True)
+class CurveOptions(Options):
+    """Which metrics. None: the registry's defaults."""
+
+    metrics: tuple[str, ...] | None = option(
+        None, "Names, separated by commas, or 'all'. (default: all but the solvers)", typed=str | None,
+        read=_read_names, words=lambda names, chosen: ["--metrics", ",".join(names)],
+    )  # fmt: skip
+    svd_samples: int = option(4, "Samples that ranks are measured on (slow).", least=0)
+
+    @property
+    def measured(self) -> list[str]:
+        """The metrics to measure, in display order; without `svd_samples` the cheap ones alone."""
+        return [name for name in select(self.metrics) if self.svd_samples or METRICS[name].cost == "cheap"]
+
+    def check(self) -> None:
+        super().check()
+        if not self.measured:
+            todo = "Name one, or raise --svd-samples"
+            raise RcProbeError("no metric is left to measure", where="--metrics", todo=todo)
+
+
+class Curves(Measurement):
+    """Of fresh weights, the statistics of all seeds together; with several seeds, the means of each besides."""
+
+    name, subject = "curves", "Curves were"
+    options = CurveOptions
+    tables = (RESIDUALS, INIT_SEEDS)
+    on_fresh = shared = needed = True
+
+    def passes(self, context: Context) -> int:
+        return len(context.numbers) * len(context.variants)
+
+    def run(self, context: Context) -> Found:
+        from rc_probe.metrics.layer_curves import check_finite, gather_curves
+
+        from .variant_passes import measure_variants
+
+        settings = context.settings
+        mine, notes = measure_variants(
+            context.structure, context.batches.of(context.numbers), context.variants, settings.measured,
+            few=settings.svd_samples, advance=lambda name: context.advance(name, passes=1),
+        )  # fmt: skip
+        stage = "pretrained" if context.seed is None else f"init, seed {context.seed}"
+        curves = gather_curves(mine, lambda value: context.world.gather(value, what=stage))
+        if context.weights == "pretrained":
+            check_finite(context.structure, curves)
+        tables: dict[str, list[dict[str, Any]]] = {}
+        if context.weights == "init" and settings.init_seeds > 1:
+            here = (row for v in curves for row in curves[v].rows(seed=context.seed, variant=v))
+            before = context.before.tables["init_seeds"] if context.before else []
+            tables["init_seeds"] = before + [{key: row[key] for key in INIT_SEEDS.names} for row in here]
+        if context.before is not None:
+            for variant, earlier in context.before.kept.items():
+                earlier.merge(curves[variant])
+            curves = context.before.kept
+        rows = [row for v in curves for row in curves[v].rows(weights=context.weights, variant=v)]
+        return Found({"residuals": rows, **tables}, notes, kept=curves)
+
+    def entries(self, settings: Any, samples: int) -> dict[str, Any]:
+        return {"metrics": settings.measured, "svd_samples": min(settings.svd_samples, samples)}

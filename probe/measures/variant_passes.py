@@ -10,14 +10,12 @@ from torch import Tensor
 from rc_probe import engine
 from rc_probe.data.batches import Batch
 from rc_probe.hooks.edits.edits import Editing, Edits
-from rc_probe.hooks.edits.gates import gate_edits
 from rc_probe.hooks.edits.stream_taps import Tap, run_stopped
 from rc_probe.hooks.structure.example_inputs import with_no_cache
 from rc_probe.hooks.structure.structure import Structure
+from rc_probe.interventions.intervention import Variant
+from rc_probe.metrics.layer_curves import Curves, Measured
 from rc_probe.registry import WHOLE
-
-from .curves import Curves, Measured
-from .variants import Variant
 
 
 class CurveReader:
@@ -63,7 +61,7 @@ def measure_variants(
 
     `advance(variant)` is called after each pass.
     """
-    edits = {variant.name: gate_edits(structure, variant.gates) for variant in variants}
+    edits = {variant.name: variant.edits(structure) for variant in variants}
     reader = CurveReader(edits, metrics, few)
     notes = engine.run(structure, batches, edits, [reader], advance=advance)
     return reader.curves, notes

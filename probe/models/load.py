@@ -16,9 +16,9 @@ import torch
 import transformers
 from torch import nn
 
+from rc_probe.common_options import DTYPES
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.structure.unwrap import unwrapped
-from rc_probe.settings import DTYPES
 
 from .adapter import add_adapter, base_of, brought
 from .libraries import first_line, quiet

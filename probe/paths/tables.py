@@ -10,10 +10,8 @@ from rc_probe.data.batches import Batch, batches
 from rc_probe.data.samples import Samples
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.structure.structure import Structure
-from rc_probe.measures.chained_attention import chained_products
 from rc_probe.models.load import Loaded
 from rc_probe.results.tables import Row
-from rc_probe.settings import Settings
 from rc_probe.tasks import Task, choose_task
 
 from .decompose import hops
@@ -26,7 +24,7 @@ MEMORY = 2**30  # bytes
 
 @dataclass
 class PathTables:
-    """tables: paths, path_sources, path_counts, chains, where they could be measured; notes: sentences for the reader.
+    """tables: paths, path_sources, path_counts, where they could be measured; notes: sentences for the reader.
 
     facts: of the results' entry model["paths"]: task, samples, euler_error, repeats; empty if paths cannot be told apart
     """
@@ -45,7 +43,7 @@ class PathPlan:
     notes: list[str]
 
 
-def plan_paths(loaded: Loaded, samples: Samples, chosen: Settings) -> PathPlan:
+def plan_paths(loaded: Loaded, samples: Samples, chosen: Any) -> PathPlan:
     """The samples and the task. Raises RcProbeError for labels that cannot be meant."""
     count = chosen.path_samples
     few = replace(samples, items=samples.items[:count], labels=samples.labels and samples.labels[:count])
@@ -60,11 +58,11 @@ def measure_paths(
     loaded: Loaded,
     structure: Structure,
     plan: PathPlan,
-    chosen: Settings,
+    chosen: Any,
     name: str,
     advance: Callable[[str], None] = lambda stage: None,
 ) -> PathTables:
-    """Count, decompose, sample and chain the paths of a model, as `chosen` says. `name`: the model's, for the tables."""
+    """Count, decompose and sample the paths of a model, as `chosen` (its PathOptions and CommonOptions) says. `name`: the model's, for the tables."""
     found = PathTables(notes=list(plan.notes))
     scored = plan.task.samples if plan.task else plan.samples
     try:
@@ -74,12 +72,6 @@ def measure_paths(
         found.facts["samples"] = len(plan.samples.items)
     except RcProbeError as error:
         found.notes.append(f"Paths were not measured: {error}")
-    advance("chained attention")
-    try:
-        made = _batches(loaded, plan.samples, chosen, chosen.batch_size)
-        found.tables["chains"] = chained_products(structure, made, seed=chosen.seed)
-    except RcProbeError as error:
-        found.notes.append(f"Chained attention was not measured: {error}")
     return found
 
 
@@ -87,7 +79,7 @@ def _effects(
     structure: Structure,
     task: Task | None,
     made: list[Batch],
-    chosen: Settings,
+    chosen: Any,
     name: str,
     found: PathTables,
     advance: Callable[[str], None],
@@ -106,7 +98,7 @@ def _effects(
     }  # fmt: skip
 
 
-def _rows(structure: Structure, chosen: Settings, one: Batch) -> int:
+def _rows(structure: Structure, chosen: Any, one: Batch) -> int:
     """Samples in a batch, so that the parts of an MLP, four times as wide as the stream, take about MEMORY bytes."""
     parts = structure.depth * (2 if chosen.count_mlp else 1) + 2
     text = (
@@ -115,7 +107,7 @@ def _rows(structure: Structure, chosen: Settings, one: Batch) -> int:
     return max(1, MEMORY // (parts * 4 * 8 * max(text, stream_size(structure, one.inputs))))
 
 
-def _batches(loaded: Loaded, samples: Samples, chosen: Settings, most: int) -> list[Batch]:
+def _batches(loaded: Loaded, samples: Samples, chosen: Any, most: int) -> list[Batch]:
     return list(
         batches(
             samples, loaded, length=chosen.length, batch_size=min(chosen.batch_size, most),

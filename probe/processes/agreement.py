@@ -9,17 +9,17 @@ from typing import Any
 import torch
 
 import rc_probe
+from rc_probe.common_options import CommonOptions
 from rc_probe.data.batches import Batches
 from rc_probe.data.samples import Samples
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.structure.structure import Structure
-from rc_probe.measures.rows import structure_rows
-from rc_probe.settings import Settings
+from rc_probe.models.structure_table import structure_rows
 
 from .world import World
 
 
-def own_device(chosen: Settings, world: World) -> str | None:
+def own_device(chosen: CommonOptions, world: World) -> str | None:
     """Where this process loads the model: of several processes each has a GPU of its own."""
     if world.size == 1:
         return chosen.device
@@ -32,7 +32,7 @@ def own_device(chosen: Settings, world: World) -> str | None:
     return chosen.device if world.device is None else str(world.device)
 
 
-def facts(chosen: Settings, samples: Samples, made: Batches, structure: Structure) -> dict[str, Any]:
+def facts(chosen: CommonOptions, samples: Samples, made: Batches, structure: Structure) -> dict[str, Any]:
     """What must be the same in all processes of a run, by what it is called."""
     import transformers
 

@@ -16,13 +16,11 @@ from rc_probe.registry import METRICS, PAPER
 
 from .conditions import Condition, Drop, parse_condition, parse_drop
 from .like_for_like import unlike
-from .protocols import Result
-from .tables import TABLES
+from .protocols import Measured, Result
+from .tables import RUN_TABLES
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from rc_probe.settings import Settings
 
 PASSED, FAILED, UNKNOWN = 0, 1, 2  # exit codes
 DEFAULT_DROP = 0.05
@@ -103,7 +101,7 @@ class Checks:
         drops = tuple(parse_drop(text) for text in dict.fromkeys(limits or [DEFAULT_DROP]))
         return cls(conditions, drops, baseline, name)
 
-    def plan(self, chosen: Settings) -> None:
+    def plan(self, chosen: Measured) -> None:
         """RcProbeError for a check on what these settings do not measure. Called before anything is loaded."""
         every: list[Condition | Drop] = [*self.conditions, *self.drops]
         for asked in every:
@@ -128,7 +126,7 @@ class Checks:
 
 def table_of(outcomes: Sequence[Outcome]) -> pd.DataFrame:
     """The table `checks`, one row per check."""
-    return TABLES["checks"].frame(map(asdict, outcomes))
+    return RUN_TABLES["checks"].frame(map(asdict, outcomes))
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from .tables import Table
+
+
+class Measured(Protocol):
+    """Which metrics are measured, and which ablations; see `rc_probe.settings`."""
+
+    @property
+    def measured(self) -> Sequence[str]:
+        """Names of metrics."""
+
+    @property
+    def ablate(self) -> Sequence[str]:
+        """What is left out, one spec each."""
 
 
 class Tables(Protocol):
@@ -26,6 +41,10 @@ class Result(Tables, Protocol):
     model: dict[str, Any]
     settings: dict[str, Any]
     environment: dict[str, Any]
+
+    @property
+    def declared(self) -> Mapping[str, Table]:
+        """What a table's columns mean, by its name."""
 
     @property
     def verdict(self) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from typing import Any
 from rc_probe.registry import PAPER
 
 from .curves import HALF, METRIC, TENTH, Curve, curves
-from .path_verdict import judge_paths
 from .protocols import Result
 from .words import name_of, number
 
@@ -44,17 +43,14 @@ def subject(found: dict[tuple[str, str], Curve]) -> tuple[str, str] | None:
 def judge(result: Result) -> dict[str, Any]:
     """The verdict: `sentence`, `reasons` (further sentences), `level` and the numbers that they use.
 
-    `level` and `value` are None where the residual was not measured. `paths`: what is found of paths, with a
-    sentence and reasons of its own (`rc_probe.results.path_verdict.judge_paths`); None where they were not measured.
+    `level` and `value` are None where the residual was not measured. Measurements add findings of their own.
     """
     found = curves(result)
     key = subject(found)
     if key is None:
         sentence = f"No relative residual was measured on {name_of(result)}."
         nothing = dict.fromkeys(("level", "rule", "value", "layer"))
-        return {
-            "sentence": sentence, "reasons": [], "metric": METRIC, "paths": judge_paths(result), **nothing,
-        }  # fmt: skip
+        return {"sentence": sentence, "reasons": [], "metric": METRIC, **nothing}
     curve = found[key]
     cosine = curves(result, "cosine").get(key)
     turned = _turned(cosine)
@@ -80,7 +76,6 @@ def judge(result: Result) -> dict[str, Any]:
         "lowest": curve.means[low],
         "lowest_layer": curve.layers[low],
         "floor": curve.floors[-1],
-        "paths": judge_paths(result),
     }
 
 

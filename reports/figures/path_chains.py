@@ -4,7 +4,6 @@ import pandas as pd
 
 from rc_probe.results.path_verdict import Series, ends_of, texts_of
 from rc_probe.results.protocols import Result
-from rc_probe.results.tables import TABLES
 
 from .panels import Figure, Key, Styles, by_layer, draw_lines, draw_marks, panel_of, set_scale, svg_dashes
 from .svg import MUTED, SAN, SAN_MLP, THEME, TRANSFORMER
@@ -20,7 +19,7 @@ _CHAIN_LINES: Styles = {
 
 def chains_figure(result: Result) -> Figure | None:
     """How fast products of attention patterns along random paths forget which token is which."""
-    frame = TABLES["chains"].read(result.tables)
+    frame = result.declared["chains"].read(result.tables)
     frame = frame[frame["median"].notna()]
     shown = {
         metric: rows.sort_values("length")

@@ -11,7 +11,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from rc_probe.registry import METRICS, PAPER
 from rc_probe.results.curves import METRIC, Curve, curves
 from rc_probe.results.protocols import Result
-from rc_probe.results.tables import TABLES
 from rc_probe.results.words import number, power_of_ten
 
 from .panels import (
@@ -112,7 +111,7 @@ _RECURSION: Styles = {
 
 def recursion_figure(result: Result) -> Figure | None:
     """Pure attention below the float floor: the recursion, plain arithmetic, the cubic law, the bound."""
-    table, bounds = (TABLES[name].read(result.tables) for name in ("recursion", "bounds"))
+    table, bounds = (result.declared[name].read(result.tables) for name in ("recursion", "bounds"))
     if table.empty:
         return None
     keys = [Key(name, THEME[_RECURSION[name][0]], svg_dashes(_RECURSION[name][1]))

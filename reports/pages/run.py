@@ -23,7 +23,6 @@ from rc_probe.reports.sections.paths import path_sections
 from rc_probe.reports.table_cells import Cell, Table, cell, whole_table
 from rc_probe.results.curves import METRIC, Curve, curves
 from rc_probe.results.protocols import Result, Tables
-from rc_probe.results.tables import TABLES
 from rc_probe.results.verdict import LEVELS
 from rc_probe.results.words import THINGS, many, name_of, number
 
@@ -76,11 +75,12 @@ def _metric_tables(result: Result) -> list[Table]:
     return tables
 
 
-def _ablation_table(frame: pd.DataFrame | None) -> Table | None:
+def _ablation_table(result: Result) -> Table | None:
     """The ablations, with the paper's variants to compare; None where there are only these, shown elsewhere."""
+    frame = result.tables.get("ablations")
     if frame is None or frame.empty or frame["component"].isin(PAPER).all():
         return None
-    return whole_table(TABLES["ablations"], frame)
+    return whole_table(result.declared["ablations"], frame)
 
 
 def _bound_summary(frame: pd.DataFrame | None) -> list[str]:
@@ -187,12 +187,12 @@ def _sections(result: Result) -> dict[str, Any]:
         "residual_table": _by_layer(
             "residual-by-layer", f"{METRICS[METRIC].title} by layer, mean ± std", paper
         ),
-        "recursion_table": whole_table(TABLES["recursion"], tables.get("recursion")),
-        "bounds_table": whole_table(TABLES["bounds"], tables.get("bounds")),
+        "recursion_table": whole_table(result.declared["recursion"], tables.get("recursion")),
+        "bounds_table": whole_table(result.declared["bounds"], tables.get("bounds")),
         "bound_summary": _bound_summary(tables.get("bounds")),
-        "ablation_table": _ablation_table(tables.get("ablations")),
-        "structure_table": whole_table(TABLES["structure"], tables.get("structure")),
-        "seeds_table": whole_table(TABLES["init_seeds"], tables.get("init_seeds")),
+        "ablation_table": _ablation_table(result),
+        "structure_table": whole_table(result.declared["structure"], tables.get("structure")),
+        "seeds_table": whole_table(result.declared["init_seeds"], tables.get("init_seeds")),
         "metric_tables": _metric_tables(result),
     }
 

@@ -11,7 +11,6 @@ from rc_probe.reports.figures.path_lengths import biases_of, lengths_figure
 from rc_probe.reports.table_cells import Cell, Heading, Table, cell
 from rc_probe.results.path_verdict import distribution, laws, percent, rows_of, series, short, told
 from rc_probe.results.protocols import Result
-from rc_probe.results.tables import TABLES
 from rc_probe.results.words import number
 
 SHAPES = {  # of the exact parts themselves, without a task
@@ -52,7 +51,7 @@ def _proof(entry: dict[str, Any]) -> str:
 
 def _sources_sentence(result: Result) -> str:
     """Where the output comes from, in shares of the norm."""
-    frame = TABLES["path_sources"].read(result.tables)
+    frame = result.declared["path_sources"].read(result.tables)
     rows = frame[(frame["metric"] == "norm_share") & frame["mean"].notna()]
     parts = [f"{SOURCES.get(row['source'], row['source'])} {percent(row['mean'])}" for row in _records(rows)]
     return f"By source, the norm comes from {', '.join(parts)}." if parts else ""
@@ -148,7 +147,7 @@ def _lengths(result: Result) -> Table | None:
 
 
 def _sources(result: Result) -> Table | None:
-    frame = TABLES["path_sources"].read(result.tables)
+    frame = result.declared["path_sources"].read(result.tables)
     frame = frame[frame["mean"].notna()]
     if frame.empty:
         return None
@@ -159,7 +158,7 @@ def _sources(result: Result) -> Table | None:
         rows.append(
             [Cell(SOURCES.get(str(source), str(source))), *(values.get(m, cell(None)) for m in names)]
         )
-    return Table("paths-sources", TABLES["path_sources"].title, ["source", *names.values()], rows)
+    return Table("paths-sources", result.declared["path_sources"].title, ["source", *names.values()], rows)
 
 
 def _architectures(result: Result) -> Table | None:
@@ -179,11 +178,11 @@ def _architectures(result: Result) -> Table | None:
 
 
 def _chains(result: Result) -> Table | None:
-    frame = TABLES["chains"].read(result.tables)
+    frame = result.declared["chains"].read(result.tables)
     frame = frame[frame["median"].notna()].sort_values("length", kind="stable")
     if frame.empty:
         return None
-    shown, numbers = {c.name: c for c in TABLES["chains"].columns}, ("median", "low", "high", "mean")
+    shown, numbers = {c.name: c for c in result.declared["chains"].columns}, ("median", "low", "high", "mean")
     rows = [
         [
             cell(int(r["length"])),
@@ -193,4 +192,4 @@ def _chains(result: Result) -> Table | None:
         for r in _records(frame)
     ]
     headings = [Heading.of(shown[name]) for name in ("length", "metric", *numbers)]
-    return Table("paths-chains", TABLES["chains"].title, headings, rows)
+    return Table("paths-chains", result.declared["chains"].title, headings, rows)

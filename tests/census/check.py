@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rc_probe.hooks.components import COMPONENTS, ONLY_REMOVED
 from rc_probe.hooks.edits.block_watch import fetch, replace
 from rc_probe.hooks.edits.edits import Editing, Edits
-from rc_probe.hooks.edits.gates import COMPONENTS, ONLY_REMOVED, Gate, gate_edits, has_component
+from rc_probe.hooks.edits.gates import Gate, gate_edits, has_component
 from rc_probe.hooks.structure.structure import Block, Branch, Junction, Structure
 from rc_probe.hooks.structure.tape import walk
 

@@ -13,8 +13,8 @@ import rc_probe
 from rc_probe.data.batches import batches
 from rc_probe.data.samples import load_samples
 from rc_probe.hooks.attach import find_structure
+from rc_probe.interventions.paper import paper_variants
 from rc_probe.measures.variant_passes import measure_variants
-from rc_probe.measures.variants import paper_variants
 from rc_probe.metrics.stream_metrics import residual
 from rc_probe.models.load import Loaded
 

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 import rc_probe
 from rc_probe.cli.app import main
 from rc_probe.hooks.errors import RcProbeError
-from rc_probe.measures.curves import Curves
+from rc_probe.metrics.layer_curves import Curves
 from rc_probe.models.load import load_model
 from rc_probe.registry import METRICS, select
 

@@ -13,8 +13,9 @@ from rc_probe.hooks.attach import find_structure
 from rc_probe.hooks.edits.gates import Gate, gate_edits
 from rc_probe.hooks.edits.model_state import measuring
 from rc_probe.hooks.errors import RcProbeError
+from rc_probe.interventions.grammar import parse_intervention
+from rc_probe.interventions.paper import paper_variants
 from rc_probe.measures.variant_passes import measure_variants
-from rc_probe.measures.variants import paper_variants, parse_ablation
 
 TEXTS = ("mlp@3", "attention.skip@2-3", "head@2:1", "block@2", "mlp@1+attention@3=0.5")
 
@@ -54,7 +55,7 @@ def test_the_curves_are_those_of_full_passes(name: str, monkeypatch: pytest.Monk
     structure = find_structure(model, inputs)
     rows = inputs["input_ids"].shape[0]
     batches = [padded(inputs, 0), padded({k: v.flip(0) for k, v in inputs.items()}, rows)]
-    variants = [*paper_variants(structure), *map(parse_ablation, TEXTS)]
+    variants = [*paper_variants(structure), *map(parse_intervention, TEXTS)]
     short, notes = measure_variants(
         structure, batches, variants, ["residual", "cosine", "stable_rank"], few=3
     )
@@ -70,7 +71,7 @@ def test_the_curves_are_those_of_full_passes(name: str, monkeypatch: pytest.Monk
 def test_readers_get_every_layer_and_the_outputs_of_the_model_itself() -> None:
     model, inputs = zoo.build("bert_mlm")
     structure = find_structure(model, inputs)
-    edits = {text: gate_edits(structure, parse_ablation(text).gates) for text in TEXTS}
+    edits = {text: parse_intervention(text).edits(structure) for text in TEXTS}
     reader = Outputs()
     engine.run(structure, [padded(inputs, 0)], {"transformer": gate_edits(structure, []), **edits}, [reader])
     assert all(layers == list(range(structure.depth + 1)) for layers in reader.layers.values())
@@ -112,6 +113,6 @@ def test_a_batch_on_which_a_shortcut_differs_is_measured_by_full_passes(
 def test_a_range_without_end_is_refused_at_once() -> None:
     for text in ("mlp@1-1000000000", "mlp@1-99999999999999999999", "head@1:99999"):
         with pytest.raises(RcProbeError, match="is beyond 9,999"):
-            parse_ablation(text)
+            parse_intervention(text)
     with pytest.raises(RcProbeError, match="'block' can only be removed"):
-        parse_ablation("block@2=0.5")
+        parse_intervention("block@2=0.5")

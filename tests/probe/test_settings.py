@@ -3,15 +3,21 @@
 import re
 import subprocess
 import sys
+from dataclasses import MISSING, fields
 from typing import Any
 
 import pytest
+import typer
 
 import rc_probe
+from rc_probe.cli.app import app as main_app
+from rc_probe.cli.app import path_numbers
+from rc_probe.cli.generated import chosen_options
+from rc_probe.common_options import DTYPES
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.models import load
 from rc_probe.registry import METRICS
-from rc_probe.settings import DTYPES, Settings
+from rc_probe.settings import Settings
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "samples": ({"samples": 0}, "--samples: 0 is too small. Give at least 1"),
@@ -93,3 +99,31 @@ def test_dtypes_are_those_that_load() -> None:
 def test_names_of_stacks_and_blocks(options: dict[str, str], says: str) -> None:
     with pytest.raises(RcProbeError, match=says):
         Settings(**options).check()
+
+
+OTHER: dict[str, Any] = {  # of options whose default cannot be turned into another value by itself
+    "revision": "main", "dtype": "bfloat16", "device": "cpu", "device_map": "auto", "offload_folder": "off load",
+    "stack": "encoder", "blocks": "encoder.layer.*", "data": "my texts.txt", "column": "text", "label_column": "folder",
+    "metrics": ("residual", "cosine"), "ablate": ("mlp@3", "head@2:5+mlp@1=0.5"), "path_draws": (5, 20), "max_length": 3,
+    "chains": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [each.name for each in fields(Settings)])
+def test_every_option_is_in_the_command_that_repeats_a_run(name: str) -> None:
+    """Written as a command line and read again by the command, it is what it was."""
+    default = next(each.default for each in fields(Settings) if each.name == name)
+    assert default is not MISSING
+    other = OTHER.get(name, not default if isinstance(default, bool) else None)
+    other = default + 1 if other is None else other
+    chosen = Settings(**{name: other})
+    assert chosen != Settings()
+    words = chosen.words("m")
+    assert words[:2] == ["rc-probe", "m"] and len(words) > 2
+    context = typer.main.get_command(main_app).make_context("rc-probe", path_numbers(words[1:]))
+    assert chosen_options(Settings, context.params) == chosen
+
+
+def test_values_that_only_python_has_are_named() -> None:
+    assert Settings(data=["a text"]).words("m") == ["rc-probe", "m", "--data", "DATA-GIVEN-IN-PYTHON"]
+    assert Settings(paths=False, path_draws=(3,)).words("m") == ["rc-probe", "m", "--no-paths"]

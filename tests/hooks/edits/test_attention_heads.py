@@ -17,7 +17,7 @@ from rc_probe.hooks.attach import find_structure
 from rc_probe.hooks.edits import attention_interface as interface
 from rc_probe.hooks.edits.attention_patterns import patterns
 from rc_probe.hooks.structure.example_inputs import with_no_cache
-from rc_probe.measures.rows import structure_rows
+from rc_probe.models.structure_table import structure_rows
 
 # Read off the modeling files: these make their patterns themselves, all others ask AttentionInterface.
 INTERCEPTED = {

@@ -16,7 +16,8 @@ from rc_probe.data.samples import load_samples
 from rc_probe.hooks.attach import find_structure
 from rc_probe.hooks.edits.edits import Editing, Edits
 from rc_probe.hooks.edits.gates import gate_edits
-from rc_probe.measures.variants import paper_variants, parse_ablation
+from rc_probe.interventions.grammar import parse_intervention
+from rc_probe.interventions.paper import paper_variants
 from rc_probe.models.load import Loaded
 
 BY_HAND = ["bert", "gpt2", "vit", "llama"]
@@ -33,7 +34,7 @@ def by_hand(name: str, model: Any, inputs: dict[str, Any], **how: Any) -> list[T
 def test_the_papers_variants_by_hand(name: str, variant: str, padded: bool) -> None:
     model, inputs = zoo.build(name, padded=padded and name != "vit")
     structure = find_structure(model, inputs)
-    gates = next(v.gates for v in paper_variants(structure) if v.name == variant)
+    gates = next(v for v in paper_variants(structure) if v.name == variant)
     same(streams(structure, inputs, gates), by_hand(name, model, inputs, variant=variant))
 
 
@@ -44,7 +45,7 @@ def test_the_papers_variants_on_real_weights(demo: Loaded, variant: str) -> None
     )
     batch: Batch = next(iter(batches(samples, demo)))
     structure = find_structure(demo.model, batch.inputs)
-    gates = next(v.gates for v in paper_variants(structure) if v.name == variant)
+    gates = next(v for v in paper_variants(structure) if v.name == variant)
     found = streams(structure, batch.inputs, gates)
     wanted = by_hand("bert", demo.model, batch.inputs, variant=variant)
     assert batch.mask is not None
@@ -143,7 +144,7 @@ def test_ablations_as_text_by_hand(text: str) -> None:
     blocks = {"attention.skip@2-3": (2, 3), "mlp@1,3": (1, 3)}.get(text, (1, 2, 3))
     value = 0.5 if "=" in text else 0.0
     same(
-        streams(structure, inputs, parse_ablation(text).gates),
+        streams(structure, inputs, parse_intervention(text)),
         by_hand("bert", model, inputs, edits={b: {component: value} for b in blocks}),
     )
 
@@ -164,7 +165,7 @@ def test_ablations_as_text_by_hand(text: str) -> None:
         ("mlp.sublayer=0.5", "only be removed"),
         ("cross@1", "no 'cross'"),
         ("mixer", "no block has 'mixer'"),
-        ("", "not an ablation"),
+        ("", "not an intervention"),
         ("mlp@@3", "not a number"),
     ],
 )
@@ -172,7 +173,7 @@ def test_misspelt_and_impossible_ablations(text: str, says: str) -> None:
     model, inputs = zoo.build("bert")
     structure = find_structure(model, inputs)
     with pytest.raises(RcProbeError, match=says):
-        gate_edits(structure, parse_ablation(text).gates)
+        parse_intervention(text).edits(structure)
 
 
 def test_a_block_that_runs_otherwise_than_when_attached_is_an_error() -> None:

@@ -8,8 +8,9 @@ from support import zoo
 from torch import Tensor
 
 from rc_probe.hooks.attach import find_structure
+from rc_probe.hooks.components import COMPONENTS
 from rc_probe.hooks.edits.edits import Edits
-from rc_probe.hooks.edits.gates import COMPONENTS, Gate, gate_edits, has_component
+from rc_probe.hooks.edits.gates import Gate, gate_edits, has_component
 from rc_probe.hooks.edits.model_state import measuring
 from rc_probe.hooks.edits.passes import Passes
 from rc_probe.hooks.errors import RcProbeError

@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rc_probe.hooks.attach import find_structure
-from rc_probe.hooks.edits.gates import gate_edits
 from rc_probe.hooks.edits.model_state import measuring
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.proofs.replay import Replay, token_axis
 from rc_probe.hooks.split.rules import Split, propagate, watching
-from rc_probe.measures.variants import paper_variants
+from rc_probe.interventions.paper import paper_variants
 
 T, D, H = 5, 12, 3
 
@@ -347,7 +346,7 @@ CASTS = {
 def pure_attention(name: str, dtype: torch.dtype) -> tuple[Any, Tensor, Callable[[Any, Any], Any], list[Any]]:
     model, inputs = zoo.build(name, dtype=dtype)
     structure = find_structure(model, inputs)
-    san = gate_edits(structure, paper_variants(structure)[0].gates)
+    san = paper_variants(structure)[0].edits(structure)
     one: dict[str, Any] = {key: value[:1] for key, value in inputs.items()}
     if "use_cache" in inspect.signature(model.forward).parameters:
         one["use_cache"] = False

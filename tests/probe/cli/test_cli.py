@@ -226,7 +226,7 @@ def test_disk_full(run: Run, texts: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_interrupted(run: Run, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rc_probe import api
+    from rc_probe.measures import variant_passes
 
     calls = []
 
@@ -234,7 +234,7 @@ def test_interrupted(run: Run, texts: Path, monkeypatch: pytest.MonkeyPatch) -> 
         calls.append(1)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "measure_variants", interrupt)
+    monkeypatch.setattr(variant_passes, "measure_variants", interrupt)
     fails(run, "interrupted. Nothing was written", "demo", "--data", str(texts))
     assert calls
 
@@ -242,9 +242,9 @@ def test_interrupted(run: Run, texts: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_an_interrupt_that_a_library_swallows_still_ends_the_run(
     run: Run, texts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rc_probe import api
+    from rc_probe.measures import variant_passes
 
-    whole = api.measure_variants
+    whole = variant_passes.measure_variants
 
     def swallow(*args: Any, **kwargs: Any) -> Any:
         with suppress(KeyboardInterrupt):
@@ -252,21 +252,21 @@ def test_an_interrupt_that_a_library_swallows_still_ends_the_run(
             time.sleep(1)
         return whole(*args, **kwargs)
 
-    monkeypatch.setattr(api, "measure_variants", swallow)
+    monkeypatch.setattr(variant_passes, "measure_variants", swallow)
     before = signal.getsignal(signal.SIGINT)
     fails(run, "interrupted. Nothing was written", "demo", "--data", str(texts), *FAST)
     assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_out_of_memory(run: Run, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rc_probe import api
+    from rc_probe.measures import variant_passes
 
     def exhaust(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError(
             "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"
         )
 
-    monkeypatch.setattr(api, "measure_variants", exhaust)
+    monkeypatch.setattr(variant_passes, "measure_variants", exhaust)
     fails(run, "smaller --batch-size", "demo", "--data", str(texts))
 
 
@@ -307,9 +307,9 @@ def test_module_and_version() -> None:
 def test_ctrl_c_for_real(tmp_path: Path) -> None:
     """SIGINT to the process while it measures."""
     script = (
-        "from rc_probe import api\nwhole = api.measure_variants\ndef told(*args, **options):\n"
+        "from rc_probe.measures import variant_passes as passes\nwhole = passes.measure_variants\ndef told(*args, **options):\n"
         "    print('measuring', flush=True)\n    return whole(*args, **options)\n"
-        "api.measure_variants = told\nfrom rc_probe.__main__ import main\nmain()"
+        "passes.measure_variants = told\nfrom rc_probe.__main__ import main\nmain()"
     )
     command = [sys.executable, "-c", script, "demo", "--samples", "32", "--out", str(tmp_path / "out")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:

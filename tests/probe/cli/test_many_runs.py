@@ -150,7 +150,9 @@ def test_a_folder_of_checkpoints_is_followed(call: Call, loads: list[str]) -> No
         assert row["last"] == last
         assert own.settings["init_seeds"] == 0, "fresh weights are the same for all"
         assert own.settings["command"].startswith(f"rc-probe run/{row['run']} --data t.txt")
-        assert own.settings["command"].endswith(f"--no-init --no-recursion --no-paths --out o/{row['run']}")
+        assert own.settings["command"].endswith(
+            f"--no-init --metrics residual --no-recursion --no-paths --out o/{row['run']}"
+        )
     assert rows[0]["first"] > rows[1]["first"] > rows[2]["first"], "these tokens do come together"
     page = Path("o/report.html").read_text()
     assert len(set(re.findall(r"<title>(step \d+, layer \d): ", page))) == 9
@@ -219,7 +221,7 @@ def test_a_sweep_measures_each_line_with_its_options(call: Call, loads: list[str
     assert settings["a_dtype_float64"]["dtype"] == "float64"
     assert all(s["init_seeds"] == 0 and s["metrics"] == ["residual"] for s in settings.values())
     assert settings["b"]["command"] == (
-        "rc-probe ./b --data t.txt --length 6 --metrics residual --no-init --no-recursion --no-paths --out o/b"
+        "rc-probe ./b --data t.txt --length 6 --no-init --metrics residual --no-recursion --no-paths --out o/b"
     )
     assert "Not like for like: length is 4 in a length 4" in out
     assert "[3/4] x: nowhere/at-all/x: no such folder" in err

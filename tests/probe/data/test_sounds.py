@@ -68,14 +68,14 @@ def test_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[int] = []
-    read = rc_probe.measures.curves.Curves.read
+    read = rc_probe.metrics.layer_curves.Curves.read
 
     def reading(self: Any, layer: int, x: Any) -> Any:
         if layer == 2 and self.metrics == ["residual"]:
             seen.extend([x.shape[1]] * len(x))
         return read(self, layer, x)
 
-    monkeypatch.setattr("rc_probe.measures.curves.Curves.read", reading)
+    monkeypatch.setattr("rc_probe.metrics.layer_curves.Curves.read", reading)
     place = tiny.saved(tmp_path / "model", model(name), extractor(name))
     code, out, err = run(place, "--data", speech(tmp_path), "--out", "out", *FAST, "--batch-size", "1")
     assert (code, err) == (0, "")

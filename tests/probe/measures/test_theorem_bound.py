@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from rc_probe.hooks.attach import Replay, find_structure
-from rc_probe.hooks.edits.gates import gate_edits
 from rc_probe.hooks.edits.model_state import measuring
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.split.rules import Split
+from rc_probe.interventions.paper import paper_variants
 from rc_probe.measures.recursion import recursion
 from rc_probe.measures.theorem_bound import (
     SPREAD,
@@ -31,7 +31,6 @@ from rc_probe.measures.theorem_bound import (
     take_apart,
     unrolled,
 )
-from rc_probe.measures.variants import paper_variants
 from rc_probe.metrics.norms import composite_norm as composite
 
 
@@ -208,7 +207,7 @@ def block_of(name: str, index: int = 0, *, padded: bool = False) -> tuple[Any, A
         one["use_cache"] = False
     with measuring(model), replay:
         model(**one)
-    edits = gate_edits(structure, paper_variants(structure)[0].gates)
+    edits = paper_variants(structure)[0].edits(structure)
     return model, structure.blocks[index], replay, edits
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from rc_probe.comparison import STACKED, tables_page
 from rc_probe.hooks.errors import RcProbeError
+from rc_probe.measures import TABLES
 from rc_probe.result import ProbeResult
-from rc_probe.results.tables import COMPARED, FRAMES, TABLES, TYPES, Column, Table, page
+from rc_probe.results.tables import COMPARED, FRAMES, TYPES, Column, Table
 
 ROOT = Path(__file__).parents[3]
 SMALL = Table(
@@ -20,13 +22,13 @@ SMALL = Table(
 
 
 def test_the_page_says_what_is_declared() -> None:
-    assert (ROOT / "docs" / "tables.md").read_text("utf8") == page(), (
-        "run: python -m rc_probe.results.tables > docs/tables.md"
+    assert (ROOT / "docs" / "tables.md").read_text("utf8") == tables_page(), (
+        "run: python -m rc_probe.comparison > docs/tables.md"
     )
 
 
 def test_every_column_is_declared_in_full_and_once() -> None:
-    for table in (*TABLES.values(), *COMPARED.values(), *FRAMES.values()):
+    for table in (*TABLES.values(), *COMPARED.values(), *STACKED.values(), *FRAMES.values()):
         assert table.title and len(set(table.names)) == len(table.names)
         for column in table.columns:
             assert column.dtype in TYPES and column.meaning and "|" not in column.meaning
@@ -57,8 +59,6 @@ def test_a_row_of_other_columns_is_refused(change: dict[str, int | None]) -> Non
 
 
 def test_the_columns_are_read_without_torch_and_pandas() -> None:
-    script = (
-        "import sys, rc_probe.results.tables; print({'torch', 'pandas', 'numpy'} & {*map(str, sys.modules)})"
-    )
+    script = "import sys, rc_probe.settings; print({'torch', 'pandas', 'numpy'} & {*map(str, sys.modules)})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

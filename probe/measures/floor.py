@@ -1,0 +1,66 @@
+"""Below the float floor: the residual of pure attention without cancellation, and the theorem's bound on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rc_probe.options import Options, option
+from rc_probe.results.tables import LAYER, WEIGHTS, Column, Table
+
+from .measurement import Found, Measurement
+
+if TYPE_CHECKING:
+    from .context import Context
+
+RECURSION = Table("recursion", "The recursion by layer", (
+    WEIGHTS, LAYER,
+    Column("residual", "float64", "relative residual of pure attention, computed without cancellation"),
+    Column("residual_direct", "float64", "the same as the model's own arithmetic has it", "plain arithmetic"),
+    Column("ratio_cubed", "float64", "residual divided by the cube of the layer before", "r / previous r³"),
+))  # fmt: skip
+BOUNDS = Table("bounds", "The bound of theorem 2.2 by layer", (
+    WEIGHTS,
+    Column("layer", "int64", "number of the attention layer, from 1"),
+    Column("heads", "int64", "H, how many heads it has"),
+    Column("d_qk", "int64", "d, the width of a query or a key", "d per head"),
+    Column("beta", "float64", "largest ‖W_Q W_Kᵀ‖₁ ‖W_V W_O‖₁,∞ of its heads", "β"),
+    Column("gamma", "float64", "the theorem's γ, as measured", "γ"),
+    Column("coefficient", "float64", "what the cube of the residual is multiplied by", "4γβH/√d"),
+    Column("spread", "float64", "how far the scores of a row spread at most; the theorem allows 1.256", "max D"),
+    Column("residual_in", "float64", "‖res X‖₁,∞ of the tokens that enter the layer", "residual in"),
+    Column("residual_out", "float64", "‖res X‖₁,∞ of what the layer gives", "residual out"),
+    Column("bound_out", "float64", "what the theorem bounds residual_out by; empty beyond floats", "bound"),
+    Column("log10_bound_unrolled", "float64", "log₁₀ of the bound from layer 1 to here; empty beyond floats",
+           "log₁₀ unrolled bound"),
+    Column("vacuous", "bool", "whether the bound says nothing"),
+    Column("reason", "str", "why it says nothing", "why vacuous"),
+))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FloorOptions(Options):
+    """Whether to measure it."""
+
+    recursion: bool = option(True, "Follow pure attention below the float floor.")
+
+
+class Floor(Measurement):
+    """The first sample; of fresh weights those of the first seed."""
+
+    name, subject = "floor", "Pure attention below the float floor was"
+    options = FloorOptions
+    tables = (RECURSION, BOUNDS)
+    on_fresh = True
+
+    def wanted(self, settings: Any) -> bool:
+        return bool(settings.recursion)
+
+    def run(self, context: Context) -> Found:
+        if context.before is not None:
+            return context.before
+        context.advance("below the float floor")
+        from .below_float_floor import below_the_floor
+
+        below = below_the_floor(context.structure, context.first, context.weights)
+        return Found({"recursion": below.recursion, "bounds": below.bounds}, below.notes)

@@ -1,0 +1,92 @@
+"""The protocol of a measurement: what it needs, which tables it fills, what it says. Listed in `MEASUREMENTS`.
+
+No torch is imported here, or in a measurement's file before `run`: `rc-probe --help` reads the options.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from rc_probe.common_options import CommonOptions
+from rc_probe.options import Options
+from rc_probe.results.protocols import Result
+from rc_probe.results.tables import Row, Table
+
+if TYPE_CHECKING:
+    from rc_probe.data.samples import Samples
+    from rc_probe.models.load import Loaded
+
+    from .context import Context
+
+
+@dataclass
+class Found:
+    """What a measurement found. tables: rows by the name of their table; notes: sentences for the reader.
+
+    facts: of the results' entry `model`, under the measurement's name
+    kept: for its next run, on the next fresh weights
+    """
+
+    tables: dict[str, list[Row]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    kept: Any = None
+
+
+class Measurement:
+    """One section's worth of numbers. What it cannot do on a model it says in a note, or raises as RcProbeError.
+
+    name: of its section. subject: how a sentence begins that says it was not measured: `Paths were`
+    options: its own, fields of `Settings`; tables: those it fills
+    on_fresh: it measures freshly initialised weights, too
+    shared: all processes run it, each on its share of the batches; else the first runs it alone
+    needed: nothing is worth saving without it, so that its error ends the run; of others it is a note
+    """
+
+    name: ClassVar[str]
+    subject: ClassVar[str]
+    options: ClassVar[type[Options]] = Options
+    tables: ClassVar[tuple[Table, ...]] = ()
+    on_fresh: ClassVar[bool] = False
+    shared: ClassVar[bool] = False
+    needed: ClassVar[bool] = False
+
+    def wanted(self, settings: Any) -> bool:
+        """Whether these settings ask for it."""
+        return True
+
+    def plan(self, loaded: Loaded, samples: Samples, settings: Any) -> Any:
+        """What it will be measured on, `context.plan` later. RcProbeError here ends the run before any pass."""
+        return None
+
+    def passes(self, context: Context) -> int:
+        """How many passes it will report by `context.advance(…, passes=1)`."""
+        return 0
+
+    def run(self, context: Context) -> Found:
+        """Measure."""
+        raise NotImplementedError
+
+    def entries(self, settings: Any, samples: int) -> dict[str, Any]:
+        """Its options as they were, for the results' entry `settings`."""
+        return {}
+
+    def findings(self, result: Result) -> dict[str, Any] | None:
+        """What a saved result says of it, for the verdict's entry of this name; None where there is none."""
+        return None
+
+    @property
+    def has_findings(self) -> bool:
+        return type(self).findings is not Measurement.findings
+
+
+def settings_type(*measurements: Measurement) -> type[CommonOptions]:
+    """The options of a run: the common ones, then those of each measurement."""
+    groups = [each.options for each in measurements if each.options is not Options]
+    made = type(
+        "Settings",
+        (*reversed(groups), CommonOptions),
+        {"__doc__": "How to measure; each field is an option."},
+    )
+    return dataclass(frozen=True)(made)

@@ -1,0 +1,108 @@
+"""Streaming statistics of each metric at each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rc_probe.hooks.errors import RcProbeError
+from rc_probe.hooks.structure.structure import Structure
+from rc_probe.registry import METRICS
+from rc_probe.results.tables import Row
+
+from .moments import Moments, pack, unpack
+from .stream_metrics import measure
+
+Measured = dict[str, tuple[Tensor, Tensor]]  # metric: its values and floors, (batch,)
+
+
+@dataclass
+class Curves:
+    """Streaming statistics of each metric at each layer. Memory does not grow with the samples.
+
+    `few` is how many samples, the first of the data, the slow metrics (singular values, solvers) are measured on.
+    """
+
+    metrics: Sequence[str]
+    few: int = 4
+    values: dict[tuple[int, str], Moments] = field(default_factory=dict)
+    floors: dict[tuple[int, str], Moments] = field(default_factory=dict)
+    samples: int = 0  # before the batch that is running
+    mask: Tensor | None = None  # of the batch that is running, (batch, tokens)
+
+    def __post_init__(self) -> None:
+        self.cheap = [name for name in self.metrics if METRICS[name].cost == "cheap"]
+        self.slow = [name for name in self.metrics if METRICS[name].cost != "cheap"]
+
+    def on_stream(self, layer: int, x: Tensor) -> None:
+        """Add the stream x (batch, tokens, dim) of one layer."""
+        self.add(layer, self.read(layer, x))
+
+    def read(self, layer: int, x: Tensor) -> Measured:
+        """What the metrics say about the stream x (batch, tokens, dim), to be added."""
+        mask = self.mask
+        if mask is not None and mask.shape != x.shape[:2]:
+            raise RcProbeError(
+                f"the stream of layer {layer} has {x.shape[1]} tokens and the mask {mask.shape[1]}, "
+                "so padding cannot be told from text",
+                todo="Measure texts one by one: --batch-size 1",
+            )
+        left = max(self.few - self.samples, 0)
+        mask = mask if mask is None else mask.to(x.device)  # layers may lie on several devices
+        found = measure(x, mask, self.cheap)
+        if self.slow and left:
+            found |= measure(x[:left], None if mask is None else mask[:left], self.slow)
+        return found
+
+    def add(self, layer: int, measured: Measured) -> None:
+        for name, (values, floors) in measured.items():
+            self.values.setdefault((layer, name), Moments(values.device)).add(values)
+            self.floors.setdefault((layer, name), Moments(values.device)).add(floors)
+
+    def merge(self, other: Curves) -> None:
+        for mine, theirs in ((self.values, other.values), (self.floors, other.floors)):
+            for key, moments in theirs.items():
+                mine.setdefault(key, Moments()).merge(moments)
+
+    def rows(self, **first: Any) -> list[Row]:
+        """A row for each metric and layer, in that order; `first` says what else each row has, such as its variant."""
+        order = {name: i for i, name in enumerate(METRICS)}
+        return [
+            {
+                **first, "layer": layer, "metric": name,
+                "mean": float(m.mean), "std": float(m.std) if m.count > 1 else None, "count": int(m.count),
+                "floor": float(self.floors[layer, name].mean),
+            }
+            for (layer, name), m in sorted(self.values.items(), key=lambda kv: (order[kv[0][1]], kv[0][0]))
+        ]  # fmt: skip
+
+
+def gather_curves(curves: dict[str, Curves], gather: Callable[[Any], list[Any]]) -> dict[str, Curves]:
+    """The statistics of all processes together, on the host; `gather` is that of a World."""
+    packs = gather({name: (pack(mine.values), pack(mine.floors)) for name, mine in curves.items()})
+    return {
+        name: Curves(
+            mine.metrics, mine.few, unpack(p[name][0] for p in packs), unpack(p[name][1] for p in packs)
+        )
+        for name, mine in curves.items()
+    }
+
+
+def check_finite(structure: Structure, curves: dict[str, Curves]) -> None:
+    """Refuse a run whose unablated model gave NaN or infinity, as overflow in half precision does."""
+    plain = curves.get("transformer")
+    for (layer, name), moments in (plain.values if plain else {}).items():
+        if (
+            METRICS[name].cost == "cheap"
+            and not METRICS[name].may_be_nan
+            and not torch.isfinite(torch.as_tensor(moments.mean))
+        ):
+            raise structure.error(
+                structure.blocks[max(layer - 1, 0)],
+                f"the stream of layer {layer} holds NaN or infinity",
+                "Try --dtype float32, and check the model and the data",
+            )
