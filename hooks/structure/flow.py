@@ -24,13 +24,13 @@ class Flow:
     """The operations of one block call, numbered from 0.
 
     inputs: for each operation, those inside the block that it was computed from
-    adds: the number of each add of stream shape, by its operation, with what its operands 0 and 1 were
+    adds: of each add of stream shape, in their order, its operation and what its operands 0 and 1 were (-1: not inside)
     exit: the operation that gives the block's stream; ends: those whose results leave the block otherwise
     calls: the modules called inside, outer ones first; none that is called twice
     """
 
     inputs: tuple[tuple[int, ...], ...]
-    adds: dict[int, tuple[int, tuple[int, int]]]
+    adds: tuple[tuple[int, tuple[int, int]], ...]
     exit: int
     ends: frozenset[int]
     calls: tuple[InnerCall, ...]
@@ -41,6 +41,7 @@ class Flow:
         whole: the stream that leaves the block is not its own, as where the block is the identity
         """
         gone = {(site.ordinal, site.operand) for site in removed}
+        adds = {node: (ordinal, operands) for ordinal, (node, operands) in enumerate(self.adds)}
         live: set[int] = set()
         todo = [*self.ends] if whole else [*self.ends, self.exit]
         while todo:
@@ -48,19 +49,17 @@ class Flow:
             if node in live:
                 continue
             live.add(node)
-            todo += [i for i in self._used(node, gone) if i not in live]
+            if node in adds:
+                ordinal, operands = adds[node]
+                todo += [i for k, i in enumerate(operands) if i >= 0 and (ordinal, k) not in gone]
+            else:
+                todo += self.inputs[node]
         found: list[InnerCall] = []
         for call in self.calls:
             inside = any(outer.first <= call.first and call.last <= outer.last for outer in found)
             if not inside and not any(node in live for node in range(call.first, call.last + 1)):
                 found.append(call)
         return tuple(found)
-
-    def _used(self, node: int, gone: set[tuple[int, int]]) -> list[int]:
-        if node not in self.adds:
-            return list(self.inputs[node])
-        ordinal, operands = self.adds[node]
-        return [i for operand, i in enumerate(operands) if i >= 0 and (ordinal, operand) not in gone]
 
 
 def read_flow(tape: Tape, call: Call, adds: list[Node], exit_path: Place) -> Flow:
@@ -71,7 +70,6 @@ def read_flow(tape: Tape, call: Call, adds: list[Node], exit_path: Place) -> Flo
     def here(i: int) -> int:
         return i - first if first <= i <= last else -1
 
-    numbers = {node.index - first: number for number, node in enumerate(adds)}
     stream = call.outputs[exit_path]
     leaving = {n for path, n in call.outputs.items() if path != exit_path}
     leaving |= {
@@ -82,10 +80,7 @@ def read_flow(tape: Tape, call: Call, adds: list[Node], exit_path: Place) -> Flo
     times = [c.module for c in inner]
     return Flow(
         inputs=tuple(tuple(here(i) for i in node.inputs if here(i) >= 0) for node in nodes),
-        adds={
-            i: (number, (here(nodes[i].operands[0]), here(nodes[i].operands[1])))  # type: ignore[index]
-            for i, number in numbers.items()
-        },
+        adds=tuple((here(n.index), (here(n.operands[0]), here(n.operands[1]))) for n in adds if n.operands),
         exit=here(stream),
         ends=frozenset(here(i) for i in leaving if here(i) >= 0),
         calls=tuple(
