@@ -122,10 +122,12 @@ def _prove(candidate: Candidate, run: Callable[[], list[Tensor]], plain: list[Te
     )
     replay = Replay(candidate, replay.calls)
     blocks = tuple(prove_block(candidate, block, replay) for block in candidate.blocks)
-    return Structure(**vars(candidate) | {"blocks": blocks, "proved": tuple(_proofs(blocks))})
+    return Structure(
+        **vars(candidate) | {"blocks": blocks, "proved": tuple(_proofs(blocks, candidate.unowned))}
+    )
 
 
-def _proofs(blocks: Sequence[Block]) -> Iterator[str]:
+def _proofs(blocks: Sequence[Block], unowned: str) -> Iterator[str]:
     """What was proved, in words."""
     scaled = any(block.scaled for block in blocks)
     called = any(n.turn < 0 for b in blocks for j in b.junctions for n in j.norms)
@@ -139,6 +141,8 @@ def _proofs(blocks: Sequence[Block]) -> Iterator[str]:
     yield "with everything off a block's output no longer depends on its input"
     yield "with a skip off the branch alone goes on"
     yield "kinds of branches confirmed by perturbing every other token"
+    if unowned:
+        yield f"attention operations are intercepted one by one, and not by the library's interface: {unowned}"
     if nested:
         yield f"proved at the outermost level: inside {' and '.join(nested)} branches there are further skips"
 

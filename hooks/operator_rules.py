@@ -1,4 +1,4 @@
-"""Tensors known by their parts, and how the model's operations find the rules for them.
+"""Tensors known by their parts, how the model's operations find the rules for them, and the scores of attention.
 
 A `Traced` passes for a tensor but holds no data: every operation on it goes to the rules of its kind of arithmetic
 (`split`, `frozen`).
@@ -92,6 +92,30 @@ def called(func: Any) -> tuple[str, str, bool]:
     """An operation's name, the key of its rule, and whether it writes into its first operand."""
     name = func.__name__ if func.__name__ != "__get__" else func.__self__.__name__
     return name, name.strip("_"), name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+
+
+def attention_scores(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    """The scores (…, T, S) of scaled_dot_product_attention, whose arguments these are; masked ones are -inf.
+
+    query (…, T, d), key (…, S, d), with as many heads; plain tensors, or ones with rules for what is done here.
+    """
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is None:
+        return scores
+    return scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+
+
+def attention_pattern(scores: Tensor) -> Tensor:
+    """Their softmax over keys; a query that may attend to nothing has zeros."""
+    return scores.softmax(-1).masked_fill(scores.isneginf().all(-1, keepdim=True), 0)
 
 
 def become(target: Any, out: Traced) -> Any:

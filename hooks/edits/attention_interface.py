@@ -71,7 +71,7 @@ class OpCall:
         return self.function(*self.args, **self.kwargs)
 
 
-Run = Callable[[OpCall], Any]
+RunOp = Callable[[OpCall], Any]
 
 
 class Listener(Protocol):
@@ -80,7 +80,7 @@ class Listener(Protocol):
     def holds(self, module: nn.Module) -> bool:
         """Whether `module` is part of the block."""
 
-    def edit_routed(self, call: OpCall, run: Run) -> Any:
+    def edit_routed(self, call: OpCall, run: RunOp) -> Any:
         """Run the op by `run(call)`, editing what enters it or what it returns."""
 
     def watch_routed(self, call: OpCall, result: Any) -> None:
@@ -121,7 +121,7 @@ def _attention(
             listener.watch_routed(call, result)
         return result
 
-    step: Run = run
+    step: RunOp = run
     for listener in listeners:  # as with intercepted ops, the context opened last comes first
         step = partial(listener.edit_routed, run=step)
     return step(call)

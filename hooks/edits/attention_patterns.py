@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rc_probe.hooks.errors import RcProbeError
+from rc_probe.hooks.operator_rules import attention_pattern, attention_scores
 from rc_probe.hooks.structure.structure import INTERFACE, AttentionOp, Block, Branch, Structure
 from rc_probe.hooks.structure.tape import SDPA
 
@@ -48,12 +49,9 @@ def patterns(structure: Structure, on_pattern: OnPattern) -> Editing:
     for block in structure.blocks:
         for branch in (b for b in block.branches if b.kind in ("attention", "cross")):
             if not branch.ops or any(op.heads == 0 for op in branch.ops):
-                raise structure.error(
-                    block,
-                    "its attention patterns cannot be seen: "
-                    + ("their layout is not proved" if branch.ops else "no attention operation was seen"),
-                    EAGER_TODO,
-                )
+                why = "their layout is not proved" if branch.ops else "no attention operation was seen"
+                what = structure.unseen(f"its attention patterns cannot be seen: {why}")
+                raise structure.error(block, what, EAGER_TODO)
             for op in branch.ops:
                 edits.watch_op(block.index, op, _watch(structure, block, branch, op, on_pattern))
     return Editing(structure, edits)
@@ -67,7 +65,7 @@ def _watch(
             try:
                 pattern = _PATTERNS[call.via](call, result, op)
             except RcProbeError as error:
-                raise structure.error(block, error.what, error.todo or EAGER_TODO) from None
+                raise structure.error(block, error.what, error.todo or EAGER_TODO) from error
             on_pattern(block, branch, pattern.detach())
 
     return watch
@@ -145,13 +143,7 @@ def _sdpa(
     query, key, value, mask = (_full(a) for a in (query, key, value, attn_mask))
     if enable_gqa:
         key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
-    if is_causal:
-        mask = query.new_ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril()
-    if mask is not None and mask.dtype == torch.bool:
-        mask = _additive(mask, query, -torch.inf)
-    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
-    scores = scores if mask is None else scores + mask
-    weights = scores.softmax(-1).masked_fill(scores.isneginf().all(-1, keepdim=True), 0)
+    weights = attention_pattern(attention_scores(query, key, mask, is_causal, scale))
     _prove(weights, value, result, sinks=False)
     return _unfolded(weights, heads)
 

@@ -13,11 +13,11 @@ from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.structure.structure import CandidateBlock, form, is_attention_op
 from rc_probe.hooks.structure.tape import ADDS, SDPA
 
-from .attention_interface import OpCall, Run, running
+from .attention_interface import OpCall, RunOp, running
 from .model_state import grad_mode
 
 Function = Callable[[Tensor], Tensor]
-OpEdit = Callable[[OpCall, Run], Any]  # runs the op by its second argument, on whatever operands; its result
+OpEdit = Callable[[OpCall, RunOp], Any]  # runs the op by its second argument, on any operands; its result
 OpWatch = Callable[[OpCall, Any], None]  # the op as it ran, and its result before any edit of that
 OpKey = tuple[bool, int]  # whether by the interface, and its number among these
 ATTENTION_OPS = {SDPA, "softmax"}
@@ -113,7 +113,7 @@ class BlockMode(TorchFunctionMode):
     def holds(self, module: nn.Module) -> bool:
         return module in self.plan.modules
 
-    def edit_routed(self, call: OpCall, run: Run) -> Any:
+    def edit_routed(self, call: OpCall, run: RunOp) -> Any:
         edit = self.plan.ops.get((True, len(self.routed)))
         first = self.ops
         result = run(call) if edit is None else self._checked(edit)(call, run)

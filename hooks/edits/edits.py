@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rc_probe.hooks.structure.structure import INTERFACE, AttentionOp, Candidate, CandidateBlock, Site
 
-from .attention_interface import OpCall, Run, owned
+from .attention_interface import OpCall, RunOp, owned
 from .block_mode import BlockMode, Function, OpEdit, OpKey, OpWatch, Plan
 from .block_watch import BlockWatch, fetch, replace
 from .model_state import recomputing
@@ -77,7 +77,7 @@ class Edits:
     def at_op(self, block: int, op: AttentionOp, function: Function) -> None:
         """Hand the op's output through `function`: see AttentionOp for its layout."""
 
-        def edit(call: OpCall, run: Run) -> Any:
+        def edit(call: OpCall, run: RunOp) -> Any:
             result = run(call)
             return (function(result[0]), *result[1:]) if isinstance(result, tuple) else function(result)
 

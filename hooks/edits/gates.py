@@ -181,7 +181,9 @@ def _gate_heads(structure: Structure, block: Block, gate: Gate, edits: Edits) ->
     if not branches:
         raise structure.error(
             block,
-            "its heads cannot be gated: no softmax or scaled_dot_product_attention was seen in its attention branch",
+            structure.unseen(
+                "its heads cannot be gated: no softmax or scaled_dot_product_attention was seen in its attention branch"
+            ),
             "Load the model with attn_implementation='eager' or 'sdpa'",
         )
     for branch in branches:
@@ -189,7 +191,7 @@ def _gate_heads(structure: Structure, block: Block, gate: Gate, edits: Edits) ->
         if not count:
             raise structure.error(
                 block,
-                "the heads of its attention operations cannot be told apart",
+                structure.unseen("the heads of its attention operations cannot be told apart"),
                 "Gate the whole branch instead",
             )
         for head in gate.heads:

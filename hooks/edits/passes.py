@@ -1,9 +1,9 @@
 """Passes of a model on one batch: a plain one, recorded, and edited ones that begin where their edits begin.
 
 In an edited pass the model's own forward runs again, and with it all that lies between blocks. Blocks before the
-first edit, and modules that are done before the stack begins (an encoder, embeddings), return copies of what they
-returned in the plain pass. Modules whose results are only removed again are not called; the adds that they would make
-are counted.
+first edit, modules of the first edited block that are done before its edit, and modules that are done before the stack
+begins (an encoder, embeddings), return copies of what they returned in the plain pass. Modules whose results are only
+removed again are not called; the adds that these would make are counted.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rc_probe.hooks.structure.example_inputs import with_no_cache
+from rc_probe.hooks.structure.flow import InnerCall
 from rc_probe.hooks.structure.structure import Structure
 
 from .edits import Editing, Edits
@@ -24,6 +25,7 @@ from .stream_taps import StreamDone, Tap
 
 OnStream = Callable[[int, Tensor], None]
 LIMIT = 2**31  # bytes of recorded outputs
+Inner = tuple[int, nn.Module]  # a module, called once in the block of this number
 
 
 class Passes:
@@ -56,15 +58,20 @@ class Passes:
         self.base, self.shortcuts, self.limit = base or Edits(), shortcuts, limit
         self.recorded: list[Any] = []  # outputs of the first blocks, as far as the limit allows
         self.finished: dict[nn.Module, Any] = {}  # outputs of modules that are done before block 1
-        self.forms: dict[tuple[int, nn.Module], Any] = {}
+        self.begun: dict[
+            Inner, Any
+        ] = {}  # outputs of modules that are done before the first edit of their block
+        self.forms: dict[Inner, Any] = {}
         self._room = limit
         self._numbers = {(structure.module(b), b.turn): b.index for b in structure.blocks}
         self._turns: dict[nn.Module, int] = {}
         self._inside = -1  # the block call that runs
-        self._wanted: set[tuple[int, nn.Module]] = set()
+        self._wanted: set[Inner] = set()
+        self._begins: set[Inner] = set()
         self._reach = structure.depth if proving else 0  # how many blocks are recorded
         for edits in wanted if shortcuts else ():
             self._wanted |= set(self._unused(self.base.then(edits)))
+            self._begins |= set(self._done_before(edits))
             self._reach = max(self._reach, min(edits.blocks, default=0))
 
     def first(self, edits: Edits) -> int:
@@ -85,15 +92,15 @@ class Passes:
         """The output under `edits`; `on_stream` gets layers behind the first edited block: the others are as before."""
         skipped = self.first(edits)
         together = self.base.then(edits)
-        unused = self._unused(together) if self.shortcuts else {}
-        unused = {key: adds for key, adds in unused.items() if key in self.forms}
+        unused = _known(self._unused(together), self.forms) if self.shortcuts else {}
+        begun = _known(self._done_before(edits), self.begun) if self.shortcuts else {}
         first = min(edits.blocks, default=self.structure.depth)
 
         def beyond(layer: int, x: Tensor) -> None:
             if on_stream is not None and layer > first:
                 on_stream(layer, x)
 
-        if not skipped and not unused and not self.finished:
+        if not (skipped or unused or begun or self.finished):
             return self._run(together, beyond, stop, None, 0)
         with Editing(self.structure, together, skipped=skipped) as editing:
 
@@ -104,12 +111,17 @@ class Passes:
                 if number is not None:
                     return copied(self.recorded[number]) if number < skipped else self._within(number, call)
                 key = (self._inside, module)
-                if key not in unused:
-                    return call()
-                editing.skip_adds(unused[key])
-                return zeros_like(self.forms[key])
+                if key in unused:
+                    editing.skip_adds(unused[key])
+                    return zeros_like(self.forms[key])
+                if key in begun:
+                    editing.skip_adds(begun[key])
+                    return copied(self.begun[key])
+                return call()
 
-            return self._run(None, beyond, stop, serve, skipped, [module for _, module in unused])
+            return self._run(
+                None, beyond, stop, serve, skipped, [module for _, module in {**unused, **begun}]
+            )
 
     def _run(
         self,
@@ -129,7 +141,8 @@ class Passes:
                 stack.enter_context(tap)
             if around is not None:
                 blocks = [module for module, _ in self._numbers]
-                modules = [*blocks, *self._before(), *(inner or [m for _, m in self._wanted])]
+                inner = inner or [module for _, module in self._wanted | self._begins]
+                modules = [*blocks, *self._before(), *inner]
                 stack.enter_context(AroundCalls(modules, around))
             try:
                 return self.model(**self.inputs)
@@ -146,8 +159,8 @@ class Passes:
                 self._keep_block(number, output)
             elif self._inside < 0:
                 self.finished[module] = copied(output)
-            elif (self._inside, module) in self._wanted:
-                self.forms[self._inside, module] = form_of(output)
+            else:
+                self._keep_inner((self._inside, module), output)
         except NotRecordable:
             pass
         return output
@@ -158,6 +171,15 @@ class Passes:
         self._room -= size_of(output)
         if self._room >= 0:
             self.recorded.append(copied(output))
+
+    def _keep_inner(self, key: Inner, output: Any) -> None:
+        if key in self._wanted:
+            self.forms[key] = form_of(output)
+        size = size_of(output)
+        later = (self._reach - len(self.recorded)) * size  # whole blocks come first: each is about as large
+        if key in self._begins and size + later <= self._room:
+            self._room -= size
+            self.begun[key] = copied(output)
 
     def _number(self, module: nn.Module) -> int | None:
         """Which block call this is; None where the module is no block."""
@@ -179,20 +201,39 @@ class Passes:
 
     # ---- what is not needed
 
-    def _unused(self, edits: Edits) -> dict[tuple[int, nn.Module], int]:
+    def _done_before(self, edits: Edits) -> dict[Inner, int]:
+        """The modules of the first edited block that are done before its first edit, and the adds that they make."""
+        number = min(edits.blocks, default=-1)
+        ops = {block for each in (self.base, edits) for block, _ in (*each.ops, *each.watches)}
+        if number < 0 or number in edits.identity | ops:
+            return {}
+        block = self.structure.blocks[number]
+        places = [site.ordinal for site in edits.operands if site.block == number]
+        places += [
+            block.junctions[junction].skip.ordinal for index, junction in edits.bypass if index == number
+        ]
+        return self._unheard(number, block.flow.before(min(places)))
+
+    def _unused(self, edits: Edits) -> dict[Inner, int]:
         """The modules that need not be called, each in its block, and the adds that they would make."""
-        found: dict[tuple[int, nn.Module], int] = {}
+        found: dict[Inner, int] = {}
         watched = {block for block, _ in (*edits.ops, *edits.watches)}
         for block in (self.structure.blocks[index] for index in edits.blocks - watched):
             sites = {site for site in edits.removed if site.block == block.index}
             whole = block.index in edits.identity
             if not (sites or whole):
                 continue
-            for call in block.flow.unused(sites, whole=whole):
-                module = self.structure.model.get_submodule(call.name)
-                if not _hooked(module):
-                    found[block.index, module] = call.adds
+            found |= self._unheard(block.index, block.flow.unused(sites, whole=whole))
         return found
+
+    def _unheard(self, number: int, calls: Iterable[InnerCall]) -> dict[Inner, int]:
+        """Of these modules those to which nobody listens, who would miss the call; each in its block, with its adds."""
+        modules = {self.structure.model.get_submodule(call.name): call.adds for call in calls}
+        return {(number, module): adds for module, adds in modules.items() if not _hooked(module)}
+
+
+def _known(wanted: dict[Inner, int], recorded: dict[Inner, Any]) -> dict[Inner, int]:
+    return {key: adds for key, adds in wanted.items() if key in recorded}
 
 
 def _nothing(layer: int, x: Tensor) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rc_probe.hooks.operator_rules import Rules
+from rc_probe.hooks.operator_rules import Rules, attention_pattern, attention_scores
 
 from .parts import HELD, Parts, plain
 from .rules_maps import mapped, weigh
@@ -196,13 +196,8 @@ def _multi_head(func: Any, *args: Any, **kwargs: Any) -> Any:
 def pattern(query: Tensor, key: Tensor, mask: Any, is_causal: bool, scale: float | None) -> Tensor:
     """The pattern (…, T, S) of scaled_dot_product_attention; a query that may attend to nothing has zeros."""
     key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3) if query.ndim > 3 else key
-    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if is_causal:
-        mask = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-        return scores.softmax(-1).masked_fill(scores.isneginf().all(-1, keepdim=True), 0)
-    return scores.softmax(-1)
+    scores = attention_scores(query, key, mask, is_causal, scale)
+    return scores.softmax(-1) if mask is None and not is_causal else attention_pattern(scores)
 
 
 # ---- choices

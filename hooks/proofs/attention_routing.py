@@ -47,9 +47,9 @@ def gated_pass(
     try:
         with routing:
             out = run()
-        why = "with it owned the output changes"
+        why = "with it owned, the output changes"
     except Exception as error:  # whatever this model's code makes of our name
-        out, why = [], f"with it owned the forward pass fails ({reason(error)})"
+        out, why = [], f"with it owned, the forward pass fails ({reason(error)})"
     if out and is_plain(out):
         blocks = tuple(_owned(b, routing.found.get(b.index, [])) for b in candidate.blocks)
         return replace(candidate, blocks=blocks), out

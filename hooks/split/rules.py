@@ -16,12 +16,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 from rc_probe.hooks.errors import RcProbeError, reason
 from rc_probe.hooks.operator_rules import Rules, Traced
 
-from .rules_attention import Attention, Watch, enter_projection, scores, watching
+from .rules_attention import Attention, Observer, enter_projection, scores, watching
 from .tensors import NO_RULE, Lost, Split, double, shared
 
 rule = Rules(Split)
 
-__all__ = ["Attention", "Split", "Watch", "propagate", "watching"]
+__all__ = ["Attention", "Observer", "Split", "propagate", "watching"]
 
 
 def propagate(call: Callable[..., Any], x: Split, *args: Any, **kwargs: Any) -> Split:

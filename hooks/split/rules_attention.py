@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rc_probe.hooks.operator_rules import Rules, Traced
+from rc_probe.hooks.operator_rules import Rules, Traced, attention_scores
 
 from .tensors import Pattern, Rows, Scores, Split, double, shared
 
@@ -38,7 +38,7 @@ class Attention:
 
 
 @dataclass
-class Watch:
+class Observer:
     """What Splits run through in `watching`: attentions, and the number of weight matrices so far."""
 
     seen: list[Attention] = field(default_factory=list)
@@ -47,32 +47,32 @@ class Watch:
     projections: int = 0
 
 
-_watches: list[Watch] = []
+_observers: list[Observer] = []
 
 
 @contextmanager
 def watching(
     result: Callable[[Split], Split] | None = None, token: Callable[[int, Split], Split] | None = None
-) -> Iterator[Watch]:
+) -> Iterator[Observer]:
     """Collect the attentions that Splits run through, and change what goes on.
 
     result: replaces each attention's result; token(i, x): replaces what enters the i-th weight matrix.
     """
-    watch = Watch(result=result, token=token)
-    _watches.append(watch)
+    observer = Observer(result=result, token=token)
+    _observers.append(observer)
     try:
-        yield watch
+        yield observer
     finally:
-        _watches.remove(watch)
+        _observers.remove(observer)
 
 
 def enter_projection(x: Split) -> tuple[Split, int]:
-    """Tell the watchers that `x` meets a weight matrix: what to take in its place, and its number."""
+    """Tell the observers that `x` meets a weight matrix: what to take in its place, and its number."""
     number = -1
-    for watch in _watches:
-        number = watch.projections
-        watch.projections += 1
-        x = x if watch.token is None else watch.token(number, x)
+    for observer in _observers:
+        number = observer.projections
+        observer.projections += 1
+        x = x if observer.token is None else observer.token(number, x)
     return x, number
 
 
@@ -108,9 +108,9 @@ def _matmul(func: Any, p: Any, v: Any) -> Any:
         return NotImplemented
     center = v.center if p.common is None else v.center + p.common @ v.residual
     out = Split(center, p.rest @ v.residual, -2).recentred()
-    for watch in _watches:
-        watch.seen.append(Attention(p.query, p.key, v, p))
-        out = out if watch.result is None else watch.result(out)
+    for observer in _observers:
+        observer.seen.append(Attention(p.query, p.key, v, p))
+        out = out if observer.result is None else observer.result(out)
     return out
 
 
@@ -208,9 +208,4 @@ def _sdpa(
         return NotImplemented
     if enable_gqa:
         key, value = (a.repeat_interleave(query.shape[-3] // a.shape[-3], -3) for a in (key, value))
-    s = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if is_causal:
-        attn_mask = torch.ones(s.shape[-2:], dtype=torch.bool, device=s.device).tril()
-    if attn_mask is not None:
-        s = s.masked_fill(~attn_mask, MASKED) if attn_mask.dtype == torch.bool else s + attn_mask
-    return torch.softmax(s, -1) @ value
+    return torch.softmax(attention_scores(query, key, attn_mask, is_causal, scale), -1) @ value

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from .structure import Site
@@ -11,12 +12,16 @@ from .tape import Call, Node, Place, Tape
 
 @dataclass(frozen=True)
 class InnerCall:
-    """A module called once inside a block call: the operations first … last of the block, `adds` of stream shape."""
+    """A module called once inside a block call: the operations first … last of the block, `adds` of stream shape.
+
+    closed: what it computes is used outside of it as its output alone (it writes into nothing that it was given)
+    """
 
     name: str
     first: int
     last: int
     adds: int
+    closed: bool
 
 
 @dataclass(frozen=True)
@@ -24,13 +29,13 @@ class Flow:
     """The operations of one block call, numbered from 0.
 
     inputs: for each operation, those inside the block that it was computed from
-    adds: the number of each add of stream shape, by its operation, with what its operands 0 and 1 were
+    adds: of each add of stream shape, in their order, its operation and what its operands 0 and 1 were (-1: not inside)
     exit: the operation that gives the block's stream; ends: those whose results leave the block otherwise
     calls: the modules called inside, outer ones first; none that is called twice
     """
 
     inputs: tuple[tuple[int, ...], ...]
-    adds: dict[int, tuple[int, tuple[int, int]]]
+    adds: tuple[tuple[int, tuple[int, int]], ...]
     exit: int
     ends: frozenset[int]
     calls: tuple[InnerCall, ...]
@@ -41,6 +46,7 @@ class Flow:
         whole: the stream that leaves the block is not its own, as where the block is the identity
         """
         gone = {(site.ordinal, site.operand) for site in removed}
+        adds = {node: (ordinal, operands) for ordinal, (node, operands) in enumerate(self.adds)}
         live: set[int] = set()
         todo = [*self.ends] if whole else [*self.ends, self.exit]
         while todo:
@@ -48,19 +54,26 @@ class Flow:
             if node in live:
                 continue
             live.add(node)
-            todo += [i for i in self._used(node, gone) if i not in live]
-        found: list[InnerCall] = []
-        for call in self.calls:
-            inside = any(outer.first <= call.first and call.last <= outer.last for outer in found)
-            if not inside and not any(node in live for node in range(call.first, call.last + 1)):
-                found.append(call)
-        return tuple(found)
+            if node in adds:
+                ordinal, operands = adds[node]
+                todo += [i for k, i in enumerate(operands) if i >= 0 and (ordinal, k) not in gone]
+            else:
+                todo += self.inputs[node]
+        return _outermost(c for c in self.calls if live.isdisjoint(range(c.first, c.last + 1)))
 
-    def _used(self, node: int, gone: set[tuple[int, int]]) -> list[int]:
-        if node not in self.adds:
-            return list(self.inputs[node])
-        ordinal, operands = self.adds[node]
-        return [i for operand, i in enumerate(operands) if i >= 0 and (ordinal, operand) not in gone]
+    def before(self, ordinal: int) -> tuple[InnerCall, ...]:
+        """The outermost modules that are done before the add number `ordinal`, and give no more than their output."""
+        start = self.adds[ordinal][0]
+        return _outermost(c for c in self.calls if c.last < start and c.closed)
+
+
+def _outermost(calls: Iterable[InnerCall]) -> tuple[InnerCall, ...]:
+    """Of calls, outer ones first, those that are not inside another of them."""
+    found: list[InnerCall] = []
+    for call in calls:
+        if not any(outer.first <= call.first and call.last <= outer.last for outer in found):
+            found.append(call)
+    return tuple(found)
 
 
 def read_flow(tape: Tape, call: Call, adds: list[Node], exit_path: Place) -> Flow:
@@ -71,30 +84,37 @@ def read_flow(tape: Tape, call: Call, adds: list[Node], exit_path: Place) -> Flo
     def here(i: int) -> int:
         return i - first if first <= i <= last else -1
 
-    numbers = {node.index - first: number for number, node in enumerate(adds)}
     stream = call.outputs[exit_path]
     leaving = {n for path, n in call.outputs.items() if path != exit_path}
     leaving |= {
         i for node in tape.nodes[last + 1 :] for i in node.inputs if i != stream and first <= i <= last
     }
-    inner = [c for c in tape.calls[call.index + 1 :] if first <= c.first and c.first <= c.last <= last]
-    inner = [c for c in inner if _encloses(tape, call, c)]
-    times = [c.module for c in inner]
     return Flow(
         inputs=tuple(tuple(here(i) for i in node.inputs if here(i) >= 0) for node in nodes),
-        adds={
-            i: (number, (here(nodes[i].operands[0]), here(nodes[i].operands[1])))  # type: ignore[index]
-            for i, number in numbers.items()
-        },
+        adds=tuple((here(n.index), (here(n.operands[0]), here(n.operands[1]))) for n in adds if n.operands),
         exit=here(stream),
         ends=frozenset(here(i) for i in leaving if here(i) >= 0),
-        calls=tuple(
-            InnerCall(c.name, here(c.first), here(c.last), sum(c.first <= a.index <= c.last for a in adds))
-            for c in inner
-            if sum(m is c.module for m in times) == 1
-            and all(c.first <= n <= c.last for n in c.outputs.values())  # hands on nothing that it was given
-        ),
+        calls=tuple(_inner_calls(tape, call, adds)),
     )
+
+
+def _inner_calls(tape: Tape, call: Call, adds: list[Node]) -> Iterator[InnerCall]:
+    first, last = call.first, call.last
+    last_use = {i: node.index for node in tape.nodes[first:] for i in node.inputs}
+    last_use |= dict.fromkeys(call.outputs.values(), len(tape.nodes))
+    inner = [c for c in tape.calls[call.index + 1 :] if first <= c.first and c.first <= c.last <= last]
+    inner = [c for c in inner if _encloses(tape, call, c)]
+    times = Counter(c.module for c in inner)
+    for c in inner:
+        out = set(c.outputs.values())
+        if times[c.module] == 1 and all(
+            c.first <= n <= c.last for n in out
+        ):  # hands on nothing that it was given
+            made = range(c.first, c.last + 1)
+            closed = all(last_use.get(n, n) <= c.last or n in out for n in made)
+            yield InnerCall(
+                c.name, c.first - first, c.last - first, sum(a.index in made for a in adds), closed
+            )
 
 
 def _encloses(tape: Tape, outer: Call, call: Call) -> bool:

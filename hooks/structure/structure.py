@@ -165,7 +165,7 @@ class Candidate:
 
     name: the module path that its blocks share, for example `encoder.layer` or `decoder.block`
     others: names of the model's further stacks; refused: why what looked like one is none
-    unowned: why the library's attention interface is left alone, where owning it was tried in vain
+    unowned: why the library's attention interface is not used, where owning it was tried in vain
     """
 
     name: str
@@ -207,6 +207,14 @@ class Structure(Candidate):
 
     blocks: tuple[Block, ...]
     proved: tuple[str, ...]
+
+    def unseen(self, what: str) -> str:
+        """What cannot be seen of its attention, and why the library's interface does not show it."""
+        return (
+            f"{what} (the library's attention interface is not used: {self.unowned})"
+            if self.unowned
+            else what
+        )
 
     @property
     def signature(self) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from support import zoo
-from torch import Tensor
+from torch import Tensor, nn
 
 from rc_probe.hooks.attach import find_structure
 from rc_probe.hooks.components import COMPONENTS
@@ -102,9 +102,85 @@ def test_what_is_removed_and_what_comes_before_is_not_called() -> None:
     layers = {name.split("layer.")[1].partition(".")[0] for name in names if "layer." in name}
     assert layers == {"2"}  # counted from 0
     assert not any("embeddings" in name for name in names)
-    assert "bert.encoder.layer.2.attention.self.query" in names
+    assert not any("attention" in name for name in names)  # done before the edit
     assert not any("intermediate" in name or name.endswith("layer.2.output.dense") for name in names)
     assert "bert.encoder.layer.2.output.LayerNorm" in names
+
+
+HEAVY = {"c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"}
+
+
+@pytest.mark.parametrize(
+    ("gate", "runs"),
+    [
+        (Gate("mlp", 2, (), 0.5), set()),  # its branches are done before the add
+        (Gate("mlp.skip", 2), set()),
+        (Gate("attention", 2, (), 0.5), {"c_fc", "mlp.c_proj"}),
+        (Gate("attention.skip", 2), {"c_fc", "mlp.c_proj"}),
+        (Gate("head", 2, 1), HEAVY),  # an edit inside the attention
+        (Gate("mlp", (2, 3), (), 0.5), set()),
+    ],
+    ids=str,
+)
+def test_modules_done_before_the_first_edit_of_a_block_are_not_called(gate: Gate, runs: set[str]) -> None:
+    model, inputs, structure = attached("gpt2_lm")
+    edits = gate_edits(structure, [gate])
+    with measuring(model):
+        passes = Passes(structure, inputs, [edits])
+        passes.plain()
+        names, remove = called(model)
+        output = passes.edited(edits)
+        for pop in remove:
+            pop("forward")
+        assert same(output, Passes(structure, inputs, shortcuts=False).edited(edits))
+    for number, expected in ((0, set()), (1, runs), (2, HEAVY)):
+        inside = [name for name in names if f".h.{number}." in name]
+        assert {end for end in HEAVY if any(name.endswith(end) for name in inside)} == expected
+
+
+class Writes(nn.Module):
+    """Gives one thing, and changes what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.mul_(1.5)
+        return self.inner(x)
+
+
+class WritingBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.writes = nn.LayerNorm(16), Writes()
+        self.qkv, self.up = nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.norm(x)
+        extra = self.writes(normed)
+        q, k, v = self.qkv(normed + extra.tanh()).chunk(3, -1)
+        x = x + nn.functional.scaled_dot_product_attention(q, k, v)
+        return x + self.up(x).tanh()
+
+
+def test_a_module_that_writes_into_what_it_was_given_is_called() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(WritingBlock() for _ in range(3))).eval()
+    inputs = {"input": torch.randn(2, 5, 16)}
+    structure = find_structure(model, inputs)
+    closed = {call.name: call.closed for call in structure.blocks[1].flow.calls}
+    assert closed == {"1.norm": True, "1.writes": False, "1.writes.inner": True, "1.qkv": True, "1.up": True}
+    edits = gate_edits(structure, [Gate("mlp.skip", 2)])
+    with measuring(model):
+        passes = Passes(structure, inputs, [edits])
+        passes.plain()
+        names, remove = called(model)
+        output = passes.edited(edits)
+        for pop in remove:
+            pop("forward")
+        assert {name for name in names if name.startswith("1.")} == {"1.writes"}
+        assert same(output, Passes(structure, inputs, shortcuts=False).edited(edits))
 
 
 def test_the_whole_block_left_out_calls_nothing_heavy_in_it() -> None:
