@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rc_probe.hooks.errors import RcProbeError
@@ -12,15 +11,15 @@ from rc_probe.hooks.structure.example_inputs import with_no_cache
 from rc_probe.hooks.structure.structure import CandidateBlock, Structure
 
 from .block_watch import BlockWatch, fetch, replace
-from .model_state import measuring
+from .model_state import full_precision, measuring
 from .stream_taps import batch_first, laid_out
 
 
-class Resume(BlockWatch):
+class ModelHead(BlockWatch):
     """On one batch of inputs: the plain output, and what the model makes of other streams of its last layer.
 
-    Inside the context the blocks do not run: they return what they returned in the plain pass, the last one
-    the stream given. So final norm, pooler and head are the model's own code.
+    The plain pass runs at once. Inside the context the blocks do not run: they return what they returned in the
+    plain pass, the last one the stream given. So final norm, pooler and head are the model's own code.
 
     plain: the model's output; stream: (batch, tokens, dim) after the last block, as in the plain pass
     """
@@ -30,15 +29,20 @@ class Resume(BlockWatch):
         self.inputs = with_no_cache(structure.model, inputs)
         self.run = model or structure.model
         self.outputs: dict[int, Any] = {}
-        self.stream = torch.empty(0)
         self._now: list[CandidateBlock] = []
         self._given: Tensor | None = None
+        with self._exit:
+            self._watch()
+            self.plain = self.run(**self.inputs)
+        self.stream = batch_first(self._raw, structure.blocks[-1])
 
-    def __enter__(self) -> Resume:
+    def _watch(self) -> None:
         super().__enter__()
         self._exit.enter_context(measuring(self.model))
-        self.plain = self.run(**self.inputs)
-        self.stream = batch_first(self._raw, self.structure.blocks[-1])
+        self._exit.enter_context(full_precision(self.model))
+
+    def __enter__(self) -> ModelHead:
+        self._watch()
         for module in {self.structure.module(block) for block in self.structure.blocks}:
             own = module.__dict__.get("forward")  # offloaded modules have one of their own
             self._exit.callback(self._put_back, module, own)

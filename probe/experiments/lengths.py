@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rc_probe.hooks.attach import find_structure
-from rc_probe.hooks.edits.model_head import Resume
+from rc_probe.hooks.edits.model_head import ModelHead
 from rc_probe.paths import decompose, live, sample
 from rc_probe.paths.decompose import hops
 from rc_probe.paths.live import draw_paths, summed
@@ -51,10 +51,10 @@ def by_length(trained: Trained) -> list[Accuracy]:
         for k in range(exact.most + 1)
     ]
     up_to, lines = exact.bias, []
-    with Resume(structure, inputs) as resume:
+    with ModelHead(structure, inputs) as head:
 
         def score(name: str, streams: list[Tensor]) -> Accuracy:
-            values = torch.tensor([accuracy(resume(x).logits, trained.labels) for x in streams])
+            values = torch.tensor([accuracy(head(x).logits, trained.labels) for x in streams])
             spread = float(values.std(correction=0)) if len(values) > 1 else None
             return Accuracy(name, float(values.mean()), spread)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from rc_probe.hooks.attach import find_structure
+from rc_probe.hooks.edits.edits import Edits
 from rc_probe.hooks.edits.model_state import full_precision, measuring
 from rc_probe.hooks.edits.stream_taps import Tap, batch_first, run_stopped
 from rc_probe.hooks.errors import RcProbeError
@@ -79,15 +80,16 @@ class Decomposition:
     def channels(self, k: int) -> list[int]:
         """The channels of length k that come from the input."""
         if not 0 <= k <= self.most:
-            raise RcProbeError(f"no path has length {k}", where="paths", todo=f"Lengths are 0 to {self.most}")
+            known = f"Lengths are 0 to {self.most}" if self.most >= 0 else "Leave by_length out"
+            raise RcProbeError(f"no path has length {k}", where="paths", todo=known)
         return [
             i for i, (s, n) in enumerate(zip(self.sources, self.lengths, strict=True)) if n == k and s != BIAS
         ]
 
     @property
     def most(self) -> int:
-        """The largest length of a part."""
-        return max(n for n in self.lengths if n is not None)
+        """The largest length of a part; -1 where lengths are not told apart."""
+        return max((n for n in self.lengths if n is not None), default=-1)
 
     @property
     def bias(self) -> Tensor:
@@ -103,6 +105,8 @@ def decompose(
     max_length: int | None = None,
     count_mlp: bool = False,
     by_source: bool = False,
+    by_length: bool = True,
+    plain: Tensor | None = None,
 ) -> Decomposition:
     """The parts of the last hidden state by path length, and by source.
 
@@ -115,6 +119,10 @@ def decompose(
     count_mlp: an MLP is a hop of a path, as a head is; else it is part of the linear map that skips carry
     by_source: tell tokens, positions and biases apart at every length (three times the work). Else biases are one
         part, and the input another at every length
+    by_length: False gives each source one part, the sum over all lengths. That costs about five plain forwards by
+        source, whatever the depth
+    plain: what the result is checked against: the stream after the last block in a plain pass on `batch`,
+        (batch, tokens, dim). This pass is run where None is given, or one of another shape
 
     One pass; the work is about (L + 2) / 2 plain forwards for L blocks, and memory that of L + 2 batches.
     A bias on a branch belongs to the source `bias` at the length of the paths that leave by this branch.
@@ -128,9 +136,13 @@ def decompose(
     if max_length is not None and max_length < 0:
         raise RcProbeError(f"{max_length} is no length", where="max_length", todo="Give 0 or more")
     choices = hops(structure, count_mlp=count_mlp)
-    run = _by_source if by_source else _by_length
-    names, ledger, result = run(structure, batch, choices, max_length)
-    return _collect(structure, batch, choices, names, ledger, result)
+    fixed, group = _names(by_source, by_length)
+    ledger = Ledger(len(fixed), len(group), constant=0, longest=max_length)
+    edits = hop_edits(structure, choices, lambda number, hop, x: x.made(ledger.longer))
+    result = (_by_source if by_source else _by_length)(structure, batch, ledger, edits)
+    check_sum(structure, result)
+    _check_value(structure, batch, result, plain)
+    return _collect(structure, batch, choices, fixed, group, ledger, result)
 
 
 def hops(structure: Structure, *, count_mlp: bool = False) -> list[Step]:
@@ -141,26 +153,28 @@ def hops(structure: Structure, *, count_mlp: bool = False) -> list[Step]:
     return choices
 
 
-def _by_length(
-    structure: Structure, batch: dict[str, Any], choices: list[Step], max_length: int | None
-) -> tuple[list[str], Ledger, Frozen]:
-    ledger = Ledger(fixed=1, group=1, constant=0, longest=max_length)
-    edits = hop_edits(structure, choices, lambda number, hop, x: x.made(ledger.longer))
-    result = frozen(structure, batch, ledger, lambda x: torch.stack([torch.zeros_like(x), x]), edits)
-    return [INPUT], ledger, result
+def _names(by_source: bool, by_length: bool) -> tuple[list[str], list[str]]:
+    """The sources of the channels that stand first, and of those that every length has."""
+    if by_source:
+        every = [TOKENS, POSITIONS, BIAS]
+        return ([], every) if by_length else (every, [])
+    return ([BIAS], [INPUT]) if by_length else ([BIAS, INPUT], [])
+
+
+def _by_length(structure: Structure, batch: dict[str, Any], ledger: Ledger, edits: Edits) -> Frozen:
+    return frozen(structure, batch, ledger, lambda x: torch.stack([torch.zeros_like(x), x]), edits)
 
 
 def frozen_lengths(structure: Structure, batch: dict[str, Any], choices: list[Step]) -> Frozen:
     """The frozen pass of `decompose`: first what comes from biases, then every length."""
-    return _by_length(structure, batch, choices, None)[2]
-
-
-def _by_source(
-    structure: Structure, batch: dict[str, Any], choices: list[Step], max_length: int | None
-) -> tuple[list[str], Ledger, Frozen]:
-    """Followed from the embeddings on: what joins the stream before block 1 are positions, after it biases."""
-    ledger = Ledger(fixed=0, group=3, constant=1, longest=max_length)
+    ledger = Ledger(fixed=1, group=1, constant=0)
     edits = hop_edits(structure, choices, lambda number, hop, x: x.made(ledger.longer))
+    return _by_length(structure, batch, ledger, edits)
+
+
+def _by_source(structure: Structure, batch: dict[str, Any], ledger: Ledger, edits: Edits) -> Frozen:
+    """Followed from the embeddings on: what joins the stream before block 1 are positions, after it biases."""
+    ledger.constant = 1
 
     def start(stream: Tensor) -> Tensor:
         if not isinstance(stream, Parts):
@@ -173,7 +187,7 @@ def _by_source(
         return parts
 
     inputs, mode = _sources(structure, batch, ledger)
-    return [TOKENS, POSITIONS, BIAS], ledger, frozen(structure, inputs, ledger, start, edits, mode)
+    return frozen(structure, inputs, ledger, start, edits, mode)
 
 
 def _sources(
@@ -224,23 +238,20 @@ def _collect(
     structure: Structure,
     batch: dict[str, Any],
     choices: list[Step],
-    names: list[str],
+    fixed: list[str],
+    group: list[str],
     ledger: Ledger,
     result: Frozen,
 ) -> Decomposition:
-    last = structure.blocks[-1]
-    check_sum(structure, result)
-    _check_value(structure, batch, result)
-    channels = len(result.hidden.parts)
-    groups = (channels - ledger.fixed) // ledger.group
-    sources = (BIAS,) * ledger.fixed + tuple(names) * groups
-    lengths = (None,) * ledger.fixed + tuple(k for k in range(groups) for _ in names)
+    groups = (len(result.hidden.parts) - len(fixed)) // len(group) if group else 0
+    sources = (*fixed, *group * groups)
+    lengths = (*[None] * len(fixed), *(k for k in range(groups) for _ in group))
     longest = groups - 1 if ledger.longest is None else min(groups - 1, ledger.longest)
     counts = path_counts([step.heads for step in choices])
     if groups - 1 > longest:
         counts = [*counts[: longest + 1], sum(counts[longest + 1 :])]
 
-    stream, hidden = first_axes(result, last)
+    stream, hidden = first_axes(result, structure.blocks[-1])
     mask = batch.get("decoder_attention_mask" if _decodes(structure, batch) else "attention_mask")
     real = mask.bool() if isinstance(mask, Tensor) and mask.shape == hidden.shape[1:3] else None
     real = real if real is None else real.to(hidden.device)
@@ -286,11 +297,8 @@ def _error(parts: Tensor, value: Tensor, mask: Tensor | None) -> float:
     return float(off.max()) / (float(size.max()) or 1.0)
 
 
-def _check_value(structure: Structure, batch: dict[str, Any], result: Frozen) -> None:
-    """RcProbeError where the stream of the frozen pass is not that of a plain one within rounding.
-
-    Every operation of the model ran on the whole stream, so that they differ only where its code writes into views.
-    """
+def _last_stream(structure: Structure, batch: dict[str, Any]) -> Tensor:
+    """The stream after the last block in a plain pass, (batch, tokens, dim)."""
     found: list[Tensor] = []
 
     def keep(layer: int, x: Tensor) -> None:
@@ -299,9 +307,19 @@ def _check_value(structure: Structure, batch: dict[str, Any], result: Frozen) ->
 
     with measuring(structure.model), full_precision(structure.model), Tap(structure, keep, stop=True):
         run_stopped(lambda: structure.model(**with_no_cache(structure.model, batch)))
-    real, value = found[0], batch_first(result.stream.value, structure.blocks[-1])
-    error = float((value - real).abs().max() / real.abs().max().clamp_min(1e-300))
-    if not error <= TOLERANCE[real.dtype]:
+    return found[0]
+
+
+def _check_value(structure: Structure, batch: dict[str, Any], result: Frozen, plain: Tensor | None) -> None:
+    """RcProbeError where the stream of the frozen pass is not that of a plain one within rounding.
+
+    Every operation of the model ran on the whole stream, so that they differ only where its code writes into views.
+    """
+    value = batch_first(result.stream.value, structure.blocks[-1])
+    if plain is None or plain.shape != value.shape:
+        plain = _last_stream(structure, batch)
+    error = float((value - plain).abs().max() / plain.abs().max().clamp_min(1e-300))
+    if not error <= TOLERANCE[plain.dtype]:
         raise RcProbeError(
             f"with its stream in parts it gives another output, by {error:.1e}",
             where=type(structure.model).__name__,

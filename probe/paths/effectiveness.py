@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rc_probe.data.batches import Batch
-from rc_probe.hooks.edits.model_head import Resume
+from rc_probe.hooks.edits.model_head import ModelHead
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.frozen.frozen_pass import Step
 from rc_probe.hooks.structure.structure import Structure
@@ -84,11 +84,14 @@ def effectiveness(
     """
     run = _Run(structure, task, budget)
     for batch in batches:
-        run.exact(batch)
+        run.start(batch)
+        run.exact()
         advance(EXACT)
-    for name, estimate in ((SAMPLED, run.sampled), (LIVE, run.live)) if budget.paths else ():
-        run.attempt(name, lambda b, e=estimate: e(b), batches, lambda n=name: advance(n))  # type: ignore[misc]
-    run.by_source(batches[0])
+        if batch is batches[0]:
+            run.by_source()
+        for name in list(run.estimates):
+            run.attempt(name)
+            advance(name)
     return run.effects()
 
 
@@ -99,34 +102,48 @@ class _Run:
         self.meter, self.found = Meter(), Effects()
         names = (EXACT, SAMPLED, LIVE) if budget.paths else (EXACT,)
         self.tallies = {name: task.tally() for name in names} if task else {}
+        self.estimates = {SAMPLED: self.sampled, LIVE: self.live} if budget.paths else {}
         self.counts: tuple[int, ...] = ()
+
+    def start(self, batch: Batch) -> None:
+        """The plain pass of a batch and its decomposition, that all estimators share."""
+        self.prepared = self.task.prepare(batch) if self.task else None
+        self.inputs = dict(self.prepared.inputs if self.prepared else batch.inputs)
+        self.head = ModelHead(self.structure, self.inputs, self.task.model) if self.task else None
+        self.whole = self._decompose(max_length=self.budget.max_length)
+
+    def _decompose(self, **how: Any) -> Decomposition:
+        plain = self.head.stream if self.head else None
+        return decompose(self.structure, self.inputs, count_mlp=self.budget.count_mlp, plain=plain, **how)
 
     # ---- the three estimators
 
-    def exact(self, batch: Batch) -> None:
-        prepared, inputs = self._prepared(batch)
-        whole = self._decompose(inputs)
+    def exact(self) -> None:
+        whole = self.whole
         self.counts = whole.counts
         self.found.error = max(self.found.error, whole.error)
-        for k, part in enumerate(self._lengths(whole)):
-            self._shape((EXACT, 0, ALONE, k, 0), whole, part)
-        self._shape((EXACT, 0, NONE, None, 0), whole, whole.bias)
-        with self._head(EXACT, prepared, inputs) as score:
+        parts: dict[tuple[str, int | None], Tensor] = {
+            (ALONE, k): whole.length(k) for k in range(whole.most + 1)
+        }
+        parts[NONE, None] = whole.bias
+        total = torch.stack([_size(p, whole.mask) for p in parts.values()]).sum(0).clamp_min(1e-300)
+        for (scope, k), part in parts.items():
+            self._shape((EXACT, 0, scope, k, 0), whole, part, total)
+        with self._scoring(EXACT) as score:
             score((EXACT, 0, NONE, None, 0), _bias(whole))
             for scope, k, stream in _scopes(_bias(whole), list(_streams(whole)), whole.stream_value):
                 score((EXACT, 0, scope, k, 0), stream)
 
-    def sampled(self, batch: Batch) -> None:
-        prepared, inputs = self._prepared(batch)
-        whole = self._decompose(inputs)
+    def sampled(self) -> None:
+        whole = self.whole
         drawn = {
             n: sample(
-                self.structure, inputs, paths=n, repeats=self.budget.repeats, seed=self.budget.seed,
+                self.structure, self.inputs, paths=n, repeats=self.budget.repeats, seed=self.budget.seed,
                 max_length=self.budget.max_length, count_mlp=self.budget.count_mlp,
             )
             for n in self.budget.paths
         }  # fmt: skip
-        with self._head(SAMPLED, prepared, inputs) as score:
+        with self._scoring(SAMPLED) as score:
             for n, repeat in itertools.product(drawn, range(self.budget.repeats)):
                 for k, part in enumerate(drawn[n].parts[repeat]):
                     key = (SAMPLED, n, ALONE, k, repeat)
@@ -135,8 +152,7 @@ class _Run:
                 for scope, k, stream in _scopes(_bias(whole), estimates, whole.stream_value):
                     score((SAMPLED, n, scope, k, repeat), stream)
 
-    def live(self, batch: Batch) -> None:
-        prepared, inputs = self._prepared(batch)
+    def live(self) -> None:
         generator = torch.Generator().manual_seed(self.budget.seed)
         longest = len(self.choices) if self.budget.max_length is None else self.budget.max_length
         lengths = range(min(longest, len(self.choices)) + 1)
@@ -145,9 +161,9 @@ class _Run:
             drawn = [
                 draw_paths(self.choices, k, n, generator) for _ in range(self.budget.repeats) for k in lengths
             ]
-            states = live(self.structure, inputs, torch.cat(drawn), count_mlp=self.budget.count_mlp)
+            states = live(self.structure, self.inputs, torch.cat(drawn), count_mlp=self.budget.count_mlp)
             ends[n] = [summed(part) for part in states.split(n)]
-        with self._head(LIVE, prepared, inputs) as score:
+        with self._scoring(LIVE) as score:
             for n, streams in ends.items():
                 for i, stream in enumerate(streams):
                     repeat, k = divmod(i, len(lengths))
@@ -156,32 +172,31 @@ class _Run:
     # ---- scoring
 
     @contextmanager
-    def _head(
-        self, name: str, prepared: Any, inputs: dict[str, Any]
-    ) -> Iterator[Callable[[Key, Tensor], None]]:
+    def _scoring(self, name: str) -> Iterator[Callable[[Key, Tensor], None]]:
         """Scores streams of a batch by what the model's own head makes of them; without a task nothing."""
-        if self.task is None:
+        if self.head is None:
             yield lambda key, stream: None
             return
         tally = self.tallies[name]
-        with Resume(self.structure, inputs, self.task.model) as resume:
-            tally.start(prepared, resume.plain)
-            yield lambda key, stream: tally.add(key, resume(stream))
+        with self.head as head:
+            tally.start(self.prepared, head.plain)
+            yield lambda key, stream: tally.add(key, head(stream))
 
-    def _shape(self, key: Key, whole: Decomposition, part: Tensor) -> None:
-        """What a part is beside the output: share, projection, cosine, residual; one number a sample."""
+    def _shape(self, key: Key, whole: Decomposition, part: Tensor, total: Tensor) -> None:
+        """What a part is beside the output: share, projection, cosine, residual; one number a sample.
+
+        total (batch,): the sizes of all parts together.
+        """
         mask = whole.mask
-        sizes = [_size(p, mask) for p in (*self._lengths(whole), whole.bias)]
-        self.meter.add(key, "norm_share", _size(part, mask) / torch.stack(sizes).sum(0).clamp_min(1e-300))
+        self.meter.add(key, "norm_share", _size(part, mask) / total)
         self.meter.add(key, "projection", _projection(part, whole.value, mask))
         self.meter.add(key, "cosine_to_output", _cosine(part, whole.value, mask))
         self.meter.add(key, "residual", measure(part, mask, ["residual"])["residual"][0])
 
-    def by_source(self, batch: Batch) -> None:
+    def by_source(self) -> None:
         """Tokens, positions and biases, told apart on one batch."""
-        _, inputs = self._prepared(batch)
         try:
-            whole = decompose(self.structure, inputs, count_mlp=self.budget.count_mlp, by_source=True)
+            whole = self._decompose(by_source=True, by_length=False)
         except RcProbeError as error:
             self.found.notes.append(f"Positions were not told from tokens: {error}")
             return
@@ -200,34 +215,16 @@ class _Run:
 
     # ---- running
 
-    def attempt(
-        self,
-        name: str,
-        measure_one: Callable[[Batch], None],
-        batches: list[Batch],
-        advance: Callable[[], None],
-    ) -> None:
+    def attempt(self, name: str) -> None:
+        """Measure an estimator on this batch. One that fails is left out of all batches."""
         try:
-            for batch in batches:
-                measure_one(batch)
-                advance()
+            self.estimates[name]()
         except RcProbeError as error:  # what was found until then is of some of the samples
+            del self.estimates[name]
             self.tallies.pop(name, None)
             self.meter.values = {key: v for key, v in self.meter.values.items() if key[0][0] != name}
             how = {SAMPLED: "sampled", LIVE: "run live"}[name]
             self.found.notes.append(f"Paths were not {how}: {error}")
-
-    def _prepared(self, batch: Batch) -> tuple[Any, dict[str, Any]]:
-        prepared = self.task.prepare(batch) if self.task else None
-        return prepared, dict(prepared.inputs if prepared else batch.inputs)
-
-    def _decompose(self, inputs: dict[str, Any]) -> Decomposition:
-        return decompose(
-            self.structure, inputs, max_length=self.budget.max_length, count_mlp=self.budget.count_mlp
-        )
-
-    def _lengths(self, whole: Decomposition) -> Iterator[Tensor]:
-        return (whole.length(k) for k in range(whole.most + 1))
 
     # ---- results
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rc_probe import paths
 from rc_probe.hooks.attach import find_structure
-from rc_probe.hooks.edits.model_head import Resume
+from rc_probe.hooks.edits.model_head import ModelHead
 from rc_probe.hooks.errors import RcProbeError
 
 EXACT = [
@@ -422,20 +422,20 @@ def test_the_plain_stream_gives_bitwise_the_plain_output(name: str) -> None:
     before = state(model)
     with torch.no_grad():
         plain = model(**inputs)[0]
-    with Resume(structure, inputs) as resume:
-        assert torch.equal(resume.plain[0], plain)
-        assert torch.equal(resume(resume.stream)[0], plain)
-        assert not torch.equal(resume(resume.stream * 2 - 1)[0], plain)
-        assert torch.equal(resume(resume.stream)[0], plain)
+    with ModelHead(structure, inputs) as head:
+        assert torch.equal(head.plain[0], plain)
+        assert torch.equal(head(head.stream)[0], plain)
+        assert not torch.equal(head(head.stream * 2 - 1)[0], plain)
+        assert torch.equal(head(head.stream)[0], plain)
     same(before, state(model))
 
 
 def test_another_stream_is_read_by_the_models_own_head() -> None:
     model, inputs = zoo.build("gpt2_lm")
     structure = find_structure(model, inputs)
-    with Resume(structure, inputs) as resume:
-        other = torch.randn_like(resume.stream)
-        found = resume(other).logits
+    with ModelHead(structure, inputs) as head:
+        other = torch.randn_like(head.stream)
+        found = head(other).logits
     with torch.no_grad():
         wanted = model.lm_head(model.transformer.ln_f(other))
     assert torch.equal(found, wanted)

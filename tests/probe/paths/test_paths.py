@@ -20,7 +20,7 @@ from rc_probe.data.batches import batches
 from rc_probe.data.samples import load_samples
 from rc_probe.experiments.sorting import Trained, accuracy
 from rc_probe.hooks.attach import find_structure
-from rc_probe.hooks.edits.model_head import Resume
+from rc_probe.hooks.edits.model_head import ModelHead
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.frozen.frozen_pass import steps
 from rc_probe.hooks.frozen.head_choice import kept_heads
@@ -140,6 +140,36 @@ def test_sources_add_up(name: str) -> None:
     close(split.bias, plain.bias, plain.value, limit)
     close(split.source("tokens") + split.source("positions"), plain.source("input"), plain.value, limit)
     close(split.total(), plain.total(), plain.value, limit)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "vit", "llama", "opt"])
+@pytest.mark.parametrize("by_source", [False, True])
+def test_sources_without_lengths_are_the_sums_over_all_lengths(name: str, by_source: bool) -> None:
+    _, structure, inputs = built(name, length=6, padded=True)
+    whole = paths.decompose(structure, inputs, by_source=by_source)
+    summed_up = paths.decompose(structure, inputs, by_source=by_source, by_length=False)
+    assert sorted(summed_up.sources) == sorted(set(whole.sources))
+    assert summed_up.counts == whole.counts and set(summed_up.lengths) == {None}
+    for source in set(whole.sources):
+        close(summed_up.source(source), whole.source(source), whole.value, tolerance(name))
+    with pytest.raises(RcProbeError, match="Leave by_length out"):
+        summed_up.length(0)
+
+
+def test_a_plain_pass_that_was_made_is_taken_for_the_check() -> None:
+    """And it is looked at: what is not the model's own stream is refused."""
+    model, structure, inputs = built("bert", length=6)
+    calls: list[Any] = []
+    head = ModelHead(structure, inputs, model)
+    with structure.module(structure.blocks[0]).register_forward_pre_hook(lambda *_: calls.append(1)):
+        found = paths.decompose(structure, inputs, plain=head.stream)
+        assert len(calls) == 1
+        alone = paths.decompose(structure, inputs)
+        assert len(calls) == 3
+    assert torch.equal(found.parts, alone.parts)
+    with pytest.raises(RcProbeError, match="gives another output, by"):
+        paths.decompose(structure, inputs, plain=head.stream * 1.01)
+    assert torch.equal(paths.decompose(structure, inputs, plain=head.stream[:, 1:]).parts, alone.parts)
 
 
 def test_tokens_are_what_the_embedding_of_words_gives() -> None:
@@ -368,12 +398,12 @@ def test_a_model_that_sorts_does_it_by_short_paths(sorting_san: Trained) -> None
     assert whole.error < 1e-5
     parts = [whole.stream[whole.channels(k)].sum(0) for k in range(7)]
     bias = whole.stream_value - sum(parts)
-    with Resume(structure, inputs, model) as resume:
+    with ModelHead(structure, inputs, model) as head:
 
         def score(stream: Tensor) -> float:
-            return accuracy(resume(stream).logits, labels)
+            return accuracy(head(stream).logits, labels)
 
-        entire = accuracy(resume.plain.logits, labels)
+        entire = accuracy(head.plain.logits, labels)
         live = [float(np.mean([score(end) for end in repeats])) for repeats in ends]
         up_to = [score(bias + sum(parts[: k + 1])) for k in range(7)]
     assert entire > 0.95
@@ -397,8 +427,26 @@ def causal_effects(trained_causal: Loaded) -> tuple[Effects, Loaded]:
     done: list[str] = []
     effects = effectiveness(structure, task, made, Budget(paths=(3,), repeats=4), done.append)
     assert not effects.notes
-    assert done == ["exact"] * 2 + ["sampled"] * 2 + ["live"] * 2
+    assert done == ["exact", "sampled", "live"] * 2
     return effects, trained_causal
+
+
+def test_a_batch_of_paths_takes_one_plain_pass(trained_causal: Loaded) -> None:
+    """It serves the check of the decomposition, the sources, and the head."""
+    texts, _ = trained.walks(4, seed=5)
+    samples = load_samples(texts, modality="text", samples=100)
+    task, _ = choose_task(trained_causal, samples)
+    assert task is not None
+    made = list(batches(task.samples, trained_causal, batch_size=2))
+    structure = find_structure(trained_causal.model, made[0].inputs)
+    calls: list[Any] = []
+    with structure.module(structure.blocks[0]).register_forward_pre_hook(lambda *_: calls.append(1)):
+        effects = effectiveness(structure, task, made, Budget(paths=()))
+    scored = sum(row["metric"] == "loss" and row["estimator"] == "exact" for row in effects.rows)
+    assert len(made) == 2 and scored == 10  # three scopes of three lengths, and biases alone
+    assert (
+        len(calls) == 2 * (1 + 1 + scored) + 1
+    )  # plain, by length, the head's (no block computes); by source once
 
 
 def number(effects: Effects, **wanted: Any) -> dict[str, Any]:
