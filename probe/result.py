@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ from rc_probe.results.files import (
 
 if TYPE_CHECKING:
     from rc_probe.results.checks import Outcome
+    from rc_probe.results.tables import Table
 
 
 @dataclass(eq=False, repr=False)
@@ -64,6 +65,13 @@ class ProbeResult:
 
         found: dict[str, Any] = plain(judge(self))
         return found
+
+    @property
+    def declared(self) -> "Mapping[str, Table]":
+        """What the columns of each table mean."""
+        from rc_probe.results.tables import TABLES
+
+        return TABLES
 
     def table(self, name: str) -> pd.DataFrame:
         """The table `name`; `RcProbeError` where this result has none of that name."""

@@ -12,7 +12,6 @@ from typing import Any
 import pandas as pd
 
 from .protocols import Result
-from .tables import TABLES
 from .words import THINGS, many, number, power_of_ten
 
 LENGTH = "path length (heads on it)"  # along x
@@ -55,7 +54,7 @@ def ends_of(name: str, one: Series, unit: str = "length") -> str:
 
 def rows_of(result: Result, **fixed: Any) -> pd.DataFrame:
     """The rows of the table `paths` that have a mean and these values."""
-    frame = TABLES["paths"].read(result.tables)
+    frame = result.declared["paths"].read(result.tables)
     floats = ["length", "drawn", "mean", "low", "high"]
     frame[floats] = frame[floats].astype(float)
     frame = frame[frame["mean"].notna()]
@@ -98,14 +97,14 @@ def quality(result: Result) -> str | None:
 
 def laws(result: Result) -> dict[str, pd.DataFrame]:
     """Rows `length, count, share` of each model of `path_counts` by its name, the model at hand first."""
-    frame = TABLES["path_counts"].read(result.tables)
+    frame = result.declared["path_counts"].read(result.tables)
     frame = frame[frame["share"].notna()].astype({"length": int, "share": float})
     return {str(model): rows.sort_values("length") for model, rows in frame.groupby("model", sort=False)}
 
 
 def distribution(result: Result) -> pd.DataFrame:
     """Rows `length, count, share` of the model at hand; none where they are not known."""
-    return next(iter(laws(result).values()), TABLES["path_counts"].frame([]))
+    return next(iter(laws(result).values()), result.declared["path_counts"].frame([]))
 
 
 def told(result: Result) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from .tables import Table
 
 
 class Tables(Protocol):
@@ -26,6 +29,10 @@ class Result(Tables, Protocol):
     model: dict[str, Any]
     settings: dict[str, Any]
     environment: dict[str, Any]
+
+    @property
+    def declared(self) -> Mapping[str, Table]:
+        """What a table's columns mean, by its name."""
 
     @property
     def verdict(self) -> dict[str, Any]:

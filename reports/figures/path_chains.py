@@ -3,8 +3,6 @@
 import pandas as pd
 
 from rc_probe.results.path_verdict import Series, ends_of, texts_of
-from rc_probe.results.protocols import Result
-from rc_probe.results.tables import TABLES
 
 from .panels import Figure, Key, Styles, by_layer, draw_lines, draw_marks, panel_of, set_scale, svg_dashes
 from .svg import MUTED, SAN, SAN_MLP, THEME, TRANSFORMER
@@ -18,10 +16,11 @@ _CHAIN_LINES: Styles = {
 }  # fmt: skip
 
 
-def chains_figure(result: Result) -> Figure | None:
-    """How fast products of attention patterns along random paths forget which token is which."""
-    frame = TABLES["chains"].read(result.tables)
-    frame = frame[frame["median"].notna()]
+def chains_figure(frame: pd.DataFrame) -> Figure | None:
+    """How fast products of attention patterns along random paths forget which token is which.
+
+    frame: the rows of the table `chains` that have a median.
+    """
     shown = {
         metric: rows.sort_values("length")
         for metric in _CHAINS

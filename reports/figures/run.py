@@ -9,10 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from rc_probe.registry import METRICS, PAPER
-from rc_probe.results.curves import METRIC, Curve, curves
-from rc_probe.results.protocols import Result
-from rc_probe.results.tables import TABLES
-from rc_probe.results.words import number, power_of_ten
+from rc_probe.results.curves import METRIC, Curve, Curves
+from rc_probe.results.words import WEIGHTS, number, power_of_ten
 
 from .panels import (
     STYLES,
@@ -34,12 +32,10 @@ from .panels import (
 from .svg import ACCENT, BASE_SIZE, FG, MUTED, SAN, SAN_MLP, THEME, TRANSFORMER
 
 MOST_PANELS, MOST_ROWS = 12, 40  # what a figure of ablations holds; the tables hold all
-WEIGHTS = {"pretrained": "Pretrained", "init": "Freshly initialised"}
 
 
-def residual_figure(result: Result) -> Figure | None:
-    """The paper's figure: four variants by layer, pretrained beside init, on a linear and on a log scale."""
-    found = {key: curve for key, curve in curves(result).items() if key[1] in PAPER}
+def residual_figure(found: Curves, init_seeds: pd.DataFrame) -> Figure | None:
+    """The paper's figure: its variants by layer, pretrained beside init, on a linear and on a log scale."""
     shown = [weights for weights in WEIGHTS if any(key[0] == weights for key in found)]
     if not shown:
         return None
@@ -48,9 +44,11 @@ def residual_figure(result: Result) -> Figure | None:
     for scale in ("linear", "log"):
         for weights in shown:
             part = {v: found[weights, v] for v in variants if (weights, v) in found}
-            panels.append(_residual_panel(result, weights, part, list(found.values()), log=scale == "log"))
+            panels.append(
+                _residual_panel(init_seeds, weights, part, list(found.values()), log=scale == "log")
+            )
     keys = keys_of(variants)
-    seeds = _seeds(result)
+    seeds = _seeds(init_seeds)
     if any(math.isfinite(std) for curve in found.values() for std in curve.stds):
         over = "samples and seeds" if seeds > 1 and "init" in shown else "samples"
         keys.append(Key(f"± 1 std over {over}", THEME[MUTED], band=True))
@@ -62,10 +60,9 @@ def residual_figure(result: Result) -> Figure | None:
     return Figure("residual", f"{METRICS[METRIC].title} by layer", caption, keys, panels)
 
 
-def _seeds(result: Result) -> int:
+def _seeds(init_seeds: pd.DataFrame) -> int:
     """How many initialisations the curves of init are made of."""
-    table = result.tables.get("init_seeds")
-    return 1 if table is None or table.empty else int(table["seed"].nunique())
+    return max(1, int(init_seeds["seed"].nunique()))
 
 
 def _means(seeds: int) -> str:
@@ -77,7 +74,7 @@ def _means(seeds: int) -> str:
 
 
 def _residual_panel(
-    result: Result, weights: str, part: Mapping[str, Curve], every: list[Curve], *, log: bool
+    seeds: pd.DataFrame, weights: str, part: Mapping[str, Curve], every: list[Curve], *, log: bool
 ) -> str:
     name = f"r{weights[0]}{'log' if log else 'lin'}"
     title = WEIGHTS[weights] + (", log scale" if log else "")
@@ -89,14 +86,14 @@ def _residual_panel(
         set_scale(panel.axes, values + floors, log=log, full=True)  # one scale for all panels of a row
         draw_floor(panel, list(part.values()))
         if weights == "init":
-            _draw_seeds(panel.axes, result.tables.get("init_seeds"))
+            _draw_seeds(panel.axes, seeds)
         draw(panel, part)
     return panel.svg
 
 
-def _draw_seeds(axes: Axes, table: pd.DataFrame | None) -> None:
+def _draw_seeds(axes: Axes, table: pd.DataFrame) -> None:
     """A thin line for each initialisation."""
-    if table is None or table.empty:
+    if table.empty:
         return
     rows = table[(table["metric"] == METRIC) & table["variant"].isin(PAPER)]
     rows = rows.rename(columns={"variant": "name", "mean": "value"})
@@ -110,9 +107,8 @@ _RECURSION: Styles = {
 }  # fmt: skip
 
 
-def recursion_figure(result: Result) -> Figure | None:
+def recursion_figure(table: pd.DataFrame, bounds: pd.DataFrame) -> Figure | None:
     """Pure attention below the float floor: the recursion, plain arithmetic, the cubic law, the bound."""
-    table, bounds = (TABLES[name].read(result.tables) for name in ("recursion", "bounds"))
     if table.empty:
         return None
     keys = [Key(name, THEME[_RECURSION[name][0]], svg_dashes(_RECURSION[name][1]))
@@ -181,13 +177,13 @@ def _from_log(exponent: float) -> str:
     return f"{10 ** (exponent - whole):.2f}×{power_of_ten(whole)}"
 
 
-def metrics_figure(result: Result) -> Figure | None:
+def metrics_figure(by_metric: Mapping[str, Curves], init_seeds: pd.DataFrame) -> Figure | None:
     """Every other metric by layer: the four variants pretrained, the transformer at init, ablations thin."""
     panels = []
     variants: set[str] = set()
     fresh = ablated = False
     for name in METRICS:
-        found = curves(result, name) if name != METRIC else {}
+        found = by_metric.get(name) if name != METRIC else None
         if not found:
             continue
         weights = min((key[0] for key in found), key=lambda w: w != "pretrained")
@@ -202,11 +198,9 @@ def metrics_figure(result: Result) -> Figure | None:
     keys = keys_of([variant for variant in PAPER if variant in variants])
     keys += [Key("transformer, freshly initialised", THEME[MUTED], svg_dashes((5, 2.2)))] if fresh else []
     keys += [Key("an ablation", THEME[MUTED])] if ablated else []
-    slow = [
-        metric.title for name, metric in METRICS.items() if metric.cost != "cheap" and curves(result, name)
-    ]
+    slow = [metric.title for name, metric in METRICS.items() if metric.cost != "cheap" and name in by_metric]
     few = f" On fewer samples, for they cost more: {', '.join(slow)}."
-    caption = _means(_seeds(result)) + (few if slow else "")
+    caption = _means(_seeds(init_seeds)) + (few if slow else "")
     return Figure("metrics", "Other metrics by layer", caption, keys, panels, small=True)
 
 
@@ -232,9 +226,8 @@ def _metric_panel(name: str, own: dict[str, Curve], init: Curve | None) -> str:
     return panel.svg
 
 
-def ablation_figure(result: Result) -> Figure | None:
+def ablation_figure(found: Curves) -> Figure | None:
     """What each ablation asked for does to the residual: at the last layer, then layer by layer."""
-    found = curves(result)
     whole = found.get(("pretrained", "transformer"))
     ablated = {v: c for (w, v), c in found.items() if w == "pretrained" and v not in PAPER}
     if whole is None or not ablated:
