@@ -6,22 +6,24 @@ import datetime
 import json
 import os
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 import rc_probe
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.measures import TABLES
-from rc_probe.results.curves import METRIC, curves
+from rc_probe.registry import PAPER, WHOLE
+from rc_probe.results.curves import METRIC, curves, curves_by_metric
 from rc_probe.results.files import HTML_NAME, JSON_NAME, SCHEMA, save_files, tables_as_json, tidy
 from rc_probe.results.like_for_like import unlike
 from rc_probe.results.protocols import Failure, Run
-from rc_probe.results.tables import COMPARED, FRAMES, RUN, STEP, Column, page
+from rc_probe.results.tables import COMPARED, FRAMES, RUN, STEP, Column, Row, page
 from rc_probe.results.tables import Table as Declared
 from rc_probe.results.words import name_of
 
@@ -33,6 +35,7 @@ STACKED = {  # the runs' tables of these names below each other
     name: Declared(name, f"The tables {name} of the runs", (RUN, STEP, *TABLES[name].columns, *more))
     for name, more in {"residuals": (DEPTH,), "ablations": ()}.items()
 }
+CHANGING = ("first", "last", "lowest")  # key numbers that are compared with the first run's
 ABLATION = ["component", "layer", "head"]  # what says which ablation a row is about
 
 
@@ -41,7 +44,8 @@ class Comparison:
     """Runs by their names, in the order in which they are shown.
 
     Tables (`tables`): `runs` (one row per run: its key numbers), `residuals` and `ablations` (as in a run, with the
-    columns run, and step or depth), `differences` (settings that keep curves from being compared), `failures`.
+    columns run, and step or depth), `changes` (against the first run, where depths agree and it is no training),
+    `differences` (settings that keep curves from being compared), `failures`.
     """
 
     runs: list[Run]
@@ -68,8 +72,9 @@ class Comparison:
     @cached_property
     def tables(self) -> dict[str, pd.DataFrame]:
         tables = {
-            "runs": COMPARED["runs"].frame(map(_key_numbers, self.runs)),
+            "runs": COMPARED["runs"].frame(_with_changes([_key_numbers(run) for run in self.runs])),
             "residuals": self._stacked("residuals"),
+            "changes": COMPARED["changes"].frame(() if self.training else self._changes()),
             "ablations": self._stacked("ablations"),
             "differences": COMPARED["differences"].frame(
                 {"setting": what, "run": name, "value": value}
@@ -97,6 +102,28 @@ class Comparison:
                 frame = frame.assign(depth=frame["layer"] / blocks)
             frames.append(frame[[column for column in STACKED[name].names if column in frame]])
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+    def _changes(self) -> Iterator[Row]:
+        """Each metric of the whole model, less the first run's at the same layer; of runs that are as deep."""
+        key = ("pretrained", WHOLE)
+        first, *others = ((run.name, curves_by_metric(run.result)) for run in self.runs)
+        for name, found in others:
+            for metric in found:
+                mine, its = found[metric].get(key), first[1].get(metric, {}).get(key)
+                if mine is None or its is None or mine.layers != its.layers:
+                    continue
+                columns = (
+                    mine.layers,
+                    mine.means,
+                    its.means,
+                    np.nan_to_num(mine.floors),
+                    np.nan_to_num(its.floors),
+                )
+                for layer, value, before, floor, floor_before in zip(*columns, strict=True):
+                    yield {
+                        "run": name, "metric": metric, "layer": layer, "value": value, "baseline": before,
+                        "change": value - before, "floor": float(floor + floor_before),
+                    }  # fmt: skip
 
     def common_ablations(self) -> pd.DataFrame:
         """The residual at the last layer under each ablation that all runs have: one row per run, one column per ablation."""
@@ -181,9 +208,9 @@ def distinct(names: Sequence[str], results: Sequence[ProbeResult], places: Seque
 def _key_numbers(run: Run) -> dict[str, Any]:
     """A row of the table `runs`."""
     result, verdict = run.result, run.result.verdict
-    curve = curves(result).get(("pretrained", "transformer"))
+    curve = curves(result).get(("pretrained", WHOLE))
     ends: dict[str, Any] = {"first": None, "last": None, "lowest": None, "lowest_layer": None, "level": None}
-    if curve is not None and verdict.get("variant") == "transformer":
+    if curve is not None and verdict.get("variant") == WHOLE:
         ends = {
             "first": curve.means[0], "last": curve.means[-1], "lowest": verdict["lowest"],
             "lowest_layer": verdict["lowest_layer"], "level": verdict["level"],
@@ -197,11 +224,20 @@ def _key_numbers(run: Run) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _with_changes(rows: list[Row]) -> list[Row]:
+    """Rows of the table `runs` with how far their numbers are from the first's; the first has none."""
+    for place, row in enumerate(rows):
+        for name in CHANGING:
+            known = place and row[name] is not None and rows[0][name] is not None
+            row[f"{name}_change"] = row[name] - rows[0][name] if known else None
+    return rows
+
+
 def _ablation(row: Mapping[Hashable, Any]) -> str:
     """An ablation's name as it is written: `mlp@7`, `head@2:5`; the paper's variants by theirs."""
     component, layer, head = (row[key] for key in ABLATION)
     head = f":{head}" if isinstance(head, str) and head else ""
-    return component if component.startswith("SAN") else f"{component}@{layer}{head}"
+    return component if component in PAPER else f"{component}@{layer}{head}"
 
 
 def tables_page() -> str:

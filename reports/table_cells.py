@@ -1,5 +1,6 @@
 """Tables for reading: cells with the number to sort by."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -9,8 +10,9 @@ import pandas as pd
 from markupsafe import Markup
 
 from rc_probe.results import tables
+from rc_probe.results.curves import Curves
 from rc_probe.results.tables import Column
-from rc_probe.results.words import number
+from rc_probe.results.words import WEIGHTS, number
 
 
 class Heading(str):
@@ -30,10 +32,11 @@ class Heading(str):
 
 @dataclass(frozen=True)
 class Cell:
-    """A table cell: its text, and the number to sort by where it is one."""
+    """A table cell: its text, the number to sort by where it is one, and the level whose colour it has."""
 
     text: str
     value: str | None = None
+    level: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,3 +73,25 @@ def whole_table(declared: tables.Table, frame: pd.DataFrame | None) -> Table | N
     frame = frame.astype(dict.fromkeys(whole, "Int64"))  # counts with missing ones among them
     rows = [[cell(value) for value in row] for row in frame.itertuples(index=False, name=None)]
     return Table(declared.name, declared.title, headings, rows)
+
+
+def layer_table(name: str, caption: str, found: Curves) -> Table | None:
+    """A row per layer, a column per weights and variant, in each mean ± std."""
+    if not found:
+        return None
+    keys = sorted(found, key=lambda key: list(WEIGHTS).index(key[0]) if key[0] in WEIGHTS else len(WEIGHTS))
+    rows = []
+    for layer in sorted({layer for curve in found.values() for layer in curve.layers}):
+        row = [cell(layer)]
+        for key in keys:
+            curve = found[key]
+            if layer not in curve.layers:
+                row.append(cell(None))
+                continue
+            place = curve.layers.index(layer)
+            mean, std = cell(curve.means[place]), curve.stds[place]
+            row.append(Cell(mean.text + (f" ± {number(std)}" if math.isfinite(std) else ""), mean.value))
+        rows.append(row)
+    weights = list(dict.fromkeys(key[0] for key in keys))
+    groups = [(WEIGHTS.get(name, name), sum(key[0] == name for key in keys)) for name in weights]
+    return Table(name, caption, ["layer", *(key[1] for key in keys)], rows, groups)

@@ -1,12 +1,16 @@
 """The curves that a result holds: one metric of one variant, by layer."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from .protocols import Result
 from .words import number
 
 METRIC = "residual"
 HALF, TENTH = 0.5, 0.1  # of the residual that entered block 1
+
+
+KEYS = ("metric", "weights", "variant")  # what says which curve a row is of
 
 
 @dataclass(frozen=True)
@@ -35,20 +39,36 @@ class Curve:
         return f"falls to the rounding floor ({number(self.floors[-1])}) by layer {self.layers[first]}"
 
 
+Curves = dict[tuple[str, str], Curve]  # by weights and variant
+
+
 def collapsed(residual: float, floor: float, entered: float) -> bool:
     """The rule of verdict and callbacks: a residual at its rounding floor, or below a tenth of what entered block 1."""
     return abs(residual) <= floor or residual < TENTH * entered
 
 
-def curves(result: Result, metric: str = METRIC) -> dict[tuple[str, str], Curve]:
-    """The curves of `metric` by (weights, variant), in the order of the table `residuals`."""
+def curves(result: Result, metric: str = METRIC) -> Curves:
+    """The curves of `metric`, in the order of the table `residuals`."""
+    return curves_by_metric(result).get(metric, {})
+
+
+def curves_by_metric(result: Result) -> dict[str, Curves]:
+    """The curves of every metric of the table `residuals`; those without a value are left out."""
     table = result.tables.get("residuals")
     if table is None or table.empty:
         return {}
-    rows = table[(table["metric"] == metric) & table["mean"].notna()]
-    found: dict[tuple[str, str], Curve] = {}
-    for (weights, variant), group in rows.groupby(["weights", "variant"], sort=False):
-        ordered = group.sort_values("layer")
-        columns = (ordered[name].astype(float).tolist() for name in ("mean", "std", "floor"))
-        found[str(weights), str(variant)] = Curve(ordered["layer"].astype(int).tolist(), *columns)
+    rows = table[table["mean"].notna()].sort_values("layer", kind="stable")
+    points: dict[tuple[str, ...], list[Any]] = {}
+    for name in table[list(KEYS)].drop_duplicates().itertuples(index=False, name=None):
+        points[name] = []  # in the table's order, not by layer
+    columns = [rows[name].astype(float).tolist() for name in ("layer", "mean", "std", "floor")]
+    for name, *point in zip(rows[list(KEYS)].itertuples(index=False, name=None), *columns, strict=True):
+        points[name].append(point)
+    found: dict[str, Curves] = {}
+    for (metric, weights, variant), several in points.items():
+        if several:
+            layers, *values = map(list, zip(*several, strict=True))
+            found.setdefault(str(metric), {})[str(weights), str(variant)] = Curve(
+                [*map(int, layers)], *values
+            )
     return found

@@ -128,8 +128,11 @@ COMPARED = _named(
     Table("runs", "One row per run", (
         RUN, STEP,
         Column("first", "float64", "relative residual at layer 0", "layer 0"),
+        Column("first_change", "float64", "first − that of the first run", "change"),
         Column("last", "float64", "at the last layer", "last layer"),
+        Column("last_change", "float64", "last − that of the first run", "change"),
         Column("lowest", "float64", "lowest after a block"),
+        Column("lowest_change", "float64", "lowest − that of the first run", "change"),
         Column("lowest_layer", "int64", "where that is", "at layer"),
         Column("level", "str", "`healthy`, `watch` or `collapsed`"),
         Column("model", "str", "what was measured"),
@@ -142,11 +145,18 @@ COMPARED = _named(
         Column("samples", "int64", "how many were measured"),
         Column("tokens", "int64", "how many tokens they became; empty for images and sounds"),
     )),
+    Table("changes", "Metrics of the whole model against those of the first run", (
+        RUN, METRIC, LAYER,
+        Column("value", "float64", "mean over samples"),
+        Column("baseline", "float64", "the same of the first run"),
+        Column("change", "float64", "value − baseline"),
+        Column("floor", "float64", "rounding floor of both together: up to here the change is noise"),
+    )),
     Table("differences", "What was not measured alike", (
         Column("setting", "str", "what differs"), RUN, Column("value", "str", "what it was in this run"),
     )),
     Table("failures", "Runs that failed", (
-        Column("name", "str", "name of the run"), Column("error", "str", "why there is no result"),
+        Column("name", "str", "name of the run", "run"), Column("error", "str", "why there is no result", "why"),
     )),
 )  # fmt: skip
 

@@ -7,7 +7,7 @@ from .protocols import Result
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
-
+WEIGHTS = {"pretrained": "Pretrained", "init": "Freshly initialised"}
 THINGS = {"text": "texts", "image": "images", "audio": "sounds"}  # what samples are called, by modality
 
 

@@ -8,22 +8,22 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator
 
-from rc_probe.results.curves import Curve, curves
-from rc_probe.results.protocols import Compared
+from rc_probe.registry import METRICS
+from rc_probe.results.curves import Curve
 from rc_probe.results.words import number
 
+from .canvas import Panel, panel_of
 from .panels import (
     Dashes,
     Figure,
     Key,
-    Panel,
     Styles,
     by_layer,
-    draw_lines,
+    draw_line,
     draw_marks,
-    panel_of,
+    lowest,
     set_scale,
     svg_dashes,
 )
@@ -45,15 +45,8 @@ def styles_of(names: list[str]) -> Styles:
     }
 
 
-def _whole(comparison: Compared) -> dict[str, Curve]:
-    """The curve of the whole model by run, of the runs that have one."""
-    found = {run.name: curves(run.result).get(("pretrained", "transformer")) for run in comparison.runs}
-    return {name: curve for name, curve in found.items() if curve}
-
-
-def curves_figure(comparison: Compared) -> Figure | None:
-    """A curve a run by layer, linear and log; by relative depth too where depths differ."""
-    found = _whole(comparison)
+def curves_figure(found: Mapping[str, Curve]) -> Figure | None:
+    """A curve for each run by layer, linear and log; by relative depth too where depths differ."""
     if not found:
         return None
     shown = dict(list(found.items())[:MOST_CURVES])
@@ -66,8 +59,7 @@ def curves_figure(comparison: Compared) -> Figure | None:
     ]
     rest = len(found) - len(shown)
     caption = f"{WHAT} {NOISE}" + (f" {rest} more runs are in the tables." if rest else "")
-    keys = [Key(name, THEME[colour], svg_dashes(dashes)) for name, (colour, dashes) in styles.items()]
-    return Figure("runs", "Relative residual of every run", caption, keys, panels)
+    return Figure("runs", "Relative residual of every run", caption, _keys(styles), panels)
 
 
 def _curves_panel(shown: Mapping[str, Curve], styles: Styles, *, log: bool, relative: bool) -> str:
@@ -97,27 +89,55 @@ def _line(
     panel: Panel, name: str, xs: list[float], values: list[float], styles: Styles, texts: list[str],
     hollow: list[bool],
 ) -> None:  # fmt: skip
-    bottom = panel.axes.get_ylim()[0] if panel.axes.get_yscale() == "log" else -math.inf
-    frame = pd.DataFrame({"layer": xs, "value": np.maximum(values, bottom), "name": name})
-    draw_lines(panel.axes, frame, styles, linewidth=2)
-    draw_marks(panel, frame, styles[name][0], texts, hollow=hollow)
+    draw_line(panel.axes, xs, np.maximum(values, lowest(panel.axes)).tolist(), styles[name], linewidth=2)
+    draw_marks(panel, xs, values, styles[name][0], texts, hollow=hollow)
 
 
-def training_figures(comparison: Compared) -> list[Figure | None]:
+def training_figures(steps: list[int], found: list[Curve]) -> list[Figure]:
     """The residual over training: of the first, middle and last layer, and of every layer as a heat map."""
-    found = _whole(comparison)
-    runs = [run for run in comparison.runs if run.name in found]
-    if len(runs) < 2:
-        return [curves_figure(comparison)]
-    steps = [int(run.step or 0) for run in runs]
-    table = pd.DataFrame(
-        [dict(zip(curve.layers, curve.means, strict=True)) for curve in (found[run.name] for run in runs)]
-    ).sort_index(axis="columns")
-    noise = [
-        {curve.layers[i]: curve.at_floor(i) for i in range(len(curve.layers))}
-        for curve in (found[run.name] for run in runs)
+    table = pd.DataFrame([dict(zip(curve.layers, curve.means, strict=True)) for curve in found]).sort_index(
+        axis="columns"
+    )
+    noise = [{curve.layers[i]: curve.at_floor(i) for i in range(len(curve.layers))} for curve in found]
+    return [_lines_figure(steps, table, noise), _map_figure(steps, table)]
+
+
+def changes_figure(frame: pd.DataFrame, names: list[str]) -> Figure | None:
+    """For each metric its change from the first run by layer; the runs in the colours of their curves.
+
+    frame: the table `changes`. names: of all runs, the first is what they are compared with
+    """
+    shown = names[:MOST_CURVES]
+    styles = styles_of(shown)
+    frame = frame[frame["run"].isin(shown)]
+    panels = [
+        _changes_panel(f"d{place}", METRICS[metric].title, frame[frame["metric"] == metric], styles)
+        for place, metric in enumerate(METRICS)
+        if metric in set(frame["metric"])
     ]
-    return [_lines_figure(steps, table, noise), _map_figure(steps, table), curves_figure(comparison)]
+    if not panels:
+        return None
+    keys = _keys({name: styles[name] for name in shown if name in set(frame["run"])})
+    caption = f"Above 0: more than in {names[0]}. Hollow marks: the change is within rounding noise."
+    return Figure("changes", "Changes by layer", caption, keys, panels, small=True)
+
+
+def _changes_panel(name: str, title: str, frame: pd.DataFrame, styles: Styles) -> str:
+    with panel_of(name, title, width=330, height=235) as panel:
+        by_layer(panel.axes, int(frame["layer"].max()))
+        set_scale(panel.axes, frame["change"].tolist(), log=False)
+        panel.axes.axhline(0, color=MUTED, linewidth=1)
+        for run, rows in frame.groupby("run", sort=False):
+            layers, changes = rows["layer"].tolist(), rows["change"].tolist()
+            texts = [f"{run}, layer {at}: {number(by, 3)}" for at, by in zip(layers, changes, strict=True)]
+            hollow = (rows["change"].abs() <= rows["floor"]).tolist()
+            _line(panel, str(run), layers, changes, styles, texts, hollow)
+            panel.words.append(f"{run} {number(changes[-1])} at layer {layers[-1]}")
+    return panel.svg
+
+
+def _keys(styles: Styles) -> list[Key]:
+    return [Key(name, THEME[colour], svg_dashes(dashes)) for name, (colour, dashes) in styles.items()]
 
 
 def _lines_figure(steps: list[int], table: pd.DataFrame, noise: list[dict[int, bool]]) -> Figure:
@@ -139,15 +159,13 @@ def _lines_figure(steps: list[int], table: pd.DataFrame, noise: list[dict[int, b
                 _line(panel, name, [float(step) for step in steps], line, styles, texts, hollow)
                 panel.words.append(f"{name} {number(line[0])} to {number(line[-1])}")
         panels.append(panel.svg)
-    keys = [Key(name, THEME[colour], svg_dashes(dashes)) for name, (colour, dashes) in styles.items()]
-    return Figure("training", "Relative residual over training", f"{WHAT} {NOISE}", keys, panels)
+    return Figure("training", "Relative residual over training", f"{WHAT} {NOISE}", _keys(styles), panels)
 
 
 def _by_step(axes: Axes, steps: list[int]) -> None:
     """Training steps along x, on a log scale from the first step on where they span more than 1:50."""
     positive = [step for step in steps if step > 0]
     axes.set_xlabel("training step")
-    axes.grid(False, axis="x")
     if positive and max(positive) > 50 * min(positive):
         axes.set_xscale("symlog", linthresh=min(positive))
     else:
@@ -165,22 +183,21 @@ def _map_figure(steps: list[int], table: pd.DataFrame) -> Figure:
         _heat(panel, values, steps, [int(layer) for layer in table.columns.to_numpy()])
         axes = panel.axes
         ticks = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 9)).round().astype(int))
-        axes.set_xticks(ticks, [f"{steps[i]:,}" for i in ticks])
+        axes.xaxis.set_major_locator(FixedLocator(ticks.tolist()))
+        axes.xaxis.set_major_formatter(FixedFormatter([f"{steps[i]:,}" for i in ticks]))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
         axes.set_xlabel("training step (each checkpoint as wide as the others)")
         axes.set_ylabel("layer")
-        axes.grid(False)
-    caption = WHAT + (f" Every {every}. checkpoint is drawn; the tables hold all." if every > 1 else "")
+        panel.grid = ""
+    caption = f"{WHAT} The colours always go from 0 (dark) to 1 (light); above 1 they are those of 1."
+    caption += f" Every {every}. checkpoint is drawn; the tables hold all." if every > 1 else ""
     return Figure("map", "Every layer over training", caption, [], [panel.svg], wide=True)
 
 
 def _heat(panel: Panel, values: np.ndarray, steps: list[int], layers: list[int]) -> None:
     import seaborn as sns
 
-    known = values[np.isfinite(values)]
-    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
-    high = high if high > low else low + 1e-12
-    edges = np.linspace(low, high, SHADES + 1)
+    edges = np.linspace(0, 1, SHADES + 1)
     colours = ListedColormap(sns.color_palette("mako", SHADES).as_hex())
     texts = [
         f"step {step}, layer {layer}: {number(values[row, column], 3)}"
@@ -188,9 +205,20 @@ def _heat(panel: Panel, values: np.ndarray, steps: list[int], layers: list[int])
         for column, step in enumerate(steps)
     ]
     xs, ys = np.arange(len(steps) + 1) - 0.5, np.append(np.array(layers) - 0.5, layers[-1] + 0.5)
-    options: dict[str, Any] = {"cmap": colours, "norm": BoundaryNorm(edges, SHADES), "linewidth": 0}
-    mesh = panel.axes.pcolormesh(xs, ys, np.ma.masked_invalid(values), gid=panel.hover(texts), **options)
-    bar = panel.axes.figure.colorbar(mesh, ax=panel.axes, ticks=FixedLocator(edges[::2].tolist()), pad=0.01)
-    bar.ax.set_yticklabels([number(edge) for edge in edges[::2]])
-    bar.outline.set_edgecolor(MUTED)
-    panel.words.append(f"from {number(low)} to {number(high)}")
+    options: dict[str, Any] = {
+        "cmap": colours,
+        "norm": BoundaryNorm(edges, SHADES, clip=True),
+        "linewidth": 0,
+    }
+    axes = panel.axes
+    axes.pcolormesh(xs, ys, np.ma.masked_invalid(values), gid=panel.hover(texts), **options)
+    start, wide = xs[-1] + 0.015 * len(steps), 0.02 * len(steps)  # a bar of all colours beside the map
+    heights = np.linspace(ys[0], ys[-1], SHADES + 1)
+    axes.pcolormesh([start, start + wide], heights, edges[:-1, None] + 0.5 / SHADES, **options)
+    for height, edge in zip(heights[::2], edges[::2], strict=True):
+        axes.text(start + 1.3 * wide, height, f"{edge:g}", va="center", color=MUTED)
+    axes.set_xlim(xs[0], start + wide)
+    axes.set_ylim(ys[0], ys[-1])
+    known = values[np.isfinite(values)]
+    if known.size:
+        panel.words.append(f"from {number(float(known.min()))} to {number(float(known.max()))}")

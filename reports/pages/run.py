@@ -2,7 +2,6 @@
 
 import base64
 import gzip
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -10,18 +9,10 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from rc_probe.registry import METRICS, PAPER, Metric
-from rc_probe.reports.figures.panels import Figure
-from rc_probe.reports.figures.run import (
-    WEIGHTS,
-    ablation_figure,
-    metrics_figure,
-    recursion_figure,
-    residual_figure,
-)
-from rc_probe.reports.sections.paths import path_sections
-from rc_probe.reports.table_cells import Cell, Table, cell, whole_table
-from rc_probe.results.curves import METRIC, Curve, curves
+from rc_probe.registry import METRICS, Metric
+from rc_probe.reports.sections import SECTIONS
+from rc_probe.reports.sections.section import shown
+from rc_probe.reports.sections.view import View
 from rc_probe.results.protocols import Result, Tables
 from rc_probe.results.verdict import LEVELS
 from rc_probe.results.words import THINGS, many, name_of, number
@@ -38,61 +29,6 @@ LABELS = {
     "stacks": "other stacks", "modality": "kind of data", "seconds": "time (s)", "ablate": "ablations",
     "digest": "digest of the samples",
 }  # fmt: skip
-
-
-def _by_layer(name: str, caption: str, found: dict[tuple[str, str], Curve]) -> Table | None:
-    """A row per layer, a column per weights and variant, in each mean ± std."""
-    if not found:
-        return None
-    keys = sorted(found, key=lambda key: list(WEIGHTS).index(key[0]) if key[0] in WEIGHTS else len(WEIGHTS))
-    rows = []
-    for layer in sorted({layer for curve in found.values() for layer in curve.layers}):
-        row = [cell(layer)]
-        for key in keys:
-            curve = found[key]
-            if layer not in curve.layers:
-                row.append(cell(None))
-                continue
-            place = curve.layers.index(layer)
-            mean, std = cell(curve.means[place]), curve.stds[place]
-            row.append(Cell(mean.text + (f" ± {number(std)}" if math.isfinite(std) else ""), mean.value))
-        rows.append(row)
-    weights = list(dict.fromkeys(key[0] for key in keys))
-    groups = [(WEIGHTS.get(name, name), sum(key[0] == name for key in keys)) for name in weights]
-    return Table(name, caption, ["layer", *(key[1] for key in keys)], rows, groups)
-
-
-def _metric_tables(result: Result) -> list[Table]:
-    tables = []
-    for name, metric in METRICS.items():
-        found = curves(result, name)
-        others = name == METRIC  # whose paper variants stand above; other metrics' ablations are in the CSV
-        found = {key: curve for key, curve in found.items() if (key[1] in PAPER) != others}
-        title = f"{metric.title} by layer" + (", ablations" if others else "")
-        table = _by_layer(f"by-layer-{name}", title, found)
-        if table:
-            tables.append(table)
-    return tables
-
-
-def _ablation_table(result: Result) -> Table | None:
-    """The ablations, with the paper's variants to compare; None where there are only these, shown elsewhere."""
-    frame = result.tables.get("ablations")
-    if frame is None or frame.empty or frame["component"].isin(PAPER).all():
-        return None
-    return whole_table(result.declared["ablations"], frame)
-
-
-def _bound_summary(frame: pd.DataFrame | None) -> list[str]:
-    """At how many layers the theorem's bound says something, a sentence for each weights."""
-    sentences = []
-    for weights, rows in [] if frame is None or frame.empty else frame.groupby("weights", sort=False):
-        useful = int((~rows["vacuous"].astype(bool)).sum())
-        said = f"not vacuous at {useful} of the" if 0 < useful < len(rows) else "vacuous at none of the"
-        said = said if useful else "vacuous at all"
-        name = WEIGHTS.get(str(weights), str(weights))
-        sentences.append(f"{name}: the bound of theorem 2.2 is {said} {many(len(rows), 'layers')} measured.")
-    return sentences
 
 
 def _fact(value: Any) -> str:
@@ -173,30 +109,6 @@ def _range(metric: Metric) -> str:
     return f"{low} to {high}"
 
 
-def _sections(result: Result) -> dict[str, Any]:
-    tables = result.tables
-    figures: dict[str, Figure | None] = {
-        "residual": residual_figure(result),
-        "recursion": recursion_figure(result),
-        "metrics": metrics_figure(result),
-        "ablations": ablation_figure(result),
-    }
-    paper = {key: curve for key, curve in curves(result).items() if key[1] in PAPER}
-    return {
-        "figures": figures,
-        "residual_table": _by_layer(
-            "residual-by-layer", f"{METRICS[METRIC].title} by layer, mean ± std", paper
-        ),
-        "recursion_table": whole_table(result.declared["recursion"], tables.get("recursion")),
-        "bounds_table": whole_table(result.declared["bounds"], tables.get("bounds")),
-        "bound_summary": _bound_summary(tables.get("bounds")),
-        "ablation_table": _ablation_table(result),
-        "structure_table": whole_table(result.declared["structure"], tables.get("structure")),
-        "seeds_table": whole_table(result.declared["init_seeds"], tables.get("init_seeds")),
-        "metric_tables": _metric_tables(result),
-    }
-
-
 def _checks(frame: pd.DataFrame | None) -> list[tuple[str, str, str]]:
     """What was checked, as (level of the colour, verdict in a word, the rest of the line)."""
     words = {"True": ("healthy", "pass"), "False": ("collapsed", "fail")}
@@ -209,26 +121,26 @@ def _checks(frame: pd.DataFrame | None) -> list[tuple[str, str, str]]:
 def render(result: Result) -> str:
     """The page as text: the same result gives the same bytes."""
     verdict = result.verdict
-    shown = number(verdict["value"]) if verdict["value"] is not None else ""
-    measured = {row for row in METRICS if curves(result, row)}
-    parts = dict(
-        **_sections(result),
-        paths=path_sections(result),
-        name=name_of(result),
-        model=result.model,
-        settings=result.settings,
-        verdict=verdict,
-        shown=shown,
-        checks=_checks(result.tables.get("checks")),
-        rest=verdict["sentence"].removeprefix(shown).strip(),
-        levels=LEVELS,
-        strip=_strip(result),
-        metrics=[(metric, _range(metric)) for name, metric in METRICS.items() if name in measured],
-        notes=[*result.model.get("notes", []), *result.settings.get("notes", [])],
-        model_facts=_facts(result.model, without=["proved", "notes", "paths"]),
-        setting_facts=_facts(result.settings, without=["command", "metrics", "notes", "asked"]),
-        environment_facts=_facts(result.environment),
-    )
+    value = number(verdict["value"]) if verdict["value"] is not None else ""
+    view = View(result)
+    parts: dict[str, Any] = {
+        "sections": shown(SECTIONS, view),
+        "structure_table": view.whole("structure"),
+        "name": name_of(result),
+        "model": result.model,
+        "settings": result.settings,
+        "verdict": verdict,
+        "shown": value,
+        "checks": _checks(result.tables.get("checks")),
+        "rest": verdict["sentence"].removeprefix(value).strip(),
+        "levels": LEVELS,
+        "strip": _strip(result),
+        "metrics": [(metric, _range(metric)) for name, metric in METRICS.items() if name in view.by_metric],
+        "notes": [*result.model.get("notes", []), *result.settings.get("notes", [])],
+        "model_facts": _facts(result.model, without=["proved", "notes", *(s.measurement for s in SECTIONS)]),
+        "setting_facts": _facts(result.settings, without=["command", "metrics", "notes", "asked"]),
+        "environment_facts": _facts(result.environment),
+    }
     bare = fill("run.html", **parts, downloads=[])
     room = min(MOST_PAGE - len(bare.encode(errors="replace")), MOST_EMBEDDED)
     return fill("run.html", **parts, downloads=downloads(result, room))

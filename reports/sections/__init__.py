@@ -1,1 +1,19 @@
-"""The sections of the report of a run."""
+"""The sections of the report of a run, in the order of the page: one file and one line here for each."""
+
+from .ablations import Ablations
+from .below_float_floor import BelowFloatFloor
+from .chains import Chains
+from .metrics import OtherMetrics
+from .paths import Paths
+from .residual import Residual
+from .section import Section
+from .view import View
+
+SECTIONS: tuple[Section[View], ...] = (
+    Residual(),
+    Ablations(),
+    Paths(),
+    Chains(),
+    BelowFloatFloor(),
+    OtherMetrics(),
+)

@@ -5,13 +5,16 @@ from typing import Any
 
 import pandas as pd
 
-from rc_probe.reports.figures.path_chains import chains_figure
 from rc_probe.reports.figures.path_effect import LEVELS, SCOPES, effect_figure
 from rc_probe.reports.figures.path_lengths import biases_of, lengths_figure
-from rc_probe.reports.table_cells import Cell, Heading, Table, cell
+from rc_probe.reports.table_cells import Cell, Table, cell
+from rc_probe.results import tables
 from rc_probe.results.path_verdict import distribution, laws, percent, rows_of, series, short, told
 from rc_probe.results.protocols import Result
 from rc_probe.results.words import number
+
+from .section import Folded, Shown
+from .view import View
 
 SHAPES = {  # of the exact parts themselves, without a task
     "norm_share": "share of the norm", "projection": "projection on the output",
@@ -20,41 +23,47 @@ SHAPES = {  # of the exact parts themselves, without a task
 SOURCES = {"tokens": "tokens", "positions": "positions", "bias": "biases"}
 
 
-def path_sections(result: Result) -> dict[str, Any] | None:
-    """What the template shows of paths; None where nothing was measured."""
-    figures = [effect_figure(result), lengths_figure(result), chains_figure(result)]
-    tables = [
-        *_scores(result), _lengths(result), _sources(result), _architectures(result), _chains(result),
-    ]  # fmt: skip
-    shown = [table for table in tables if table]
-    if not any(figures) and not shown:
-        return None
-    entry = told(result)
-    return {
-        "effect": figures[0],
-        "lengths": figures[1],
-        "chains": figures[2],
-        "tables": shown,
-        "sources": _sources_sentence(result),
-        "proof": _proof(entry),
-        "notes": [str(note).rstrip(".") for note in entry.get("notes") or []],
-    }
+class Paths:
+    """What paths of each length are worth and carry."""
+
+    measurement, title = "paths", "Which paths do the work?"
+
+    def show(self, view: View, /) -> Shown | None:
+        result, sources = view.result, view.table("path_sources")
+        figures = [figure for figure in (effect_figure(result), lengths_figure(result)) if figure]
+        tables = [
+            *_scores(result), _lengths(result), _sources(view.declared("path_sources"), sources), _architectures(result),
+        ]  # fmt: skip
+        folded = Folded.of("The numbers", *tables)
+        if not figures and not folded:
+            return None
+        entry, found = told(result), view.found(self.measurement)
+        notes = [f"Note: {str(note).rstrip('.')}." for note in entry.get("notes") or []]
+        return Shown(
+            lead="A path takes one attention head or the skip at each block. Its length is the number of heads on it.",
+            finding=str(found.get("sentence") or ""),
+            reasons=found.get("reasons") or [],
+            figures=figures,
+            after=[*_sources_sentence(sources), *_proof(entry), *notes],
+            folded=folded,
+        )
 
 
-def _proof(entry: dict[str, Any]) -> str:
+def _proof(entry: dict[str, Any]) -> list[str]:
     """How far the sum of all parts is from the model's output."""
     error = entry.get("euler_error")
     if not isinstance(error, int | float):
-        return ""
-    return f"The parts of all lengths and the biases add up to the model’s output, to a relative error of {number(error)}."
+        return []
+    return [
+        f"The parts of all lengths and the biases add up to the model’s output, to a relative error of {number(error)}."
+    ]
 
 
-def _sources_sentence(result: Result) -> str:
+def _sources_sentence(frame: pd.DataFrame) -> list[str]:
     """Where the output comes from, in shares of the norm."""
-    frame = result.declared["path_sources"].read(result.tables)
     rows = frame[(frame["metric"] == "norm_share") & frame["mean"].notna()]
     parts = [f"{SOURCES.get(row['source'], row['source'])} {percent(row['mean'])}" for row in _records(rows)]
-    return f"By source, the norm comes from {', '.join(parts)}." if parts else ""
+    return [f"By source, the norm comes from {', '.join(parts)}."] if parts else []
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -146,8 +155,7 @@ def _lengths(result: Result) -> Table | None:
     return Table("paths-lengths", "Each length alone, exact, with 95 % intervals", headings, rows)
 
 
-def _sources(result: Result) -> Table | None:
-    frame = result.declared["path_sources"].read(result.tables)
+def _sources(declared: tables.Table, frame: pd.DataFrame) -> Table | None:
     frame = frame[frame["mean"].notna()]
     if frame.empty:
         return None
@@ -158,7 +166,7 @@ def _sources(result: Result) -> Table | None:
         rows.append(
             [Cell(SOURCES.get(str(source), str(source))), *(values.get(m, cell(None)) for m in names)]
         )
-    return Table("paths-sources", result.declared["path_sources"].title, ["source", *names.values()], rows)
+    return Table("paths-sources", declared.title, ["source", *names.values()], rows)
 
 
 def _architectures(result: Result) -> Table | None:
@@ -175,21 +183,3 @@ def _architectures(result: Result) -> Table | None:
         ])  # fmt: skip
     headings = ["model", "longest", "paths", "mean length", "commonest length", "its share"]
     return Table("paths-architectures", "Path lengths of well-known architectures", headings, rows)
-
-
-def _chains(result: Result) -> Table | None:
-    frame = result.declared["chains"].read(result.tables)
-    frame = frame[frame["median"].notna()].sort_values("length", kind="stable")
-    if frame.empty:
-        return None
-    shown, numbers = {c.name: c for c in result.declared["chains"].columns}, ("median", "low", "high", "mean")
-    rows = [
-        [
-            cell(int(r["length"])),
-            cell(str(r["metric"]).replace("_", " ")),
-            *(cell(float(r[n])) for n in numbers),
-        ]
-        for r in _records(frame)
-    ]
-    headings = [Heading.of(shown[name]) for name in ("length", "metric", *numbers)]
-    return Table("paths-chains", result.declared["chains"].title, headings, rows)

@@ -1,0 +1,22 @@
+"""The sections of the report of several runs, in the order of the page."""
+
+from rc_probe.reports.sections.section import Section
+from rc_probe.reports.sections.view import ComparedView
+
+from .ablations import Ablations
+from .changes import Changes
+from .curves import Curves
+from .failures import Failures
+from .key_numbers import KeyNumbers
+from .not_alike import NotAlike
+from .training import Training
+
+COMPARED_SECTIONS: tuple[Section[ComparedView], ...] = (
+    NotAlike(),
+    Training(),
+    Curves(),
+    Changes(),
+    KeyNumbers(),
+    Ablations(),
+    Failures(),
+)
