@@ -27,7 +27,8 @@ from rc_probe.measures.context import Context
 from rc_probe.measures.measurement import Found, Measurement
 from rc_probe.models.fresh_weights import fresh_model
 from rc_probe.models.load import Loaded, hold_model, load_model
-from rc_probe.models.locate import DEMO, on_hub
+from rc_probe.models.locate import on_hub
+from rc_probe.models.packaged import DEMOS
 from rc_probe.models.structure_table import structure_rows
 from rc_probe.processes.agreement import facts, own_device
 from rc_probe.processes.heartbeat import ElsewhereError
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Progress = Callable[[str, int, int], None]
-DEMO_NAME = "all-MiniLM-L6-v2"  # what `demo` stands for
 
 
 def probe(
@@ -57,7 +57,7 @@ def probe(
 
     Parameters
     ----------
-    model: a Hub id, a folder, "demo", or a transformers model that you hold (it is left as it was)
+    model: a Hub id, a folder, a .gguf file, "demo", "demo-decoder", or a transformers model that you hold (it is left as it was)
     data: a file, a folder of images or sounds, a Hub dataset `name[:config][:split]`, a list of texts, PIL
         images, arrays (N,) or pairs (array, sampling rate), a datasets.Dataset, a DataFrame; None takes the
         bundled samples
@@ -147,7 +147,7 @@ class _Run:
         self.example = next(iter(made)).inputs
         self.structure = self._structure(loaded.model)
         self.context = Context(
-            loaded, self.structure, samples, made, chosen, world, name=DEMO_NAME if loaded.id == DEMO else loaded.id,
+            loaded, self.structure, samples, made, chosen, world, name=DEMOS[loaded.id].name if loaded.id in DEMOS else loaded.id,
             plans=plans, report=self._advance,
         )  # fmt: skip
         self.found: dict[str, dict[str, Found]] = {}  # by weights and measurement

@@ -59,6 +59,7 @@ Examples:
 
   rc-probe architectures llama                   what is proved about which model type
 """
+MODEL_HELP = "A Hub id, a folder, a .gguf file, 'demo' (the packaged all-MiniLM-L6-v2) or 'demo-decoder' (SmolLM2-135M-Instruct)."
 REVISIONS_HELP = (
     "Several, separated by commas: step0,step1000,… Of a folder: checkpoints below it, such as 'checkpoint-*'. Each "
     "is measured, then compared over training. A folder of checkpoints alone needs no option."
@@ -104,7 +105,7 @@ _model, _checks, _output = (
 @with_options(Settings)
 def measure(
     ctx: typer.Context,
-    model: Annotated[str, typer.Argument(help="A Hub id, a folder, or 'demo' (the packaged all-MiniLM-L6-v2).")],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     revisions: Annotated[str | None, _model(help=REVISIONS_HELP)] = None,
     num_processes: Annotated[int | None, _model(help=PROCESSES_HELP, min=1)] = None,
     fail_if: Annotated[list[str] | None, _checks(help=FAIL_IF_HELP)] = None,

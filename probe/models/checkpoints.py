@@ -10,6 +10,8 @@ from pathlib import Path
 
 from rc_probe.hooks.errors import RcProbeError
 
+from .packaged import DEMOS
+
 CONFIGS = ("config.json", "adapter_config.json")  # what makes a folder a model, or an adapter of one
 _STEP = re.compile(r"(?:steps?|checkpoint|ckpt|global_step|iter)[-_]?(\d+)", re.IGNORECASE)
 
@@ -39,7 +41,7 @@ def checkpoints(model: str, revisions: str | None, revision: str | None = None) 
     else:
         if revision is not None:
             raise RcProbeError("both are given", where="--revision, --revisions", todo="Give one of them")
-        if model == "demo":
+        if model in DEMOS:
             todo = "Give a Hub model, or a folder of checkpoints"
             raise RcProbeError("the packaged model has no revisions", where="--revisions", todo=todo)
         asked = list(dict.fromkeys(name.strip() for name in revisions.split(",") if name.strip()))

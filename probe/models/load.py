@@ -67,7 +67,8 @@ def load_model(
     stack: str | None = None,
     blocks: str | None = None,
 ) -> Loaded:
-    """Load `model_id`: a folder, a Hub id, or "demo" (the packaged all-MiniLM-L6-v2).
+    """Load `model_id`: a folder, a GGUF file, a Hub id, or a packaged model: "demo" (all-MiniLM-L6-v2), "demo-decoder"
+    (SmolLM2-135M-Instruct).
 
     The folder of a PEFT adapter loads its base model, with the adapter on it.
 
@@ -155,15 +156,20 @@ def check_device_map(device_map: Any) -> Any:
     return places
 
 
-def _model_class(config: Any, trust_remote_code: bool) -> Any:
-    """The class that `config.architectures` names, when it is one for this config; else AutoModel."""
+def _model_class(config: Any, source: Source) -> Any:
+    """The class that `config.architectures` names, when it is one for this config; else AutoModel.
+
+    GGUF files name none: language models are what they hold.
+    """
+    if source.gguf and type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        return transformers.AutoModelForCausalLM
     for name in config.architectures or []:
         cls: Any = getattr(transformers, name, None)
         known = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
         if known and cls.config_class is type(config):
             return cls
         for auto, code in (getattr(config, "auto_map", None) or {}).items():
-            if trust_remote_code and isinstance(code, str) and code.split(".")[-1] == name:
+            if source.options["trust_remote_code"] and isinstance(code, str) and code.split(".")[-1] == name:
                 return getattr(transformers, auto)
     return transformers.AutoModel
 
@@ -181,13 +187,13 @@ def _load_weights(
             raise source.error("no weights in this folder (model.safetensors)", SAVE)
         if not allow_pickle:
             raise pickle_only
-    cls = _model_class(config, source.options["trust_remote_code"])
+    cls = _model_class(config, source)
     try:
         model, info = cls.from_pretrained(
             source.place,
             config=config,
             dtype=dtype,
-            use_safetensors=None if allow_pickle else True,
+            use_safetensors=None if allow_pickle or source.gguf else True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they come back in `info`, where the error can name them
             **spread,
@@ -207,7 +213,12 @@ def _load_weights(
             ", --device-map and --offload-folder" if spread else ""
         )
         raise source.error(f"the model does not load ({text})", todo) from error
-    return model, _check_keys(model, info, source), tuple(sorted(info["missing_keys"]))
+    notes = (
+        ["The weights of the GGUF file were de-quantised; the model computes with these."]
+        if source.gguf
+        else []
+    )
+    return model, notes + _check_keys(model, info, source), tuple(sorted(info["missing_keys"]))
 
 
 def _check_keys(model: Any, info: dict[str, Any], source: Source) -> list[str]:

