@@ -12,7 +12,7 @@ from rc_probe.hooks.edits.attention_interface import implementation_name
 from rc_probe.hooks.edits.edits import Edits, zero
 from rc_probe.hooks.edits.model_state import full_precision, measuring, switches
 from rc_probe.hooks.edits.passes import Passes
-from rc_probe.hooks.edits.recording import NotRecordable, copied
+from rc_probe.hooks.edits.recording import NotRecordable, copied, own
 from rc_probe.hooks.structure.example_inputs import batch_size, signature, small
 from rc_probe.hooks.structure.structure import Block, Structure
 
@@ -28,11 +28,13 @@ def shortcut_problem(
     the first block's branches, so that whatever a model keeps outside of what its blocks return is no longer that of
     the plain pass. Runs once for a structure, as attaching does: for the model that runs, its settings, form of input.
     """
+    if why := _not_meant(structure, inputs):
+        return why
     runs = structure.model if model is None else model
     key = weakref.ref(runs), signature(inputs), switches(runs), implementation_name(runs)
     known = _known.setdefault(structure, {})
     if key not in known:
-        known[key] = _not_meant(structure) or _problem(structure, inputs, model)
+        known[key] = _problem(structure, inputs, model)
     return known[key]
 
 
@@ -86,7 +88,13 @@ def batch_problem(
         return _line(error)
 
 
-def _not_meant(structure: Structure) -> str | None:
+def _not_meant(structure: Structure, inputs: dict[str, Any]) -> str | None:
+    for name, value in inputs.items():
+        if own(value) is not value:
+            return f"its input {name!r} is a {type(value).__name__}, which passes write into"
+    for block in structure.blocks:
+        if not block.flow.closed:
+            return f"block {block.index + 1} ({block.name}) hands on values that are not in what it returns"
     for parameter in structure.model.parameters():
         if type(parameter).__name__ in {"DTensor", "FlatParameter"} or hasattr(parameter, "ds_id"):
             return "its weights are shared among processes"
