@@ -20,7 +20,7 @@ from rc_probe.hooks.structure.structure import Structure
 
 from .edits import Editing, Edits
 from .module_calls import AroundCalls, Call
-from .recording import NotRecordable, copied, form_of, size_of, zeros_like
+from .recording import NotRecordable, copied, form_of, own, size_of, zeros_like
 from .stream_taps import StreamDone, Tap
 
 OnStream = Callable[[int, Tensor], None]
@@ -145,7 +145,7 @@ class Passes:
                 modules = [*blocks, *self._before(), *inner]
                 stack.enter_context(AroundCalls(modules, around))
             try:
-                return self.model(**self.inputs)
+                return self.model(**{name: own(value) for name, value in self.inputs.items()})
             except StreamDone:
                 return None
 

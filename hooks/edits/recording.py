@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,15 @@ def _copied(value: Any, take: Callable[[Tensor], Any], seen: dict[int, Any]) -> 
         named = hasattr(value, "_fields")
         return type(value)(*parts) if named else type(value)(parts)
     raise NotRecordable(type(value).__name__)
+
+
+def own(value: Any) -> Any:
+    """What one pass may write into: a copy of what holds more than tensors, such as a filled cache."""
+    try:
+        copied(value, lambda x: x)
+    except NotRecordable:
+        return copy.deepcopy(value)
+    return value
 
 
 def size_of(value: Any) -> int:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rc_probe.hooks.edits.attention_interface import implementation_name
 from rc_probe.hooks.edits.edits import Edits, zero
-from rc_probe.hooks.edits.model_state import full_precision, measuring
+from rc_probe.hooks.edits.model_state import full_precision, measuring, switches
 from rc_probe.hooks.edits.passes import Passes
-from rc_probe.hooks.edits.recording import NotRecordable, copied
-from rc_probe.hooks.structure.example_inputs import batch_size, small
+from rc_probe.hooks.edits.recording import NotRecordable, copied, own
+from rc_probe.hooks.structure.example_inputs import batch_size, signature, small
 from rc_probe.hooks.structure.structure import Block, Structure
+
+_known: weakref.WeakKeyDictionary[Structure, dict[Any, str | None]] = weakref.WeakKeyDictionary()
 
 
 def shortcut_problem(
@@ -22,10 +26,19 @@ def shortcut_problem(
 
     On a few samples of `inputs`. After the plain pass another one runs, with the samples in another order and without
     the first block's branches, so that whatever a model keeps outside of what its blocks return is no longer that of
-    the plain pass.
+    the plain pass. Runs once for a structure, as attaching does: for the model that runs, its settings, form of input.
     """
-    if why := _not_meant(structure):
+    if why := _not_meant(structure, inputs):
         return why
+    runs = structure.model if model is None else model
+    key = weakref.ref(runs), signature(inputs), switches(runs), implementation_name(runs)
+    known = _known.setdefault(structure, {})
+    if key not in known:
+        known[key] = _problem(structure, inputs, model)
+    return known[key]
+
+
+def _problem(structure: Structure, inputs: dict[str, Any], model: nn.Module | None) -> str | None:
     problem = None
     for tried in (small(inputs), inputs):
         try:
@@ -39,8 +52,10 @@ def shortcut_problem(
 def _first_difference(structure: Structure, inputs: dict[str, Any], model: nn.Module | None) -> str | None:
     edits = _real_edits(structure)
     passes = Passes(structure, inputs, edits, model=model, proving=True)
-    passes.plain()
-    _full(structure, _reordered(inputs), model, _branches_off(structure.blocks[0]))
+    passes.plain(stop=True)
+    Passes(
+        structure, _reordered(inputs), base=_branches_off(structure.blocks[0]), model=model, shortcuts=False
+    ).plain()
     return next(filter(None, (_difference(passes, each) for each in edits)), None)
 
 
@@ -67,13 +82,19 @@ def batch_problem(
     try:
         with measuring(structure.model), full_precision(structure.model):
             passes = Passes(structure, small(inputs, tokens=None), base=base, model=model, proving=True)
-            passes.plain()
+            passes.plain(stop=True)
             return _difference(passes, _branches_off(structure.blocks[-1]))
     except Exception as error:  # the model's own, of any kind
         return _line(error)
 
 
-def _not_meant(structure: Structure) -> str | None:
+def _not_meant(structure: Structure, inputs: dict[str, Any]) -> str | None:
+    for name, value in inputs.items():
+        if own(value) is not value:
+            return f"its input {name!r} is a {type(value).__name__}, which passes write into"
+    for block in structure.blocks:
+        if not block.flow.closed:
+            return f"block {block.index + 1} ({block.name}) hands on values that are not in what it returns"
     for parameter in structure.model.parameters():
         if type(parameter).__name__ in {"DTensor", "FlatParameter"} or hasattr(parameter, "ds_id"):
             return "its weights are shared among processes"
@@ -95,26 +116,24 @@ def _branches_off(block: Block) -> Edits:
     return edits
 
 
-def _full(
-    structure: Structure, inputs: dict[str, Any], model: nn.Module | None, edits: Edits
-) -> tuple[Passes, Any, dict[int, Tensor]]:
-    streams: dict[int, Tensor] = {}
-    passes = Passes(structure, inputs, base=edits, model=model, proving=True)
-    output = passes.plain(lambda layer, x: streams.update({layer: x.clone()}))
-    return passes, output, streams
-
-
 def _difference(passes: Passes, edits: Edits) -> str | None:
     """How a short pass differs from the full one with the same edits; None where nothing does."""
-    structure, first = passes.structure, passes.first(edits)
+    structure, first = passes.structure, min(edits.blocks)
     streams: dict[int, Tensor] = {}
+    other: list[int] = []  # layers whose streams differ
+
+    def compare(layer: int, x: Tensor) -> None:
+        if layer > first and not torch.equal(streams[layer], x):
+            other.append(layer)
+
     short = passes.edited(edits, lambda layer, x: streams.update({layer: x.clone()}))
-    full, output, whole = _full(structure, passes.inputs, passes.model, passes.base.then(edits))
-    for number in range(min(first, len(passes.recorded))):
+    full = Passes(structure, passes.inputs, base=passes.base.then(edits), model=passes.model, proving=True)
+    output = full.plain(compare)
+    for number in range(passes.first(edits)):
         if not same(full.recorded[number], passes.recorded[number]):
             return f"block {number + 1} returns other numbers than in the pass before"
-    if any(not torch.equal(x, whole[layer]) for layer, x in streams.items()) or not same(short, output):
-        block = structure.blocks[min(edits.blocks)]
+    if other or not same(short, output):
+        block = structure.blocks[first]
         return f"a pass that begins at block {block.index + 1} ({block.name}) does not give what the whole one gives"
     return None
 

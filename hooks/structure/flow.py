@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from .structure import Site
-from .tape import Call, Node, Place, Tape
+from .tape import KEEPS_FIRST, Call, Node, Place, Tape
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Flow:
     adds: of each add of stream shape, in their order, its operation and what its operands 0 and 1 were (-1: not inside)
     exit: the operation that gives the block's stream; ends: those whose results leave the block otherwise
     calls: the modules called inside, outer ones first; none that is called twice
+    closed: what is computed inside is used behind the block as what the block returns alone
     """
 
     inputs: tuple[tuple[int, ...], ...]
@@ -39,6 +40,7 @@ class Flow:
     exit: int
     ends: frozenset[int]
     calls: tuple[InnerCall, ...]
+    closed: bool
 
     def unused(self, removed: Collection[Site], *, whole: bool = False) -> tuple[InnerCall, ...]:
         """The outermost modules whose results reach what leaves the block through removed operands alone.
@@ -85,16 +87,15 @@ def read_flow(tape: Tape, call: Call, adds: list[Node], exit_path: Place) -> Flo
         return i - first if first <= i <= last else -1
 
     stream = call.outputs[exit_path]
-    leaving = {n for path, n in call.outputs.items() if path != exit_path}
-    leaving |= {
-        i for node in tape.nodes[last + 1 :] for i in node.inputs if i != stream and first <= i <= last
-    }
+    later = {i for node in tape.nodes[last + 1 :] for i in node.inputs if first <= i <= last}
+    leaving = {n for path, n in call.outputs.items() if path != exit_path} | later - {stream}
     return Flow(
         inputs=tuple(tuple(here(i) for i in node.inputs if here(i) >= 0) for node in nodes),
         adds=tuple((here(n.index), (here(n.operands[0]), here(n.operands[1]))) for n in adds if n.operands),
         exit=here(stream),
         ends=frozenset(here(i) for i in leaving if here(i) >= 0),
         calls=tuple(_inner_calls(tape, call, adds)),
+        closed=all(_origin(tape, i) < first for i in later - set(call.outputs.values())),
     )
 
 
@@ -115,6 +116,14 @@ def _inner_calls(tape: Tape, call: Call, adds: list[Node]) -> Iterator[InnerCall
             yield InnerCall(
                 c.name, c.first - first, c.last - first, sum(a.index in made for a in adds), closed
             )
+
+
+def _origin(tape: Tape, i: int) -> int:
+    """Of what a view or a cast was made, at the end; many a cast gives the very tensor that it was given."""
+    node = tape.nodes[i]
+    while node.keeps >= 0 and node.op in KEEPS_FIRST - {"__setitem__", "masked_fill_", "dropout_"}:
+        node = tape.nodes[node.keeps]
+    return node.index
 
 
 def _encloses(tape: Tape, outer: Call, call: Call) -> bool:

@@ -1,5 +1,6 @@
 """Shortcuts are proved before they are taken: a fault in what was recorded is found, and full passes are made."""
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -55,6 +56,9 @@ def test_one_block_that_is_stale_is_found(
     assert batch_problem(structure, inputs) == expected
     made.clear()
     assert shortcut_problem(structure, inputs) == expected
+    monkeypatch.undo()
+    assert shortcut_problem(structure, inputs) == expected  # proved once for a structure
+    assert shortcut_problem(structure, {**inputs, "attention_mask": inputs["attention_mask"].float()}) is None
 
 
 def test_recordings_that_are_written_into_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +94,9 @@ def test_recordings_that_are_written_into_are_found(monkeypatch: pytest.MonkeyPa
     structure = find_structure(holder, inputs)
     assert shortcut_problem(structure, inputs) is None  # copies are kept and given
     monkeypatch.setattr(module, "copied", lambda value, take=None: value)
-    assert shortcut_problem(structure, inputs) is not None
+    expected = "block 1 returns other numbers than in the pass before"
+    assert shortcut_problem(replace(structure), inputs) == expected
+    assert batch_problem(structure, inputs) == expected
 
 
 def test_what_a_model_keeps_outside_of_its_blocks_is_found() -> None:
@@ -125,4 +131,9 @@ def test_what_a_model_keeps_outside_of_its_blocks_is_found() -> None:
     torch.manual_seed(0)
     holder, inputs = Holder().eval(), {"x": torch.randn(2, 5, 16)}
     structure = find_structure(holder, inputs)
-    assert "does not give what the whole one gives" in (shortcut_problem(structure, inputs) or "")
+    assert shortcut_problem(structure, inputs) == (
+        "block 1 (layers.0) hands on values that are not in what it returns"
+    )
+    blocks = (replace(b, flow=replace(b.flow, closed=True)) for b in structure.blocks)
+    unseen = replace(structure, blocks=tuple(blocks))  # as where the tape does not see it
+    assert "does not give what the whole one gives" in (shortcut_problem(unseen, inputs) or "")
