@@ -49,7 +49,7 @@ class Settings:
     ] = ()  # paths drawn at each length for an estimate; none: the exact numbers alone
     repeats: int = 5  # estimates of each kind
     path_samples: int = 16  # the first of the samples, that paths are measured on
-    max_length: int | None = None  # longer paths are one part
+    max_length: int | None = None  # longer paths are one part; None: 8 in models of more than 12 blocks
     count_mlp: bool = False  # an MLP is a hop of a path
 
     def __post_init__(self) -> None:

@@ -111,7 +111,7 @@ def measure(
     path_draws: Annotated[str | None, typer.Option(hidden=True)] = None,
     repeats: Annotated[int, _paths(help="Estimates of each, for the intervals.")] = DEFAULT.repeats,
     path_samples: Annotated[int, _paths(help="Samples that paths are measured on.")] = DEFAULT.path_samples,
-    max_length: Annotated[int | None, _paths(help="Group all longer paths. (default: none)")] = None,
+    max_length: Annotated[int | None, _paths(help="Group all longer paths. (default: 8 if over 12 blocks)")] = None,
     count_mlp: Annotated[
         bool, _paths("--count-mlp", help="An MLP is a hop of a path, as a head is.")
     ] = DEFAULT.count_mlp,

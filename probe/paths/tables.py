@@ -10,7 +10,7 @@ from rc_probe.data.batches import Batch, batches
 from rc_probe.data.samples import Samples
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.structure.structure import Structure
-from rc_probe.measures.chained_attention import chained_products
+from rc_probe.measures.chained_attention import KEPT, SAMPLES, chained_products
 from rc_probe.models.load import Loaded
 from rc_probe.results.tables import Row
 from rc_probe.settings import Settings
@@ -22,6 +22,7 @@ from .path_counts import architecture_rows, count_rows
 from .sample import stream_size
 
 MEMORY = 2**30  # bytes
+DEEP, LONGEST = 12, 8  # in models of more than DEEP blocks, paths longer than LONGEST are one part by default
 
 
 @dataclass
@@ -47,8 +48,7 @@ class PathPlan:
 
 def plan_paths(loaded: Loaded, samples: Samples, chosen: Settings) -> PathPlan:
     """The samples and the task. Raises RcProbeError for labels that cannot be meant."""
-    count = chosen.path_samples
-    few = replace(samples, items=samples.items[:count], labels=samples.labels and samples.labels[:count])
+    few = _first(samples, chosen.path_samples)
     task, notes = choose_task(
         loaded, few, length=chosen.length, batch_size=chosen.batch_size, special_tokens=chosen.special_tokens,
         seed=chosen.seed,
@@ -68,15 +68,19 @@ def measure_paths(
     found = PathTables(notes=list(plan.notes))
     scored = plan.task.samples if plan.task else plan.samples
     try:
+        chosen = with_longest(chosen, structure.depth, found.notes)
         one = _batches(loaded, scored, chosen, 1)[0]
-        made = _batches(loaded, scored, chosen, _rows(structure, chosen, one))
+        made = _batches(loaded, scored, chosen, path_rows(structure, chosen, one))
         _effects(structure, plan.task, made, chosen, name, found, advance)
         found.facts["samples"] = len(plan.samples.items)
     except RcProbeError as error:
         found.notes.append(f"Paths were not measured: {error}")
     advance("chained attention")
     try:
-        made = _batches(loaded, plan.samples, chosen, chosen.batch_size)
+        few = _first(plan.samples, SAMPLES)
+        made = _batches(
+            loaded, few, chosen, chain_rows(structure, chosen, _batches(loaded, few, chosen, 1)[0])
+        )
         found.tables["chains"] = chained_products(structure, made, seed=chosen.seed)
     except RcProbeError as error:
         found.notes.append(f"Chained attention was not measured: {error}")
@@ -106,13 +110,48 @@ def _effects(
     }  # fmt: skip
 
 
-def _rows(structure: Structure, chosen: Settings, one: Batch) -> int:
-    """Samples in a batch, so that the parts of an MLP, four times as wide as the stream, take about MEMORY bytes."""
+def _first(samples: Samples, count: int) -> Samples:
+    return replace(samples, items=samples.items[:count], labels=samples.labels and samples.labels[:count])
+
+
+def with_longest(chosen: Settings, depth: int, notes: list[str]) -> Settings:
+    """The settings with what `max_length` is by default; a note where it makes long paths one part."""
+    if chosen.max_length is not None or depth <= DEEP:
+        return chosen
+    notes.append(
+        f"Paths longer than {LONGEST} are one part, since the model has {depth} blocks: "
+        f"--max-length {depth} tells all lengths apart."
+    )
+    return replace(chosen, max_length=LONGEST)
+
+
+def path_rows(structure: Structure, chosen: Settings, one: Batch) -> int:
+    """Samples in a batch of paths, so that parts and patterns take about MEMORY bytes.
+
+    A sample has a stream for every part, of which an MLP makes four times as much; and of the widest attention four
+    tables (scores, masked, softmax, pattern) of a number for each head and pair of tokens. A number has eight bytes.
+    """
     parts = structure.depth * (2 if chosen.count_mlp else 1) + 2
-    text = (
-        chosen.length * structure.dim if "input_ids" in one.inputs else 0
-    )  # others may be longer than this one
-    return max(1, MEMORY // (parts * 4 * 8 * max(text, stream_size(structure, one.inputs))))
+    if chosen.max_length is not None:
+        parts = min(parts, chosen.max_length + 3)  # with biases, and what is longer
+    tokens = _tokens(structure, chosen, one)
+    numbers = 4 * parts * tokens * structure.blocks[0].dim + 4 * max(_heads(structure), default=0) * tokens**2
+    return max(1, MEMORY // (8 * numbers))
+
+
+def chain_rows(structure: Structure, chosen: Settings, one: Batch) -> int:
+    """Samples in a batch of chains, so that the patterns of all layers may be kept: eight bytes for a number."""
+    return max(1, KEPT // (8 * max(1, sum(_heads(structure))) * _tokens(structure, chosen, one) ** 2))
+
+
+def _heads(structure: Structure) -> list[int]:
+    return [branch.heads for block in structure.blocks for branch in block.branches if branch.ops]
+
+
+def _tokens(structure: Structure, chosen: Settings, one: Batch) -> int:
+    """Tokens of a sample at most; other texts may be longer than this one."""
+    text = chosen.length if "input_ids" in one.inputs else 0
+    return max(text, stream_size(structure, one.inputs) // structure.blocks[0].dim)
 
 
 def _batches(loaded: Loaded, samples: Samples, chosen: Settings, most: int) -> list[Batch]:
