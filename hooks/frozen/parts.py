@@ -48,11 +48,15 @@ class Ledger:
         """Every path is one hop longer: the groups of `parts` move by one."""
         if not self.group:
             return parts
-        lengths = parts[self.fixed :].unflatten(0, (-1, self.group))  # (lengths, group, …)
-        out = torch.cat([torch.zeros_like(lengths[:1]), lengths])
-        if self.longest is not None and len(out) > self.longest + 2:
-            out = torch.cat([out[:-2], out[-2:].sum(0, keepdim=True)])
-        return torch.cat([parts[: self.fixed], out.flatten(0, 1)])
+        start = self.fixed + self.group  # of what comes from length 0
+        most = len(parts) if self.longest is None else self.fixed + self.group * (self.longest + 1)
+        out = parts.new_empty(min(len(parts), most) + self.group, *parts.shape[1:])
+        out[: self.fixed] = parts[: self.fixed]
+        out[self.fixed : start] = 0
+        out[start:] = parts[self.fixed : len(out) - self.group]
+        if len(parts) > most:
+            out[-self.group :] += parts[most:]
+        return out
 
 
 class _Kept:

@@ -49,14 +49,15 @@ def _activation(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
     args, kwargs = plain(args), plain(kwargs)
     if not isinstance(input, Parts):
         return NotImplemented
-    value = func(input.value, *args, **kwargs)
-    if bool((func(torch.zeros_like(input.value), *args, **kwargs) != 0).any()):
+    x, least = input.value, 1e-30
+    value = func(x, *args, **kwargs)
+    first = x[:1] if x.ndim else x  # of all entries of a channel the same
+    if bool((func(torch.zeros_like(first), *args, **kwargs) != 0).any()):
         return value
 
     def parts(p: Tensor) -> Tensor:
-        x, least = input.value, 1e-30
-        x = torch.where(x.abs() < least, torch.full_like(x, least), x)  # there act(x)/x is the derivative
-        ratio: Tensor = func(x, *args, **kwargs) / x
+        slope = func(torch.full_like(first, least), *args, **kwargs) / least  # the derivative at zero
+        ratio = torch.where(x.abs() < least, slope, value / x)
         return p * ratio
 
     return Parts(

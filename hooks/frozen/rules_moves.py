@@ -60,12 +60,12 @@ class _Linear:
     def __call__(self, index: int) -> Tensor:
         ledger = self.sources[0].ledger
         parts = common([s.parts for s in self.sources])
-        none = [torch.zeros_like(s.value) for s in self.sources]
         out: Tensor = torch.vmap(lambda *p: self._run(p, index, constants=False))(*parts)
-        if self.fills:  # numbers that it fills in are in every channel now
-            out = out - self._run(none, index, constants=False)
         if not self.plain and not self.fills:
             return out
+        none = [torch.zeros_like(s.value) for s in self.sources]
+        if self.fills:  # numbers that it fills in are in every channel now
+            out = out - self._run(none, index, constants=False)
         return ledger.with_constant(out.clone(), self._run(none, index, constants=True))
 
     def _run(self, parts: Any, index: int, *, constants: bool) -> Any:

@@ -21,6 +21,7 @@ from torch import Tensor
 from rc_probe.data.batches import Batch
 from rc_probe.hooks.edits.attention_patterns import patterns
 from rc_probe.hooks.edits.model_state import measuring
+from rc_probe.hooks.edits.stream_taps import Tap, run_stopped
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.structure.example_inputs import batch_size, with_no_cache
 from rc_probe.hooks.structure.structure import Block, Branch, Site, Structure
@@ -29,11 +30,14 @@ from rc_probe.registry import CHAIN_METRICS
 from rc_probe.results.tables import Row
 
 BYTES = 2**26  # of running products at a time; the working memory is about seven times that
+KEPT = 2**30  # bytes of patterns that are kept for the paths still to come
+SAMPLES = 4
+SQUARINGS = 8
 NO_CHAIN = "Chained attention is left out for this model"
 
 
 def chained_products(
-    structure: Structure, batches: Iterable[Batch], *, samples: int = 4, draws: int = 25, seed: int = 0
+    structure: Structure, batches: Iterable[Batch], *, samples: int = SAMPLES, draws: int = 25, seed: int = 0
 ) -> list[Row]:
     """Rows `length, metric, mean, std, median, low, high, count` of the table `chains`.
 
@@ -42,9 +46,9 @@ def chained_products(
     metrics are those of CHAIN_METRICS, among real tokens only. The same seed gives the same paths, whatever
     the batches. Cross-attention is no part of a chain.
 
-    A path of 128 tokens takes about 5 ms on one core, and the model runs once for each `BYTES` of products,
-    8 tokens² bytes each. Memory: seven times `BYTES` (seven products, where these are more), and the patterns
-    of one layer, never of all.
+    The model runs once for each batch, up to its last layer, and its patterns are kept for all paths; where they
+    take more than `KEPT` bytes it runs once for each `BYTES` of products, 8 tokens² bytes each. Memory: the patterns
+    kept, and seven times `BYTES` (seven products, where these are more).
 
     Raises RcProbeError where patterns cannot be seen or cannot be multiplied (windows, attention sinks), and
     for fewer than one sample or draw.
@@ -63,9 +67,9 @@ def chained_products(
             here = min(left, layers.samples(batch))
             paths = torch.cat([draw_paths(layers.heads, draws, generator) for _ in range(here)])
             owner = torch.arange(here).repeat_interleave(len(paths) // here)  # the sample of each path
+            one = _Pass(layers, batch, here)
             while len(paths):
-                one = _Pass(layers, batch, paths, owner)
-                for name, found in one.run().items():
+                for name, found in one.run(paths, owner).items():
                     values[name].append(found.cpu())
                 lengths.append((paths[: one.taken] > 0).sum(1))
                 paths, owner = paths[one.taken :], owner[one.taken :]
@@ -123,7 +127,7 @@ def _beyond_rank_one(
     product: Tensor, mean: Tensor, deviation: Tensor, real: Tensor, mean_row: Tensor
 ) -> Tensor:
     """P - s u v^T, with the first singular vectors u, v: (1 - u u^T) P (1 - v v^T), without cancellation."""
-    v = torch.linalg.eigh(product.mT @ product).eigenvectors[..., -1:]  # (n, T, 1)
+    v = first_eigenvector(product.mT @ product)  # (n, T, 1)
     u = product @ v
     u = u / torch.linalg.vector_norm(u, dim=1, keepdim=True)
     rest = deviation - u @ (u.mT @ deviation)
@@ -133,6 +137,27 @@ def _beyond_rank_one(
     # Of third order in D, since 1^T D = 0: from 1e-8 down it is below the last bit, and what is computed is rounding.
     beyond: Tensor = rest + (left @ right.mT) * (mean_row > 1e-8)[:, None, None]
     return beyond
+
+
+def first_eigenvector(square: Tensor) -> Tensor:
+    """The eigenvector (n, T, 1) of the largest eigenvalue of symmetric matrices (n, T, T), none negative.
+
+    A power of a matrix is of rank one as soon as the first eigenvalue has outgrown the second, which for products of
+    patterns is soon. Where SQUARINGS are not enough the matrix is taken apart, at many times the work.
+    """
+    power, found = square, torch.empty_like(square[..., :1])
+    left = torch.arange(len(square), device=square.device)
+    for _ in range(SQUARINGS):
+        power = power / power.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
+        power = power @ power  # of trace 1 where it is of rank one
+        trace = power.diagonal(dim1=1, dim2=2).sum(1)
+        done = trace > 1 - 1e-12
+        column = power.diagonal(dim1=1, dim2=2).argmax(1)[:, None, None].expand(-1, power.shape[1], 1)
+        found[left[done]] = power.gather(2, column)[done]
+        power, left = power[~done], left[~done]
+    if len(left):
+        found[left] = torch.linalg.eigh(square[left]).eigenvectors[..., -1:]
+    return found / torch.linalg.vector_norm(found, dim=1, keepdim=True)
 
 
 # ---- along the layers of a model
@@ -176,19 +201,23 @@ class _Layers:
 class _Pass:
     """Products along paths (n, L), each on the sample that owns it, taken on layer by layer as the model runs.
 
-    Takes as many of the paths as fit into `BYTES`, from the first; `taken` says how many.
+    samples: of how many, the first of the batch, patterns are kept. The model runs again where these are too large.
     """
 
-    def __init__(self, layers: _Layers, batch: Batch, paths: Tensor, owner: Tensor) -> None:
-        self.layers, self.batch = layers, batch
-        self.paths, self.owner = paths, owner
-        self.taken = 0
+    def __init__(self, layers: _Layers, batch: Batch, samples: int) -> None:
+        self.layers, self.batch, self.samples = layers, batch, samples
+        self.kept: list[tuple[Block, Branch, Tensor]] = []
 
-    def run(self) -> dict[str, Tensor]:
-        """One pass of the model: the metrics of the products that were taken."""
-        model = self.layers.structure.model
-        with patterns(self.layers.structure, self._on_pattern):
-            model(**with_no_cache(model, self.batch.inputs))
+    def run(self, paths: Tensor, owner: Tensor) -> dict[str, Tensor]:
+        """The metrics of the products of the first paths, as many as fit into `BYTES`; `taken` says how many."""
+        self.paths, self.owner, self.taken = paths, owner, 0
+        structure = self.layers.structure
+        model = structure.model
+        for each in self.kept:
+            self._multiply(*each)
+        if not self.kept:
+            with Tap(structure, lambda layer, x: None, stop=True), patterns(structure, self._on_pattern):
+                run_stopped(lambda: model(**with_no_cache(model, self.batch.inputs)))
         return distances(self.mean, self.deviation, self.real)
 
     def _on_pattern(self, block: Block, branch: Branch, pattern: Tensor) -> None:
@@ -197,8 +226,15 @@ class _Pass:
             return
         if not self.taken:
             self._start(pattern)
-        layer, first = self.layers.places[branch.site]
         self._check_shape(block, pattern)
+        self._multiply(block, branch, pattern)
+        if self.keep:
+            self.kept.append((block, branch, pattern[: self.samples].clone()))
+
+    def _multiply(self, block: Block, branch: Branch, pattern: Tensor) -> None:
+        if not self.taken:
+            self._start(pattern)
+        layer, first = self.layers.places[branch.site]
         head = self.paths[:, layer] - first  # from 1
         here = ((head > 0) & (head <= pattern.shape[1])).nonzero().squeeze(1)
         real = self.real[here]
@@ -214,6 +250,8 @@ class _Pass:
     def _start(self, pattern: Tensor) -> None:
         T = pattern.shape[-1]
         self.taken = min(len(self.paths), max(1, BYTES // (8 * T * T)))
+        kept = sum(self.layers.heads) * self.samples * T * T * pattern.element_size()
+        self.keep = kept <= KEPT and self.taken < len(self.paths) and not self.kept
         self.paths, self.owner = (t[: self.taken].to(pattern.device) for t in (self.paths, self.owner))
         mask = self.batch.mask
         if mask is None:

@@ -266,6 +266,8 @@ def first_axes(result: Frozen, block: Block) -> tuple[Tensor, Tensor]:
     """Of the stream and of the hidden state the parts and, last, their sum, each (batch, tokens, dim)."""
     hidden = result.hidden
     stream = torch.stack([batch_first(part, block) for part in (*result.stream.parts, result.stream.value)])
+    if hidden is result.stream:
+        return stream, stream
     if result.named and hidden.ndim == 3 and (block.feature_axis == -1 or hidden.shape[-1] == block.dim):
         return stream, torch.cat([hidden.parts, hidden.value[None]])
     return stream, torch.stack([batch_first(part, block) for part in (*hidden.parts, hidden.value)])
@@ -276,7 +278,7 @@ def check_sum(structure: Structure, result: Frozen) -> None:
 
     Parts may be far larger than their sum: those of padding, and of features that a model keeps large.
     """
-    for x in (result.stream, result.hidden):
+    for x in {id(x): x for x in (result.stream, result.hidden)}.values():
         largest = max(float(x.value.abs().max()), float(x.parts.abs().max()))
         error = float((x.parts.sum(0) - x.value).abs().max()) / (largest or 1.0)
         limit = TOLERANCE[x.dtype]

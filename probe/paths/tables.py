@@ -20,6 +20,7 @@ from .path_counts import architecture_rows, count_rows
 from .sample import stream_size
 
 MEMORY = 2**30  # bytes
+DEEP, LONGEST = 12, 8  # in models of more than DEEP blocks, paths longer than LONGEST are one part by default
 
 
 @dataclass
@@ -45,8 +46,7 @@ class PathPlan:
 
 def plan_paths(loaded: Loaded, samples: Samples, chosen: Any) -> PathPlan:
     """The samples and the task. Raises RcProbeError for labels that cannot be meant."""
-    count = chosen.path_samples
-    few = replace(samples, items=samples.items[:count], labels=samples.labels and samples.labels[:count])
+    few = first(samples, chosen.path_samples)
     task, notes = choose_task(
         loaded, few, length=chosen.length, batch_size=chosen.batch_size, special_tokens=chosen.special_tokens,
         seed=chosen.seed,
@@ -62,12 +62,16 @@ def measure_paths(
     name: str,
     advance: Callable[[str], None] = lambda stage: None,
 ) -> PathTables:
-    """Count, decompose and sample the paths of a model, as `chosen` (its PathOptions and CommonOptions) says. `name`: the model's, for the tables."""
+    """Count, decompose and sample the paths of a model, as `chosen` says (PathOptions and the common ones).
+
+    name: the model's, for the tables
+    """
     found = PathTables(notes=list(plan.notes))
     scored = plan.task.samples if plan.task else plan.samples
     try:
-        one = _batches(loaded, scored, chosen, 1)[0]
-        made = _batches(loaded, scored, chosen, _rows(structure, chosen, one))
+        chosen = with_longest(chosen, structure.depth, found.notes)
+        one = in_batches(loaded, scored, chosen, 1)[0]
+        made = in_batches(loaded, scored, chosen, path_rows(structure, chosen, one))
         _effects(structure, plan.task, made, chosen, name, found, advance)
         found.facts["samples"] = len(plan.samples.items)
     except RcProbeError as error:
@@ -98,16 +102,53 @@ def _effects(
     }  # fmt: skip
 
 
-def _rows(structure: Structure, chosen: Any, one: Batch) -> int:
-    """Samples in a batch, so that the parts of an MLP, four times as wide as the stream, take about MEMORY bytes."""
+def first(samples: Samples, count: int) -> Samples:
+    """The first samples of a run, with their labels."""
+    return replace(samples, items=samples.items[:count], labels=samples.labels and samples.labels[:count])
+
+
+def with_longest(chosen: Any, depth: int, notes: list[str]) -> Any:
+    """The settings with what `max_length` is by default; a note where it makes long paths one part."""
+    if chosen.max_length is not None or depth <= DEEP:
+        return chosen
+    notes.append(
+        f"Paths longer than {LONGEST} are one part, since the model has {depth} blocks: "
+        f"--max-length {depth} tells all lengths apart."
+    )
+    return replace(chosen, max_length=LONGEST)
+
+
+def path_rows(structure: Structure, chosen: Any, one: Batch) -> int:
+    """Samples in a batch of paths, so that parts and patterns take about MEMORY bytes.
+
+    A sample has a stream for every part, of which an MLP makes four times as much; and of the widest attention four
+    tables (scores, masked, softmax, pattern) of a number for each head and pair of tokens. A number has eight bytes.
+    """
     parts = structure.depth * (2 if chosen.count_mlp else 1) + 2
-    text = (
-        chosen.length * structure.dim if "input_ids" in one.inputs else 0
-    )  # others may be longer than this one
-    return max(1, MEMORY // (parts * 4 * 8 * max(text, stream_size(structure, one.inputs))))
+    if chosen.max_length is not None:
+        parts = min(parts, chosen.max_length + 3)  # with biases, and what is longer
+    tokens = _tokens(structure, chosen, one)
+    numbers = 4 * parts * tokens * structure.blocks[0].dim + 4 * max(_heads(structure), default=0) * tokens**2
+    return max(1, MEMORY // (8 * numbers))
 
 
-def _batches(loaded: Loaded, samples: Samples, chosen: Any, most: int) -> list[Batch]:
+def pattern_rows(structure: Structure, chosen: Any, one: Batch, room: int) -> int:
+    """Samples in a batch, so that the patterns of all layers take at most `room` bytes: eight for a number."""
+    return max(1, room // (8 * max(1, sum(_heads(structure))) * _tokens(structure, chosen, one) ** 2))
+
+
+def _heads(structure: Structure) -> list[int]:
+    return [branch.heads for block in structure.blocks for branch in block.branches if branch.ops]
+
+
+def _tokens(structure: Structure, chosen: Any, one: Batch) -> int:
+    """Tokens of a sample at most; other texts may be longer than this one."""
+    text = chosen.length if "input_ids" in one.inputs else 0
+    return max(text, stream_size(structure, one.inputs) // structure.blocks[0].dim)
+
+
+def in_batches(loaded: Loaded, samples: Samples, chosen: Any, most: int) -> list[Batch]:
+    """The batches of samples, of at most `most` each."""
     return list(
         batches(
             samples, loaded, length=chosen.length, batch_size=min(chosen.batch_size, most),

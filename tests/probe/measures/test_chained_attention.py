@@ -26,7 +26,14 @@ from rc_probe.data.batches import Batch, batches
 from rc_probe.data.samples import load_samples
 from rc_probe.hooks.attach import find_structure
 from rc_probe.hooks.structure.structure import Structure
-from rc_probe.measures.chained_attention import chained_products, distances, draw_paths, identity, multiplied
+from rc_probe.measures.chained_attention import (
+    chained_products,
+    distances,
+    draw_paths,
+    first_eigenvector,
+    identity,
+    multiplied,
+)
 from rc_probe.models.load import Loaded
 from rc_probe.registry import CHAIN_METRICS
 
@@ -258,6 +265,52 @@ def test_rows_do_not_depend_on_batches_or_memory(monkeypatch: pytest.MonkeyPatch
     fewer = chained_products(structure, [made(inputs)], samples=2, draws=4)
     assert {row["count"] for row in whole} == {12}
     assert {row["count"] for row in fewer} == {8}
+
+
+def test_kept_patterns_give_what_new_passes_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model runs once where its patterns may be kept, else once for every few products; bit by bit the same."""
+    _model, inputs, structure = attached("bert", batch=3, padded=True)
+    calls: list[Any] = []
+    heads = sum(block.branches[0].heads for block in structure.blocks)
+    kept = heads * 2 * 12 * 12 * 4  # of the two samples that are used, in float32
+    monkeypatch.setattr(rc_probe.measures.chained_attention, "BYTES", 8 * 12 * 12 * 5)
+    found = []
+    for limit, passes in ((kept, 1), (kept - 1, 5)):  # 2 samples × 3 lengths × 4 draws, 5 at a time
+        monkeypatch.setattr(rc_probe.measures.chained_attention, "KEPT", limit)
+        calls.clear()
+        with structure.module(structure.blocks[0]).register_forward_pre_hook(lambda *_: calls.append(1)):
+            found.append(chained_products(structure, [made(inputs)], samples=2, draws=4))
+        assert len(calls) == passes
+    assert found[0] == found[1]
+
+
+def test_the_head_of_the_model_does_not_run() -> None:
+    torch.manual_seed(0)
+    model = transformers.BertForMaskedLM(transformers.BertConfig(**zoo.BERT)).eval()
+    ids = torch.randint(10, 100, (2, 12))
+    structure = find_structure(model, {"input_ids": ids})
+    calls: list[Any] = []
+    with model.cls.register_forward_pre_hook(lambda *_: calls.append(1)):
+        rows = chained_products(structure, [Batch({"input_ids": ids}, None)], draws=2)
+    assert rows and not calls
+
+
+def test_first_eigenvectors_are_those_of_numpy() -> None:
+    """Also where the first two eigenvalues are close, or equal: then any vector of their plane."""
+    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(5, 5)))[0]
+    values = [
+        [1, 0.5, 0.3, 0.2, 0],
+        [7, 6.9999, 1, 0, 0],
+        [1, 1e-9, 0, 0, 0],
+        [3, 3, 1, 0, 0],
+        [2e-300, 0, 0, 0, 0],
+    ]
+    squares = np.stack([rotation * v @ rotation.T for v in values])
+    found = first_eigenvector(torch.from_numpy(squares)).numpy()[..., 0]
+    for i, vector in enumerate(found):
+        assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-12)
+        inside = rotation[:, :2] if i == 3 else rotation[:, :1]
+        assert np.linalg.norm(inside.T @ vector) == pytest.approx(1, abs=1e-10 if i != 1 else 1e-9)
 
 
 def test_single_precision_is_enough() -> None:

@@ -1,5 +1,6 @@
 """Loading: what is asked for is what is measured, and anything else is one clear line."""
 
+import importlib.util
 import json
 import logging
 import warnings
@@ -17,6 +18,7 @@ from rc_probe.hooks.errors import RcProbeError
 from rc_probe.models.fresh_weights import fresh_model
 from rc_probe.models.libraries import hub_problem, quiet
 from rc_probe.models.load import Loaded, load_model
+from rc_probe.models.packaged import DEMOS
 
 WEIGHTS = "model.safetensors"
 

@@ -1,0 +1,64 @@
+"""What is measured by default: how long paths are told apart, and how many samples go through the model together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from support import tiny, zoo
+
+import rc_probe
+from rc_probe.data.batches import Batch
+from rc_probe.hooks.attach import find_structure
+from rc_probe.paths.tables import chain_rows, path_rows, with_longest
+from rc_probe.settings import Settings
+
+
+@pytest.mark.parametrize(
+    ("given", "depth", "longest"),
+    [(None, 12, None), (None, 13, 8), (None, 48, 8), (20, 48, 20), (3, 4, 3), (0, 13, 0)],
+)
+def test_what_is_longest_by_default(given: int | None, depth: int, longest: int | None) -> None:
+    notes: list[str] = []
+    assert with_longest(Settings(max_length=given), depth, notes).max_length == longest
+    assert len(notes) == (given is None and depth > 12)
+    assert all(f"longer than 8 are one part, since the model has {depth} blocks" in note for note in notes)
+
+
+@pytest.mark.parametrize(("options", "most"), [({}, 9), ({"max_length": 13}, 13)])
+def test_a_deep_model_has_one_part_for_its_longest_paths(options: dict[str, Any], most: int) -> None:
+    torch.manual_seed(0)
+    model = tiny.bert(num_hidden_layers=13).eval()
+    result = rc_probe.probe(
+        model, [tiny.words(6), tiny.words(5, 3), tiny.words(7, 5)], processor=tiny.tokenizer(), init=False,
+        recursion=False, metrics=("residual",), **options,
+    )  # fmt: skip
+    alone = result.tables["paths"].query("scope == 'alone' and metric == 'projection'")
+    assert alone["length"].tolist() == list(range(most + 1))
+    assert sum(map(int, alone["count"])) == 3**13
+    assert result.model["paths"]["max_length"] == (8 if not options else 13)
+    assert any("longer than 8" in note for note in result.model["notes"]) == (not options)
+
+
+def test_batches_of_paths_know_of_parts_and_of_patterns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three blocks, 32 wide, four heads; 2³⁰ bytes over eight times the numbers that one sample takes."""
+    model, inputs = zoo.build("bert")[:2]
+    structure = find_structure(model, inputs)
+    one = Batch({"input_ids": inputs["input_ids"][:1]}, None)
+    assert (structure.depth, structure.dim) == (3, 32)
+
+    def rows(**options: Any) -> int:
+        return path_rows(structure, Settings(**options), one)
+
+    assert rows(length=512) == 2**30 // (8 * (4 * 5 * 512 * 32 + 4 * 4 * 512 * 512)) == 29
+    assert rows(length=512, count_mlp=True) == 2**30 // (8 * (4 * 8 * 512 * 32 + 4 * 4 * 512 * 512))
+    assert rows(length=512, max_length=0) == 2**30 // (8 * (4 * 3 * 512 * 32 + 4 * 4 * 512 * 512))
+    assert rows(length=100_000) == 1
+    assert chain_rows(structure, Settings(length=512), one) == 2**30 // (8 * 3 * 4 * 512 * 512) == 42
+    image = zoo.build("vit")[:2]
+    structure = find_structure(*image)
+    numbers = 4 * 5 * 17 * 32 + 4 * 4 * 17 * 17  # 16 patches and the class token, whatever `length` says
+    assert path_rows(
+        structure, Settings(), Batch({k: v[:1] for k, v in image[1].items()}, None)
+    ) == 2**30 // (8 * numbers)
