@@ -17,7 +17,7 @@ import pandas as pd
 
 import rc_probe
 from rc_probe.hooks.errors import RcProbeError
-from rc_probe.registry import WHOLE
+from rc_probe.registry import PAPER, WHOLE
 from rc_probe.results.curves import METRIC, curves, curves_by_metric
 from rc_probe.results.files import HTML_NAME, JSON_NAME, SCHEMA, save_files, tables_as_json, tidy
 from rc_probe.results.like_for_like import unlike
@@ -201,9 +201,9 @@ def distinct(names: Sequence[str], results: Sequence[ProbeResult], places: Seque
 def _key_numbers(run: Run) -> dict[str, Any]:
     """A row of the table `runs`."""
     result, verdict = run.result, run.result.verdict
-    curve = curves(result).get(("pretrained", "transformer"))
+    curve = curves(result).get(("pretrained", WHOLE))
     ends: dict[str, Any] = {"first": None, "last": None, "lowest": None, "lowest_layer": None, "level": None}
-    if curve is not None and verdict.get("variant") == "transformer":
+    if curve is not None and verdict.get("variant") == WHOLE:
         ends = {
             "first": curve.means[0], "last": curve.means[-1], "lowest": verdict["lowest"],
             "lowest_layer": verdict["lowest_layer"], "level": verdict["level"],
@@ -230,4 +230,4 @@ def _ablation(row: Mapping[Hashable, Any]) -> str:
     """An ablation's name as it is written: `mlp@7`, `head@2:5`; the paper's variants by theirs."""
     component, layer, head = (row[key] for key in ABLATION)
     head = f":{head}" if isinstance(head, str) and head else ""
-    return component if component.startswith("SAN") else f"{component}@{layer}{head}"
+    return component if component in PAPER else f"{component}@{layer}{head}"

@@ -55,12 +55,10 @@ def ends_of(name: str, one: Series, unit: str = "length") -> str:
 def rows_of(result: Result, **fixed: Any) -> pd.DataFrame:
     """The rows of the table `paths` that have a mean and these values."""
     frame = result.declared["paths"].read(result.tables)
-    floats = ["length", "drawn", "mean", "low", "high"]
-    frame[floats] = frame[floats].astype(float)
-    frame = frame[frame["mean"].notna()]
+    kept = frame["mean"].notna()
     for column, value in fixed.items():
-        frame = frame[frame[column] == value]
-    return frame
+        kept &= frame[column] == value
+    return frame[kept].astype(dict.fromkeys(("length", "drawn", "mean", "low", "high"), float))
 
 
 def series(
@@ -97,14 +95,21 @@ def quality(result: Result) -> str | None:
 
 def laws(result: Result) -> dict[str, pd.DataFrame]:
     """Rows `length, count, share` of each model of `path_counts` by its name, the model at hand first."""
-    frame = result.declared["path_counts"].read(result.tables)
-    frame = frame[frame["share"].notna()].astype({"length": int, "share": float})
-    return {str(model): rows.sort_values("length") for model, rows in frame.groupby("model", sort=False)}
+    frame = _counts(result)
+    names = frame["model"].unique()
+    groups = dict(iter(frame.sort_values("length").groupby("model", sort=False)))
+    return {str(name): groups[name] for name in names}
 
 
 def distribution(result: Result) -> pd.DataFrame:
     """Rows `length, count, share` of the model at hand; none where they are not known."""
-    return next(iter(laws(result).values()), result.declared["path_counts"].frame([]))
+    frame = _counts(result)
+    return frame[frame["model"] == frame["model"].iloc[0]].sort_values("length") if len(frame) else frame
+
+
+def _counts(result: Result) -> pd.DataFrame:
+    frame = result.declared["path_counts"].read(result.tables)
+    return frame[frame["share"].notna()].astype({"length": int, "share": float})
 
 
 def told(result: Result) -> dict[str, Any]:

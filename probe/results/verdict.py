@@ -17,7 +17,7 @@ A value up to the rounding floor counts as at the floor, here as everywhere.
 import math
 from typing import Any
 
-from rc_probe.registry import PAPER
+from rc_probe.registry import PAPER, WHOLE
 
 from .curves import HALF, METRIC, TENTH, Curve, curves
 from .path_verdict import judge_paths
@@ -38,7 +38,7 @@ def subject(found: dict[tuple[str, str], Curve]) -> tuple[str, str] | None:
     """Whose curve the verdict is about: pretrained before init, the transformer before other variants."""
     if not found:
         return None
-    return min(found, key=lambda key: (key[0] != "pretrained", key[1] != "transformer"))
+    return min(found, key=lambda key: (key[0] != "pretrained", key[1] != WHOLE))
 
 
 def judge(result: Result) -> dict[str, Any]:
@@ -86,11 +86,11 @@ def judge(result: Result) -> dict[str, Any]:
 
 def _named(result: Result, weights: str, variant: str) -> str:
     fresh = ", freshly initialised," if weights == "init" else ""
-    if variant == "transformer":
+    if variant == WHOLE:
         return name_of(result) + fresh
-    return f"{name_of(result)}{fresh} {'as' if variant in PAPER else 'with'} {variant}" + (
-        "" if variant in PAPER else " ablated"
-    )
+    if variant in PAPER:
+        return f"{name_of(result)}{fresh} as {variant} (SAN: self-attention network)"
+    return f"{name_of(result)}{fresh} with {variant} ablated"
 
 
 def _level(curve: Curve, turned: bool) -> tuple[str | None, str]:
@@ -171,7 +171,7 @@ def _reasons(
 ) -> list[str]:
     weights, variant = key
     reasons = [turned] if turned else []
-    if variant == "transformer":
+    if variant == WHOLE:
         reasons += _held_up(found, weights, level)
         reasons += _costliest(found, weights)
     fresh = found.get(("init", variant))
@@ -182,7 +182,7 @@ def _reasons(
 
 def _held_up(found: dict[tuple[str, str], Curve], weights: str, level: str | None) -> list[str]:
     """What the paper's variants say about it. Where nothing is held up, only their ends are told."""
-    whole, plain, skip, mlp = (found.get((weights, v)) for v in ("transformer", "SAN", "SAN+skip", "SAN+MLP"))
+    plain, mlp, skip, whole = (found.get((weights, variant)) for variant in PAPER)
     if whole is None or plain is None:
         return []
     enough = HALF * whole.means[-1]
@@ -209,7 +209,7 @@ def _held_up(found: dict[tuple[str, str], Curve], weights: str, level: str | Non
 
 def _costliest(found: dict[tuple[str, str], Curve], weights: str) -> list[str]:
     """The ablation, beside the paper's variants, after which the residual is lowest."""
-    whole = found.get((weights, "transformer"))
+    whole = found.get((weights, WHOLE))
     others = {v: c for (w, v), c in found.items() if w == weights and v not in PAPER}
     if whole is None or not others:
         return []

@@ -8,22 +8,22 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator
 
 from rc_probe.registry import METRICS
 from rc_probe.results.curves import Curve
 from rc_probe.results.words import number
 
+from .canvas import Panel, panel_of
 from .panels import (
     Dashes,
     Figure,
     Key,
-    Panel,
     Styles,
     by_layer,
-    draw_lines,
+    draw_line,
     draw_marks,
-    panel_of,
+    lowest,
     set_scale,
     svg_dashes,
 )
@@ -89,10 +89,8 @@ def _line(
     panel: Panel, name: str, xs: list[float], values: list[float], styles: Styles, texts: list[str],
     hollow: list[bool],
 ) -> None:  # fmt: skip
-    bottom = panel.axes.get_ylim()[0] if panel.axes.get_yscale() == "log" else -math.inf
-    frame = pd.DataFrame({"layer": xs, "value": np.maximum(values, bottom), "name": name})
-    draw_lines(panel.axes, frame, styles, linewidth=2)
-    draw_marks(panel, frame, styles[name][0], texts, hollow=hollow)
+    draw_line(panel.axes, xs, np.maximum(values, lowest(panel.axes)).tolist(), styles[name], linewidth=2)
+    draw_marks(panel, xs, values, styles[name][0], texts, hollow=hollow)
 
 
 def training_figures(steps: list[int], found: list[Curve]) -> list[Figure]:
@@ -128,7 +126,6 @@ def _changes_panel(name: str, title: str, frame: pd.DataFrame, styles: Styles) -
     with panel_of(name, title, width=330, height=235) as panel:
         by_layer(panel.axes, int(frame["layer"].max()))
         set_scale(panel.axes, frame["change"].tolist(), log=False)
-        panel.axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
         panel.axes.axhline(0, color=MUTED, linewidth=1)
         for run, rows in frame.groupby("run", sort=False):
             layers, changes = rows["layer"].tolist(), rows["change"].tolist()
@@ -169,7 +166,6 @@ def _by_step(axes: Axes, steps: list[int]) -> None:
     """Training steps along x, on a log scale from the first step on where they span more than 1:50."""
     positive = [step for step in steps if step > 0]
     axes.set_xlabel("training step")
-    axes.grid(False, axis="x")
     if positive and max(positive) > 50 * min(positive):
         axes.set_xscale("symlog", linthresh=min(positive))
     else:
@@ -187,11 +183,12 @@ def _map_figure(steps: list[int], table: pd.DataFrame) -> Figure:
         _heat(panel, values, steps, [int(layer) for layer in table.columns.to_numpy()])
         axes = panel.axes
         ticks = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 9)).round().astype(int))
-        axes.set_xticks(ticks, [f"{steps[i]:,}" for i in ticks])
+        axes.xaxis.set_major_locator(FixedLocator(ticks.tolist()))
+        axes.xaxis.set_major_formatter(FixedFormatter([f"{steps[i]:,}" for i in ticks]))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
         axes.set_xlabel("training step (each checkpoint as wide as the others)")
         axes.set_ylabel("layer")
-        axes.grid(False)
+        panel.grid = ""
     caption = f"{WHAT} The colours always go from 0 (dark) to 1 (light); above 1 they are those of 1."
     caption += f" Every {every}. checkpoint is drawn; the tables hold all." if every > 1 else ""
     return Figure("map", "Every layer over training", caption, [], [panel.svg], wide=True)
@@ -213,10 +210,15 @@ def _heat(panel: Panel, values: np.ndarray, steps: list[int], layers: list[int])
         "norm": BoundaryNorm(edges, SHADES, clip=True),
         "linewidth": 0,
     }
-    mesh = panel.axes.pcolormesh(xs, ys, np.ma.masked_invalid(values), gid=panel.hover(texts), **options)
-    bar = panel.axes.figure.colorbar(mesh, ax=panel.axes, ticks=FixedLocator(edges[::2].tolist()), pad=0.01)
-    bar.ax.set_yticklabels([f"{edge:g}" for edge in edges[::2]])
-    bar.outline.set_edgecolor(MUTED)
+    axes = panel.axes
+    axes.pcolormesh(xs, ys, np.ma.masked_invalid(values), gid=panel.hover(texts), **options)
+    start, wide = xs[-1] + 0.015 * len(steps), 0.02 * len(steps)  # a bar of all colours beside the map
+    heights = np.linspace(ys[0], ys[-1], SHADES + 1)
+    axes.pcolormesh([start, start + wide], heights, edges[:-1, None] + 0.5 / SHADES, **options)
+    for height, edge in zip(heights[::2], edges[::2], strict=True):
+        axes.text(start + 1.3 * wide, height, f"{edge:g}", va="center", color=MUTED)
+    axes.set_xlim(xs[0], start + wide)
+    axes.set_ylim(ys[0], ys[-1])
     known = values[np.isfinite(values)]
     if known.size:
         panel.words.append(f"from {number(float(known.min()))} to {number(float(known.max()))}")

@@ -1,62 +1,28 @@
-"""What a panel of a figure is drawn with: style, scales, curves with bands and marks, the rounding floor."""
+"""What figures share: legends, scales, curves with bands and marks, the rounding floor."""
 
-import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from rc_probe.registry import PAPER
 from rc_probe.results.curves import Curve
 from rc_probe.results.words import number, power_of_ten
 
-from .svg import BASE_SIZE, FG, GRID, MUTED, PANEL, SAN, SAN_MLP, SAN_SKIP, THEME, TRANSFORMER, clean
+from .canvas import Panel
+from .svg import MUTED, PANEL, SAN, SAN_MLP, SAN_SKIP, THEME, TRANSFORMER
 
 Dashes = tuple[float, ...]
 Styles = Mapping[str, tuple[str, Dashes]]  # colour and dashes of each curve by its name
 # The paper's line styles: SAN dotted, SAN+MLP dashed, SAN+skip dash-dot, transformer solid.
-STYLES: Styles = {
-    "SAN": (SAN, (1.2, 1.8)),
-    "SAN+MLP": (SAN_MLP, (5, 2.2)),
-    "SAN+skip": (SAN_SKIP, (6.5, 2, 1.2, 2)),
-    "transformer": (TRANSFORMER, ()),
-}
-_RC: dict[Any, Any] = {  # over seaborn's whitegrid
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same layout on every machine
-    "font.size": float(BASE_SIZE),
-    "axes.titlesize": 14,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 10,
-    "axes.labelsize": float(BASE_SIZE),
-    "xtick.labelsize": float(BASE_SIZE),
-    "ytick.labelsize": float(BASE_SIZE),
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": MUTED,
-    "axes.titlecolor": FG,
-    "axes.facecolor": PANEL,
-    "figure.facecolor": PANEL,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "text.color": FG,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "hatch.linewidth": 0.6,
-    "hatch.color": MUTED,
-    "figure.constrained_layout.use": True,
-}
+_LOOKS: tuple[tuple[str, Dashes], ...] = (
+    (SAN, (1.2, 1.8)), (SAN_MLP, (5, 2.2)), (SAN_SKIP, (6.5, 2, 1.2, 2)), (TRANSFORMER, ()),
+)  # fmt: skip
+STYLES: Styles = dict(zip(PAPER, _LOOKS, strict=True))
 
 
 @dataclass(frozen=True)
@@ -88,51 +54,11 @@ class Figure:
     wide: bool = False  # one panel over the whole width
 
 
-@dataclass
-class Panel:
-    """One panel while it is drawn: its axes, the texts to hover on, and what it shows in words."""
-
-    axes: Axes
-    titles: dict[str, list[str]] = field(default_factory=dict)
-    words: list[str] = field(default_factory=list)
-    svg: str = ""
-
-    def hover(self, texts: list[str]) -> str:
-        """A gid for an artist with `texts` to hover on."""
-        gid = f"hover-{len(self.titles)}"
-        self.titles[gid] = texts
-        return gid
-
-
-def fitted(text: str, width: float) -> str:
-    """`text` cut in its middle where a panel of `width` has no room for it; tables and labels have it whole."""
-    most = int((width - 55) / 10.5)  # of bold letters, beside the ticks
-    return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most - most // 2 - 1) :]}"
-
-
-@contextmanager
-def panel_of(name: str, title: str, *, width: float = 400, height: float = 290) -> Iterator[Panel]:
-    """A panel of `width` × `height` in SVG units; its `svg` is there when the context closes."""
-    with mpl.rc_context():
-        mpl.rcdefaults()  # whatever the user's settings are; the backend stays
-        mpl.rcParams.update({**sns.axes_style("whitegrid"), **_RC})
-        canvas = Canvas(figsize=(width / 72, height / 72))
-        panel = Panel(canvas.subplots())
-        panel.axes.set_title(fitted(title, width))
-        yield panel
-        sns.despine(canvas, left=True)
-        buffer = io.StringIO()
-        canvas.savefig(buffer, format="svg")  # its ids and its date do not outlive `clean`
-    label = f"{title}. {'; '.join(panel.words)}." if panel.words else title
-    panel.svg = clean(buffer.getvalue(), name, label, panel.titles)
-
-
 def by_layer(axes: Axes, last: int, label: str = "layer") -> None:
     """Layers (or what `label` says) 0 to `last` along x."""
     axes.set_xlabel(label)
     axes.set_xlim(-0.25, last + 0.25)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
-    axes.grid(False, axis="x")
 
 
 def set_scale(axes: Axes, values: list[float], *, log: bool, full: bool = False) -> None:
@@ -165,19 +91,13 @@ def _hover(name: str, curve: Curve, index: int) -> str:
     return f"{text}, noise (floor {number(floor)})" if curve.at_floor(index) else text
 
 
-def draw_lines(axes: Axes, frame: pd.DataFrame, styles: Styles, **options: Any) -> None:
-    """A line by layer for each `name` in `frame` (columns layer, value, name), drawn in its style.
-
-    options: of `seaborn.lineplot`, such as linewidth, alpha, or units for several lines of one name.
-    """
-    names = list(frame["name"].unique())
-    sns.lineplot(
-        frame, x="layer", y="value", hue="name", style="name", hue_order=names, style_order=names, ax=axes,
-        palette={name: styles[name][0] for name in names},
-        dashes={name: styles[name][1] or "" for name in names},
-        estimator=None, errorbar=None, legend=False, **options,
-    )  # fmt: skip
-    axes.set_ylabel("")
+def draw_line(
+    axes: Axes, xs: Sequence[float], values: Sequence[float], style: tuple[str, Dashes], **options: Any
+) -> None:
+    """A line in its colour and dashes, on over what is not finite. options: of matplotlib's `plot`."""
+    known = np.isfinite(np.asarray(values, dtype=float))
+    colour, dashes = style
+    axes.plot(np.asarray(xs)[known], np.asarray(values)[known], color=colour, linestyle=(0, dashes) if dashes else "-", **options)  # fmt: skip
 
 
 def draw(
@@ -187,42 +107,43 @@ def draw(
     if not shown:
         return
     axes = panel.axes
-    # On a log scale an exact zero, as half precision gives, lies on the lower edge.
-    bottom = axes.get_ylim()[0] if axes.get_yscale() == "log" else -math.inf
-    frames = {
-        name: pd.DataFrame({
-            "layer": curve.layers, "name": name, "value": np.maximum(curve.means, bottom),
-            "low": np.maximum(np.subtract(curve.means, curve.stds), bottom),
-            "high": np.add(curve.means, curve.stds),
-        })
-        for name, curve in shown.items()
-    }  # fmt: skip
-    for name, frame in frames.items():
-        if band and frame["high"].notna().any():
-            axes.fill_between(frame["layer"], frame["low"], frame["high"], color=styles[name][0], alpha=0.16,
+    bottom = lowest(axes)
+    for name, curve in shown.items() if band else ():
+        if np.isfinite(curve.stds).any():
+            low, high = (np.add(curve.means, sign * np.array(curve.stds)) for sign in (-1, 1))
+            axes.fill_between(curve.layers, np.maximum(low, bottom), high, color=styles[name][0], alpha=0.16,
                               linewidth=0)  # fmt: skip
-    draw_lines(axes, pd.concat(frames.values()), styles, linewidth=width)
+    for name, curve in shown.items():
+        draw_line(axes, curve.layers, np.maximum(curve.means, bottom).tolist(), styles[name], linewidth=width)
     for name, curve in shown.items():
         noise = [curve.at_floor(i) for i in range(len(curve.layers))]
         texts = [_hover(name, curve, i) for i in range(len(curve.layers))]
-        draw_marks(panel, frames[name], styles[name][0], texts, hollow=noise)
+        draw_marks(panel, curve.layers, curve.means, styles[name][0], texts, hollow=noise)
         panel.words.append(ends(name, curve))
 
 
+def lowest(axes: Axes) -> float:
+    """The lower edge of a log scale, where an exact zero is drawn, as half precision gives."""
+    return axes.get_ylim()[0] if axes.get_yscale() == "log" else -math.inf
+
+
 def draw_marks(
-    panel: Panel, frame: pd.DataFrame, colour: str, texts: list[str], *, hollow: Sequence[bool]
-) -> None:
-    """A mark for each row of `frame` (columns layer, value) with its text to hover on."""
+    panel: Panel, xs: Sequence[float], values: Sequence[float], colour: str, texts: list[str], *,
+    hollow: Sequence[bool],
+) -> None:  # fmt: skip
+    """A mark for each value with its text to hover on."""
+    heights = np.maximum(np.asarray(values, dtype=float), lowest(panel.axes))
     looks: tuple[dict[str, Any], ...] = (
         {"mfc": colour, "mec": (0, 0, 0, 0), "mew": 7, "ms": 4.6},  # a wide clear edge to hover on
         {"mfc": PANEL, "mec": colour, "mew": 1.1, "ms": 4.8},
     )
     for kind, look in enumerate(looks):
-        where = (np.array(hollow) == bool(kind)) & np.isfinite(frame["value"].to_numpy())
+        where = (np.array(hollow, dtype=bool) == bool(kind)) & np.isfinite(heights)
         if where.any():
             gid = panel.hover([texts[i] for i in np.flatnonzero(where)])
-            rows = frame[where]
-            panel.axes.plot(rows["layer"], rows["value"], linestyle="none", marker="o", gid=gid, **look)
+            panel.axes.plot(
+                np.asarray(xs)[where], heights[where], linestyle="none", marker="o", gid=gid, **look
+            )
 
 
 def draw_floor(panel: Panel, shown: list[Curve]) -> None:
@@ -249,6 +170,15 @@ def draw_floor(panel: Panel, shown: list[Curve]) -> None:
 def svg_dashes(dashes: Dashes) -> str:
     """For a legend: matplotlib takes dashes in widths of the line."""
     return " ".join(f"{2 * length:g}" for length in dashes)
+
+
+def spelt(variants: Iterable[str]) -> str:
+    """A sentence, after a space, that says what SAN is; nothing where only the whole model is shown."""
+    if not set(PAPER[:-1]) & set(variants):
+        return ""
+    return (
+        " SAN (self-attention network) is attention without its skips and without MLPs; SAN+skip and SAN+MLP keep one of the two."
+    )
 
 
 def keys_of(variants: list[str]) -> list[Key]:

@@ -4,7 +4,8 @@ import pandas as pd
 
 from rc_probe.results.path_verdict import Series, ends_of, texts_of
 
-from .panels import Figure, Key, Styles, by_layer, draw_lines, draw_marks, panel_of, set_scale, svg_dashes
+from .canvas import panel_of
+from .panels import Figure, Key, Styles, by_layer, draw_line, draw_marks, lowest, set_scale, svg_dashes
 from .svg import MUTED, SAN, SAN_MLP, THEME, TRANSFORMER
 
 _CHAINS = {
@@ -32,18 +33,20 @@ def chains_figure(frame: pd.DataFrame) -> Figure | None:
         by_layer(panel.axes, int(frame["length"].max()), "number of patterns in the product")
         panel.axes.set_xlim(left=0.75)
         set_scale(panel.axes, frame[["median", "low"]].to_numpy(float).ravel().tolist(), log=True)
-        bottom = panel.axes.get_ylim()[0]
+        bottom = lowest(panel.axes)
         for metric, rows in shown.items():
             name = _CHAINS[metric]
             low, median, high = (rows[c].astype(float).clip(lower=bottom) for c in ("low", "median", "high"))
             panel.axes.fill_between(
                 rows["length"], low, high, color=_CHAIN_LINES[name][0], alpha=0.14, linewidth=0
             )
-            lines = pd.DataFrame({"layer": rows["length"].astype(int), "value": median, "name": name})
-            draw_lines(panel.axes, lines, _CHAIN_LINES, linewidth=2)
+            lengths = rows["length"].astype(int).tolist()
+            draw_line(panel.axes, lengths, median.tolist(), _CHAIN_LINES[name], linewidth=2)
             one = Series(*(rows[c].tolist() for c in ("length", "median", "low", "high")))
             texts = [text.replace("k =", "length") for text in texts_of(name, one)]
-            draw_marks(panel, lines, _CHAIN_LINES[name][0], texts, hollow=[False] * len(lines))
+            draw_marks(
+                panel, lengths, median.tolist(), _CHAIN_LINES[name][0], texts, hollow=[False] * len(lengths)
+            )
             panel.words.append(ends_of(name, one))
     keys = [
         Key(_CHAINS[m], THEME[_CHAIN_LINES[_CHAINS[m]][0]], svg_dashes(_CHAIN_LINES[_CHAINS[m]][1]))

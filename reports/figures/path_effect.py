@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
-import pandas as pd
 
 from rc_probe.results.path_verdict import (
     ALL_BUT,
@@ -25,18 +24,8 @@ from rc_probe.results.path_verdict import (
 from rc_probe.results.protocols import Result
 from rc_probe.results.words import number
 
-from .panels import (
-    Figure,
-    Key,
-    Panel,
-    Styles,
-    by_layer,
-    draw_lines,
-    draw_marks,
-    panel_of,
-    set_scale,
-    svg_dashes,
-)
+from .canvas import Panel, panel_of
+from .panels import Figure, Key, Styles, by_layer, draw_line, draw_marks, set_scale, svg_dashes
 from .svg import FG, MUTED, PANEL, SAN, SAN_MLP, SAN_SKIP, THEME, TRANSFORMER
 
 TITLES = {"agreement": "Agreement with the whole model", "accuracy": "Accuracy"}
@@ -134,10 +123,11 @@ def _line(panel: Panel, name: str, one: Series, *, marks: bool = True) -> None:
     if any(map(math.isfinite, one.highs)):
         panel.axes.fill_between(one.lengths, np.clip(one.lows, 0, 1), np.clip(one.highs, 0, 1), color=colour,
                                 alpha=0.14, linewidth=0)  # fmt: skip
-    frame = pd.DataFrame({"layer": one.lengths, "value": one.means, "name": name})
-    draw_lines(panel.axes, frame, _LINES, linewidth=2)
+    draw_line(panel.axes, one.lengths, one.means, _LINES[name], linewidth=2)
     if marks:
-        draw_marks(panel, frame, colour, texts_of(name, one), hollow=[False] * len(frame))
+        draw_marks(
+            panel, one.lengths, one.means, colour, texts_of(name, one), hollow=[False] * len(one.means)
+        )
     panel.words.append(ends_of(name, one))
 
 

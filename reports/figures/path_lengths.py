@@ -11,7 +11,8 @@ from rc_probe.results.path_verdict import LENGTH, Series, distribution, laws, pe
 from rc_probe.results.protocols import Result
 from rc_probe.results.words import name_of, number
 
-from .panels import Figure, Key, Panel, by_layer, panel_of, set_scale
+from .canvas import Panel, panel_of
+from .panels import Figure, Key, by_layer, set_scale
 from .svg import ACCENT, BASE_SIZE, FG, MUTED, THEME, TRANSFORMER
 
 _OF_PATHS, _OF_NORM = "share of all paths", "share of the norm"
@@ -123,7 +124,6 @@ def _architectures_panel(result: Result) -> str:
         axes.xaxis.set_major_locator(FixedLocator(ticks))
         axes.xaxis.set_major_formatter(FixedFormatter([str(tick) for tick in ticks]))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.grid(False, axis="x")
         axes.set_xlabel("path length, log scale")
         set_scale(axes, [1.12 * y for _, y in placed], log=False)
     return panel.svg

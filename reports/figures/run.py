@@ -8,10 +8,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from rc_probe.registry import METRICS, PAPER
+from rc_probe.registry import METRICS, PAPER, WHOLE
 from rc_probe.results.curves import METRIC, Curve, Curves
 from rc_probe.results.words import WEIGHTS, number, power_of_ten
 
+from .canvas import fitted, panel_of
 from .panels import (
     STYLES,
     Figure,
@@ -20,13 +21,12 @@ from .panels import (
     by_layer,
     draw,
     draw_floor,
-    draw_lines,
+    draw_line,
     draw_marks,
     ends,
-    fitted,
     keys_of,
-    panel_of,
     set_scale,
+    spelt,
     svg_dashes,
 )
 from .svg import ACCENT, BASE_SIZE, FG, MUTED, SAN, SAN_MLP, THEME, TRANSFORMER
@@ -55,7 +55,7 @@ def residual_figure(found: Curves, init_seeds: pd.DataFrame) -> Figure | None:
     keys.append(Key("rounding floor", THEME[MUTED], svg_dashes((3, 2))))
     caption = (
         "How far each layer’s token matrix is from one whose tokens are all equal: 0 is full collapse. "
-        f"{_means(seeds)} Below the rounding floor (hatched, hollow marks) a number is noise."
+        f"{_means(seeds)}{spelt(variants)} Below the rounding floor (hatched, hollow marks) a number is noise."
     )
     return Figure("residual", f"{METRICS[METRIC].title} by layer", caption, keys, panels)
 
@@ -95,10 +95,10 @@ def _draw_seeds(axes: Axes, table: pd.DataFrame) -> None:
     """A thin line for each initialisation."""
     if table.empty:
         return
-    rows = table[(table["metric"] == METRIC) & table["variant"].isin(PAPER)]
-    rows = rows.rename(columns={"variant": "name", "mean": "value"})
-    solid: Styles = {variant: (colour, ()) for variant, (colour, _) in STYLES.items()}
-    draw_lines(axes, rows, solid, units="seed", linewidth=0.7, alpha=0.5)
+    rows = table[(table["metric"] == METRIC) & table["variant"].isin(PAPER)].sort_values("layer")
+    for (variant, _), line in rows.groupby(["variant", "seed"], sort=False):
+        style = (STYLES[variant][0], ())
+        draw_line(axes, line["layer"].tolist(), line["mean"].tolist(), style, linewidth=0.7, alpha=0.5)
 
 
 _TRUE, _PLAIN, _CUBE, _BOUND = "cancellation-free", "plain arithmetic", "cube of the layer before", "bound"
@@ -114,7 +114,7 @@ def recursion_figure(table: pd.DataFrame, bounds: pd.DataFrame) -> Figure | None
     keys = [Key(name, THEME[_RECURSION[name][0]], svg_dashes(_RECURSION[name][1]))
             for name in (_TRUE, _PLAIN, _CUBE)]  # fmt: skip
     caption = (
-        "Pure attention (SAN) on the first sample, computed without cancellation. Plain arithmetic stops at "
+        "Pure attention (SAN, self-attention network) on the first sample, computed without cancellation. Plain arithmetic stops at "
         "its rounding floor; the true residual goes on below it."
     )
     if len(bounds):
@@ -151,20 +151,23 @@ def _recursion_panel(weights: str, rows: pd.DataFrame, bounds: pd.DataFrame) -> 
             known = np.isfinite(values)
             if not known.any():
                 continue
-            frame = pd.DataFrame({"layer": merged["layer"][known], "value": values[known], "name": name})
-            hollow = vacuous[known] if name == _BOUND else np.zeros(len(frame), dtype=bool)
-            draw_lines(panel.axes, frame, _RECURSION, linewidth=2.6 if name == _TRUE else 1.8)
-            numbers = [_from_log(value) for value in frame["value"]]
+            layers, drawn, reasons = (
+                merged["layer"][known].tolist(),
+                values[known].tolist(),
+                merged["reason"][known],
+            )
+            hollow = (vacuous[known] if name == _BOUND else np.zeros(len(layers), dtype=bool)).tolist()
+            draw_line(panel.axes, layers, drawn, _RECURSION[name], linewidth=2.6 if name == _TRUE else 1.8)
+            numbers = [_from_log(value) for value in drawn]
             texts = [
                 f"{name[0].upper()}{name[1:]}, layer {layer}: {value}"
                 + (f", vacuous: {reason}" if empty else "")
-                for layer, value, empty, reason in zip(
-                    frame["layer"], numbers, hollow, merged["reason"][known], strict=True
-                )
+                for layer, value, empty, reason in zip(layers, numbers, hollow, reasons, strict=True)
             ]
-            draw_marks(panel, frame, _RECURSION[name][0], texts, hollow=hollow.tolist())
-            first, last = frame["layer"].iloc[0], frame["layer"].iloc[-1]
-            panel.words.append(f"{name} {numbers[0]} at layer {first}, {numbers[-1]} at layer {last}")
+            draw_marks(panel, layers, drawn, _RECURSION[name][0], texts, hollow=hollow)
+            panel.words.append(
+                f"{name} {numbers[0]} at layer {layers[0]}, {numbers[-1]} at layer {layers[-1]}"
+            )
         panel.axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         panel.axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: power_of_ten(round(v))))
     return panel.svg
@@ -188,7 +191,7 @@ def metrics_figure(by_metric: Mapping[str, Curves], init_seeds: pd.DataFrame) ->
             continue
         weights = min((key[0] for key in found), key=lambda w: w != "pretrained")
         own = {variant: curve for (w, variant), curve in found.items() if w == weights}
-        init = found.get(("init", "transformer")) if weights == "pretrained" else None
+        init = found.get(("init", WHOLE)) if weights == "pretrained" else None
         panels.append(_metric_panel(name, own, init))
         variants |= set(own) & set(PAPER)
         fresh |= init is not None
@@ -200,7 +203,7 @@ def metrics_figure(by_metric: Mapping[str, Curves], init_seeds: pd.DataFrame) ->
     keys += [Key("an ablation", THEME[MUTED])] if ablated else []
     slow = [metric.title for name, metric in METRICS.items() if metric.cost != "cheap" and name in by_metric]
     few = f" On fewer samples, for they cost more: {', '.join(slow)}."
-    caption = _means(_seeds(init_seeds)) + (few if slow else "")
+    caption = _means(_seeds(init_seeds)) + spelt(variants) + (few if slow else "")
     return Figure("metrics", "Other metrics by layer", caption, keys, panels, small=True)
 
 
@@ -228,7 +231,7 @@ def _metric_panel(name: str, own: dict[str, Curve], init: Curve | None) -> str:
 
 def ablation_figure(found: Curves) -> Figure | None:
     """What each ablation asked for does to the residual: at the last layer, then layer by layer."""
-    whole = found.get(("pretrained", "transformer"))
+    whole = found.get(("pretrained", WHOLE))
     ablated = {v: c for (w, v), c in found.items() if w == "pretrained" and v not in PAPER}
     if whole is None or not ablated:
         return None
@@ -242,13 +245,13 @@ def ablation_figure(found: Curves) -> Figure | None:
         with panel_of(f"a{place}", title, width=330, height=220) as panel:
             by_layer(panel.axes, whole.layers[-1])
             set_scale(panel.axes, values, log=log, full=True)
-            draw(panel, {"transformer": whole}, band=False, width=1.5)
+            draw(panel, {WHOLE: whole}, band=False, width=1.5)
             draw(panel, {variant: curve}, {variant: (ACCENT, ())})
         panels.append(panel.svg)
     rest = len(ablated) - len(shown)
     caption = "The relative residual with parts of the pretrained model off, everything else as it was."
     caption += f" {rest} more ablations are in the tables." if rest else ""
-    keys = [Key("transformer", THEME[TRANSFORMER]), Key("ablated", THEME[ACCENT])]
+    keys = [Key(WHOLE, THEME[TRANSFORMER]), Key("ablated", THEME[ACCENT])]
     return Figure(
         "ablations", "With parts of the model off", caption, keys, panels, small=True, tall=len(panels) > 3
     )
@@ -260,7 +263,7 @@ def _change_panel(whole: Curve, ablated: dict[str, Curve]) -> str:
     values = [curve.means[-1] for curve in ablated.values()]
     title = f"Residual at layer {whole.layers[-1]}"
     with panel_of("change", title, width=330, height=70 + 34 * len(values)) as panel:
-        axes = panel.axes
+        axes, panel.grid = panel.axes, "x"
         axes.set_xlim(0, max([1.0, start, *values]) * 1.04)
         axes.axvline(start, color=TRANSFORMER, linewidth=1.5)
         for row, (variant, curve) in enumerate(ablated.items()):

@@ -6,6 +6,7 @@ pages; the style and the script are files of their own.
 
 import base64
 import hashlib
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -13,8 +14,8 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 
-def fill(name: str, /, **values: Any) -> str:
-    """The page of the template `name`: the same values give the same bytes."""
+@cache
+def _templates() -> Environment:
     environment = Environment(
         loader=FunctionLoader(_source),
         autoescape=True,
@@ -24,12 +25,17 @@ def fill(name: str, /, **values: Any) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["svg"] = Markup  # what `svg.clean` wrote, its texts escaped
+    return environment
+
+
+def fill(name: str, /, **values: Any) -> str:
+    """The page of the template `name`: the same values give the same bytes."""
     style, script = _source("style.css"), _source("page.js")
     policy = (
         f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
-    page = environment.get_template(name)
+    page = _templates().get_template(name)
     return page.render(policy=policy, style=Markup(style), script=Markup(script), **values)
 
 

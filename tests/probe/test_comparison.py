@@ -2,12 +2,15 @@
 
 import json
 import re
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import seaborn as sns
 from support.made_results import PRETRAINED, make_result
+from support.pages import fills
 
 import rc_probe
 from rc_probe.cli.app import main
@@ -95,6 +98,94 @@ def test_a_run_without_the_residual_has_no_numbers() -> None:
     nothing = compare(bare, make_result(metrics=["cosine"], deep=False, init=False, id="too"))
     assert headline(nothing) == ("No relative residual of a whole model was measured.", [])
     nothing.to_html()
+
+
+def by_hand() -> Comparison:
+    """Three runs of two layers whose numbers can be read here; the third is deeper."""
+    runs = []
+    for name, norms, residuals in (
+        ("float", [4.0, 6.0, 8.0], [0.75, 0.5, 0.625]),
+        ("int8", [4.0, 6.5, 7.0], [0.75, 0.375, 0.5]),
+    ):
+        result = make_result(
+            blocks=2, deep=False, init=False, paths=False, metrics=["residual", "norm"], id=name
+        )
+        table = result.tables["residuals"]
+        whole = table["variant"] == "transformer"
+        for metric, values in (("norm", norms), ("residual", residuals)):
+            table.loc[whole & (table["metric"] == metric), "mean"] = values
+        table["floor"] = 0.0625
+        runs.append(result)
+    return compare(*runs, weaker(blocks=3, deep=False, init=False, paths=False, id="deeper"))
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_changes_are_against_the_first_run() -> None:
+    made = by_hand()
+    rows = made.tables["runs"].set_index("run")
+    assert rows.loc["int8", ["first_change", "last_change", "lowest_change"]].tolist() == [
+        0.0,
+        -0.125,
+        -0.125,
+    ]
+    assert rows.loc["float", ["first_change", "last_change", "lowest_change"]].isna().all(), (
+        "nothing before it"
+    )
+    assert rows.loc["deeper", "last_change"] == rows.loc["deeper", "last"] - 0.625
+    changes = made.tables["changes"]
+    assert changes["run"].unique().tolist() == ["int8"], "the third is deeper than the first"
+    norm = changes[changes["metric"] == "norm"]
+    assert norm["layer"].tolist() == [0, 1, 2] and norm["change"].tolist() == [0.0, 0.5, -1.0]
+    assert norm["value"].tolist() == [4.0, 6.5, 7.0] and norm["baseline"].tolist() == [4.0, 6.0, 8.0]
+    assert set(changes["floor"]) == {0.125}, "the noise of both"
+    page = made.to_html()
+    (table,) = re.findall(r'<table class="sortable" id="table-changes">(.*?)</table>', page, re.DOTALL)
+    values = re.findall(r'data-value="([^"]*)"', table)
+    assert values == ["0.625", "0.5", "-0.125", "-0.125", "1", "8", "7", "-1", "-1", "2"]
+    assert "changes" not in training([0, 10]).tables
+
+
+@pytest.mark.figures("comparison")
+@pytest.mark.usefixtures("no_figures")
+def test_changes_are_drawn_and_hollow_within_noise() -> None:
+    page = by_hand().to_html()
+    start = page.index('id="figure-changes"')
+    figure = page[start : page.index("</figure>", start)]
+    residual, norm = (
+        fills(ET.fromstring(svg)) for svg in re.findall(r"<svg viewBox.*?</svg>", figure, re.DOTALL)[-2:]
+    )
+    ground = "var(--panel,#ffffff)"
+    assert sorted(residual) == [
+        ("int8, layer 0: 0", ground), ("int8, layer 1: −0.125", ground), ("int8, layer 2: −0.125", ground),
+    ]  # fmt: skip
+    colour = "var(--san,#c8500a)"  # of the second run
+    assert sorted(norm) == [
+        ("int8, layer 0: 0", ground), ("int8, layer 1: 0.500", colour), ("int8, layer 2: −1.00", colour),
+    ]  # fmt: skip
+
+
+def test_a_healthy_half_is_not_black_on_the_map() -> None:
+    """The colours are those of 0 to 1, whatever range the runs have."""
+    figure = drawing._map_figure([0, 10], pd.DataFrame([[0.51, 1.4], [0.52, 0.53]]))
+    shades = sns.color_palette("mako", drawing.SHADES).as_hex()
+    cells = fills(ET.fromstring(figure.panels[0]))
+    assert {title.partition(": ")[2]: colour for title, colour in cells} == {
+        "0.510": shades[5], "0.520": shades[5], "0.530": shades[5], "1.40": shades[9],
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_page_of_a_comparison_has_levels_in_colour_and_no_score() -> None:
+    made = by_hand()
+    made.failures.append(Failure("lost", "no such file"))
+    page = made.to_html()
+    assert '<td class="level healthy">healthy</td>' in page
+    assert 'class="number"' not in page and "residual at the last layer" in page
+    (table,) = re.findall(r'<table class="sortable" id="table-failures">(.*?)</table>', page, re.DOTALL)
+    assert re.findall(r"<th[^>]*><span[^>]*>([^<]*)</span>", table) == ["run", "why"]
+    titles = re.findall("<h2>(.*?)</h2>", page)
+    assert titles == ["Changes from the first run", "Key numbers", "With parts off", "Not measured", "Data"]
+    assert "SAN (self-attention network)" in page[page.index("<h2>With parts off") :]
 
 
 # ---- names
@@ -188,6 +279,9 @@ def test_over_training_there_are_lines_and_a_map() -> None:
     assert headline(made)[0].startswith(
         f"{curve_of(made.runs[-1].result)[-1]:.2f} relative residual at the last"
     )
+    assert "The colours always go from 0 (dark) to 1 (light)" in heat
+    bar = [text for text in re.findall(r"<text[^>]*>([^<]*)</text>", heat) if "." in text]
+    assert bar == ["0.2", "0.4", "0.6", "0.8"]
     assert "after step 1,000; it was" in headline(made)[0]
     assert made.tables["residuals"]["step"].unique().tolist() == [0, 10, 100, 1000]
 
@@ -221,7 +315,9 @@ def test_files_are_the_tables(two: Comparison, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     two.save(tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"report.html", "results.json", "runs.csv", "residuals.csv", "ablations.csv"}
+    assert names == {"report.html", "results.json", "runs.csv", "residuals.csv", "ablations.csv"}, (
+        "no run is as deep as the first"
+    )
     saved = json.loads((tmp_path / "out" / "results.json").read_text())
     assert (saved["schema"], saved["kind"]) == (1, "comparison")
     assert saved["settings"]["like_for_like"] is True

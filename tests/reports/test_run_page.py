@@ -18,6 +18,7 @@ from urllib.parse import unquote
 import pandas as pd
 import pytest
 from support.made_results import ABLATIONS, PRETRAINED, make_result
+from support.pages import fills
 from support.places import TESTS
 
 from rc_probe.registry import METRICS
@@ -235,14 +236,6 @@ def test_figures_say_their_numbers_in_words(full: str) -> None:
     labels = [figure["aria-label"] or "" for figure in figures]
     assert labels[0].startswith("Pretrained. ") and "SAN+skip 0.84 at layer 0, 0.46 at layer 12" in labels[0]
     assert all(re.search(r"\d", label) for label in labels)
-
-
-def fills(element: ET.Element, fill: str = "") -> list[tuple[str, str]]:
-    """The title and the fill of each mark below an element."""
-    fill = element.get("fill", fill)
-    if element.tag == "use" and element.find("title") is not None:
-        return [(element.findtext("title", ""), fill)]
-    return [found for child in element for found in fills(child, fill)]
 
 
 def test_values_at_the_floor_are_drawn_hollow(full: str) -> None:
@@ -489,7 +482,10 @@ def test_directions_that_come_together_are_told() -> None:
 
 def test_the_verdict_is_about_what_there_is() -> None:
     only = make_result(pretrained=SAN_ONLY, init=False)
-    assert ": bert-base-cased as SAN ends with all tokens the same" in only.verdict["sentence"]
+    assert (
+        ": bert-base-cased as SAN (SAN: self-attention network) ends with all tokens the same"
+        in only.verdict["sentence"]
+    )
     ablated = make_result(pretrained={}, ablations=["mlp@7"], init=False)
     assert ": bert-base-cased with mlp@7 ablated keeps" in ablated.verdict["sentence"]
     fresh = make_result(pretrained={})

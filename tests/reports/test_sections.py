@@ -86,6 +86,16 @@ def test_curves_are_derived_once_for_a_page(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(seen) == 1
 
 
+def test_each_panel_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    drawn = []
+    plain = Axes.draw
+    monkeypatch.setattr(Axes, "draw", lambda self, renderer: drawn.append(self) or plain(self, renderer))
+    text = make_result(blocks=2, ablations=["mlp@7"]).to_html()
+    assert len(drawn) == len(set(map(id, drawn))) == text.count('<div class="panel">') == 21
+
+
 def test_curves_keep_the_order_of_the_table_and_go_by_layer() -> None:
     result = make_result(blocks=2, init=False, metrics=["residual", "norm"])
     table = result.tables["residuals"]

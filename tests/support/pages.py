@@ -1,6 +1,7 @@
-"""Pages where they are not what is tested."""
+"""Pages where they are not what is tested, and the marks of figures where they are."""
 
 import sys
+import xml.etree.ElementTree as ET
 from importlib import import_module
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 FIGURES = {  # what draws on which page
     "run": ("residual_figure", "recursion_figure", "metrics_figure", "ablation_figure"),
     "paths": ("effect_figure", "lengths_figure", "chains_figure"),
-    "comparison": ("curves_figure", "training_figures"),
+    "comparison": ("curves_figure", "changes_figure", "training_figures"),
 }
 
 
@@ -29,3 +30,11 @@ def no_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
             nothing = [] if figure.endswith("s") else None
             for module in users:
                 monkeypatch.setattr(module, figure, lambda *_, nothing=nothing, **__: nothing)
+
+
+def fills(element: ET.Element, fill: str = "") -> list[tuple[str, str]]:
+    """The title and the fill of each mark below an element."""
+    fill = element.get("fill", fill)
+    if element.tag in ("use", "path") and element.find("title") is not None:
+        return [(element.findtext("title", ""), fill)]
+    return [found for child in element for found in fills(child, fill)]

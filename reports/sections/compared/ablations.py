@@ -1,5 +1,6 @@
 """The ablations that all runs have, beside each other."""
 
+from rc_probe.reports.figures.panels import spelt
 from rc_probe.reports.sections.section import Shown
 from rc_probe.reports.sections.view import ComparedView
 from rc_probe.reports.table_cells import Cell, Table, cell
@@ -20,7 +21,6 @@ class Ablations:
             for name, values in zip(wide.index, wide.to_numpy(), strict=True)
         ]
         lead = "The relative residual at the last layer, for each ablation that all runs have."
-        if any(str(name).startswith("SAN") for name in wide):
-            lead += " SAN (self-attention network): attention alone, without its skips and without MLPs."
+        lead += spelt(map(str, wide))
         table = Table("ablations", "Residual at the last layer", ["run", "whole", *map(str, wide)], rows)
         return Shown(lead=lead, tables=[table])
