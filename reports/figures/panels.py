@@ -176,9 +176,7 @@ def spelt(variants: Iterable[str]) -> str:
     """A sentence, after a space, that says what SAN is; nothing where only the whole model is shown."""
     if not set(PAPER[:-1]) & set(variants):
         return ""
-    return (
-        " SAN (self-attention network) is attention without its skips and without MLPs; SAN+skip and SAN+MLP keep one of the two."
-    )
+    return " SAN (self-attention network) is attention without its skips and without MLPs; SAN+skip and SAN+MLP keep one of the two."
 
 
 def keys_of(variants: list[str]) -> list[Key]:
