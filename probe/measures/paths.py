@@ -66,7 +66,9 @@ class PathOptions(Options):
     )  # fmt: skip
     repeats: int = option(5, "Estimates of each, for the intervals.", panel=PANEL, least=2)
     path_samples: int = option(16, "Samples that paths are measured on.", panel=PANEL, least=1)
-    max_length: int | None = option(None, "Group all longer paths. (default: 8 if over 12 blocks)", panel=PANEL, least=0)
+    max_length: int | None = option(
+        None, "Group all longer paths. (default: 8 if over 12 blocks)", panel=PANEL, least=0
+    )
     count_mlp: bool = option(
         False, "An MLP is a hop of a path, as a head is.", panel=PANEL, flags=("--count-mlp",)
     )

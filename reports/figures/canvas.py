@@ -167,12 +167,10 @@ class _Frame:
 
 def _ticks(axis: Axis) -> list[tuple[float, str]]:
     """Where the ticks are that the scale shows, and their labels."""
-    places, formatter = axis.get_majorticklocs(), axis.get_major_formatter()
+    places, formatter = [*map(float, axis.get_majorticklocs())], axis.get_major_formatter()
     texts = formatter.format_ticks(places)
     if formatter.get_offset():  # matplotlib would write it in a corner
-        texts = [number(float(place)) for place in places]
+        texts = [number(place) for place in places]
     low, high = sorted(axis.get_view_interval())
     slack = 1e-9 * (high - low)
-    return [
-        (float(at), text) for at, text in zip(places, texts, strict=True) if low - slack <= at <= high + slack
-    ]
+    return [(at, text) for at, text in zip(places, texts, strict=True) if low - slack <= at <= high + slack]

@@ -97,7 +97,7 @@ def _draw_seeds(axes: Axes, table: pd.DataFrame) -> None:
         return
     rows = table[(table["metric"] == METRIC) & table["variant"].isin(PAPER)].sort_values("layer")
     for (variant, _), line in rows.groupby(["variant", "seed"], sort=False):
-        style = (STYLES[variant][0], ())
+        style = (STYLES[str(variant)][0], ())
         draw_line(axes, line["layer"].tolist(), line["mean"].tolist(), style, linewidth=0.7, alpha=0.5)
 
 

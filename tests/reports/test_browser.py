@@ -34,6 +34,18 @@ LIGHT = {"san": "#c8500a", "san-mlp": "#a3439a", "san-skip": "#00845f", "transfo
 DARK = {"san": "#ff9a4d", "san-mlp": "#e48fdb", "san-skip": "#3fcf9f", "transformer": "#62b5f5"}
 
 
+SMALLEST = (  # text of the figures, in pixels
+    "Math.min(...[...document.querySelectorAll('.panel svg')].flatMap(svg => [...svg.querySelectorAll('text')]"
+    ".map(text => svg.getBoundingClientRect().width / svg.viewBox.baseVal.width"
+    " * parseFloat(getComputedStyle(text).fontSize))))"
+)
+OUTSIDE = (  # texts that leave their panel
+    "[...document.querySelectorAll('.panel svg')].flatMap(svg => [...svg.querySelectorAll('text')].filter(t => {"
+    "const a = t.getBoundingClientRect(), b = svg.getBoundingClientRect(); return a.left < b.left - 1"
+    "|| a.right > b.right + 1 || a.top < b.top - 1 || a.bottom > b.bottom + 1 }).map(t => t.textContent))"
+)
+
+
 class Browser:
     """Chromium spoken to over its debugging pipe: JSON messages that end in a zero byte."""
 
@@ -199,17 +211,6 @@ def test_paths_are_drawn_in_the_colours_of_the_scheme(
         assert (background(picture) < 0.3) == (view == "dark")
 
 
-def test_the_labels_of_paths_stay_inside_their_panels(browser: Browser, page: Path) -> None:
-    browser.open(page, width=1200)
-    outside = browser.run(
-        "[...document.querySelectorAll('#figure-paths svg, #figure-lengths svg, #figure-chains svg')].flatMap("
-        "svg => [...svg.querySelectorAll('text')].filter(t => { const a = t.getBoundingClientRect(),"
-        "b = svg.getBoundingClientRect(); return a.left < b.left - 1 || a.right > b.right + 1 || a.top < b.top - 1"
-        "|| a.bottom > b.bottom + 1 }).map(t => t.textContent))"
-    )
-    assert outside == []
-
-
 @pytest.mark.parametrize("view", VIEWS)
 def test_the_page_loads_nothing_and_complains_of_nothing(browser: Browser, page: Path, view: str) -> None:
     browser.open(page, **VIEWS[view][0])
@@ -229,12 +230,7 @@ def test_a_phone_scrolls_down_only_and_reads_the_figures(browser: Browser, page:
     for details in (False, True):
         browser.run(f"document.querySelectorAll('details').forEach(d => d.open = {json.dumps(details)})")
         assert browser.run("document.documentElement.scrollWidth") == 375
-    smallest = browser.run(
-        "Math.min(...[...document.querySelectorAll('.panel svg')].flatMap(svg => [...svg.querySelectorAll('text')]"
-        ".map(text => svg.getBoundingClientRect().width / svg.viewBox.baseVal.width"
-        " * parseFloat(getComputedStyle(text).fontSize))))"
-    )
-    assert smallest >= 11, "pixels of the figures' smallest text"
+    assert browser.run(SMALLEST) >= 11
 
 
 @pytest.mark.parametrize("width", [390, 1280])
@@ -248,12 +244,7 @@ def test_long_names_stay_inside_the_page_and_their_panels(
     browser.open(tmp_path / "report.html", width=width, phone=width < 640)
     browser.run("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert browser.run("document.documentElement.scrollWidth") == width
-    outside = browser.run(
-        "[...document.querySelectorAll('.panel svg')].flatMap(svg => [...svg.querySelectorAll('text')].filter(t => {"
-        "const a = t.getBoundingClientRect(), b = svg.getBoundingClientRect();"
-        "return a.left < b.left - 1 || a.right > b.right + 1 }).map(t => t.textContent))"
-    )
-    assert outside == []
+    assert browser.run(OUTSIDE) == []
 
 
 def test_a_panel_alone_is_no_larger_than_one_of_two(browser: Browser, tmp_path: Path) -> None:
@@ -350,6 +341,24 @@ def test_training_is_drawn(browser: Browser, followed: Path, view: str) -> None:
     browser.open(followed, **VIEWS[view][0])
     assert browser.complaints() == []
     assert browser.run("document.querySelectorAll('#figure-map path title').length") == 3 * 5
-    for figure in ("training", "map"):
-        assert (background(browser.picture(f"#figure-{figure}")) < 0.3) == (view == "dark")
+    for figure in ("training", "map"):  # above the cells of the map, which keep their colours
+        assert (background(browser.picture(f"#figure-{figure}")[:40]) < 0.3) == (view == "dark")
     assert browser.run("document.documentElement.scrollWidth") == VIEWS[view][0]["width"]
+
+
+@pytest.mark.parametrize("width", [390, 700, 950, 1280])
+@pytest.mark.parametrize("name", ["page", "compared", "followed"])
+def test_the_text_of_figures_is_readable_and_inside(
+    browser: Browser, request: pytest.FixtureRequest, name: str, width: int
+) -> None:
+    browser.open(request.getfixturevalue(name), width=width, phone=width < 640)
+    assert browser.run(SMALLEST) >= 11
+    assert browser.run(OUTSIDE) == []
+    assert browser.run("document.documentElement.scrollWidth") == width
+
+
+def test_levels_have_their_colour(browser: Browser, compared: Path) -> None:
+    browser.open(compared, width=1280)
+    colour = "getComputedStyle(document.querySelector('#table-runs td.level.healthy')).color"
+    assert browser.run(colour) == "rgb(0, 112, 79)"
+    assert browser.run("document.querySelectorAll('#figure-changes .panel').length") == 8

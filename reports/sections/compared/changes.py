@@ -29,7 +29,7 @@ def _table(frame: pd.DataFrame) -> Table:
     """A row per run and metric: the last layer, and where the change is largest."""
     rows = []
     for (metric, run), group in frame.groupby(["metric", "run"], sort=False):
-        last, most = group.iloc[-1], group.loc[group["change"].abs().idxmax()]
+        last, most = group.iloc[-1], group.iloc[int(group["change"].abs().argmax())]
         numbers = [float(last[name]) for name in ("baseline", "value", "change")]
         rows.append([
             Cell(METRICS[str(metric)].title if metric in METRICS else str(metric)), Cell(str(run)),

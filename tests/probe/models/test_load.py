@@ -373,7 +373,11 @@ def test_a_gguf_file_is_a_decoder_with_its_tokenizer() -> None:
     """SmolLM2: 30 Llama blocks whose grouped heads, tied head and words are those of the original."""
     loaded = load_model("demo-decoder", device="cpu")
     config = loaded.config
-    assert (loaded.modality, loaded.id, type(loaded.model).__name__) == ("text", "demo-decoder", "LlamaForCausalLM")
+    assert (loaded.modality, loaded.id, type(loaded.model).__name__) == (
+        "text",
+        "demo-decoder",
+        "LlamaForCausalLM",
+    )
     assert (config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads) == (30, 9, 3)
     assert loaded.processor("hello world")["input_ids"] == [28120, 905]
     assert loaded.notes == ["The weights of the GGUF file were de-quantised; the model computes with these."]

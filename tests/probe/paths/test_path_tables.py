@@ -11,7 +11,7 @@ from support import tiny, zoo
 import rc_probe
 from rc_probe.data.batches import Batch
 from rc_probe.hooks.attach import find_structure
-from rc_probe.paths.tables import chain_rows, path_rows, with_longest
+from rc_probe.paths.tables import path_rows, pattern_rows, with_longest
 from rc_probe.settings import Settings
 
 
@@ -55,7 +55,7 @@ def test_batches_of_paths_know_of_parts_and_of_patterns(monkeypatch: pytest.Monk
     assert rows(length=512, count_mlp=True) == 2**30 // (8 * (4 * 8 * 512 * 32 + 4 * 4 * 512 * 512))
     assert rows(length=512, max_length=0) == 2**30 // (8 * (4 * 3 * 512 * 32 + 4 * 4 * 512 * 512))
     assert rows(length=100_000) == 1
-    assert chain_rows(structure, Settings(length=512), one) == 2**30 // (8 * 3 * 4 * 512 * 512) == 42
+    assert pattern_rows(structure, Settings(length=512), one, 2**30) == 2**30 // (8 * 3 * 4 * 512 * 512) == 42
     image = zoo.build("vit")[:2]
     structure = find_structure(*image)
     numbers = 4 * 5 * 17 * 32 + 4 * 4 * 17 * 17  # 16 patches and the class token, whatever `length` says
