@@ -175,8 +175,12 @@ class _Run:
                 self.notes.append(f"Fresh weights were not measured: {error}")
                 continue
             found = self.found.setdefault(context.weights, {})
+            reading = {each.name: each.reader(context) for each in self._of(context)}
+            context = replace(
+                context, found=found, readers={k: v for k, v in reading.items() if v is not None}
+            )
             for each in self._of(context):
-                found[each.name] = self._one(each, replace(context, before=found.get(each.name), found=found))
+                found[each.name] = self._one(each, replace(context, before=found.get(each.name)))
 
     def _fresh(self, context: Context, seed: int) -> Context:
         model = fresh_model(self.loaded, seed)

@@ -37,6 +37,30 @@ class Reader(Protocol):
         """What the model returned; for readers that want it."""
 
 
+class PlainReader:
+    """A reader of the plain pass's streams alone: subclasses say what becomes of one in `plain`."""
+
+    wants_output = False
+    batch: Batch  # that is running
+
+    def begin(self, batch: Batch) -> None:
+        self.batch = batch
+
+    def plain(self, layer: int, x: Tensor) -> None:
+        """The stream x (batch, tokens, dim) of a layer, to be read and not kept."""
+        raise NotImplementedError
+
+    def stream(self, name: str, layer: int, x: Tensor) -> None:
+        if name == WHOLE:
+            self.plain(layer, x)
+
+    def as_plain(self, name: str, layers: range) -> None:
+        """What is not run again is not read again."""
+
+    def output(self, name: str, output: Any) -> None:
+        """Streams are all that is read."""
+
+
 def run(
     structure: Structure,
     batches: Iterable[Batch],

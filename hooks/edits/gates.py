@@ -93,14 +93,7 @@ def _blocks(structure: Structure, gate: Gate) -> list[Block]:
                 "Choose another component",
             )
         return having
-    for number in gate.blocks:
-        if not 1 <= number <= structure.depth:
-            raise RcProbeError(
-                f"there is no block {number}",
-                where=type(structure.model).__name__,
-                todo=f"Blocks are numbered 1 to {structure.depth}",
-            )
-    return [structure.blocks[n - 1] for n in gate.blocks]
+    return structure.numbered(gate.blocks)
 
 
 def _kind(component: str) -> str:

@@ -208,6 +208,17 @@ class Structure(Candidate):
     blocks: tuple[Block, ...]
     proved: tuple[str, ...]
 
+    def numbered(self, numbers: tuple[int, ...] | None) -> list[Block]:
+        """The blocks with these numbers, from 1; None: all. RcProbeError where one is not there."""
+        for number in numbers or ():
+            if not 1 <= number <= self.depth:
+                raise RcProbeError(
+                    f"there is no block {number}",
+                    where=type(self.model).__name__,
+                    todo=f"Blocks are numbered 1 to {self.depth}",
+                )
+        return list(self.blocks) if numbers is None else [self.blocks[number - 1] for number in numbers]
+
     def unseen(self, what: str) -> str:
         """What cannot be seen of its attention, and why the library's interface does not show it."""
         return (

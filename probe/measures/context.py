@@ -24,6 +24,7 @@ class Context:
     settings: an instance of Settings, and so of the measurement's own options
     name: the model's, for tables. weights: `pretrained` or `init`; seed: of fresh weights, nth: which, from 0
     plans: what each measurement's own `plan` gave, by its name
+    readers: of all measurements that read the curves' passes, by name
     before: what it found on earlier fresh weights. found: by other measurements on these weights, by name
     report: called as report(stage, passes done since the last call)
     """
@@ -39,6 +40,7 @@ class Context:
     seed: int | None = None
     nth: int = 0
     plans: Mapping[str, Any] = field(default_factory=dict)
+    readers: Mapping[str, Any] = field(default_factory=dict)
     before: Found | None = None
     found: dict[str, Found] = field(default_factory=dict)
     report: Callable[[str, int], None] = lambda stage, passes: None

@@ -66,7 +66,7 @@ class Curves(Measurement):
         settings = context.settings
         mine, notes = measure_variants(
             context.structure, context.batches.of(context.numbers), context.variants, settings.measured,
-            few=settings.svd_samples, advance=lambda name: context.advance(name, passes=1),
+            few=settings.svd_samples, readers=context.readers.values(), advance=lambda name: context.advance(name, passes=1),
         )  # fmt: skip
         stage = "pretrained" if context.seed is None else f"init, seed {context.seed}"
         curves = gather_curves(mine, lambda value: context.world.gather(value, what=stage))

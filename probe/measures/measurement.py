@@ -15,6 +15,7 @@ from rc_probe.results.tables import Row, Table
 
 if TYPE_CHECKING:
     from rc_probe.data.samples import Samples
+    from rc_probe.engine import Reader
     from rc_probe.models.load import Loaded
 
     from .context import Context
@@ -64,8 +65,12 @@ class Measurement:
         """How many passes it will report by `context.advance(…, passes=1)`."""
         return 0
 
+    def reader(self, context: Context) -> Reader | None:
+        """What reads the passes of the curves, and is `context.readers[name]` later: no pass is run twice."""
+        return None
+
     def run(self, context: Context) -> Found:
-        """Measure."""
+        """Measure, or put together what the reader has seen."""
         raise NotImplementedError
 
     def entries(self, settings: Any, samples: int) -> dict[str, Any]:

@@ -55,15 +55,16 @@ def measure_variants(
     metrics: Sequence[str],
     *,
     few: int = 4,
+    readers: Iterable[engine.Reader] = (),
     advance: Callable[[str], None] = lambda name: None,
 ) -> tuple[dict[str, Curves], list[str]]:
     """The curves of every variant over all batches, and notes. The model is as before.
 
-    `advance(variant)` is called after each pass.
+    `readers` read the same passes. `advance(variant)` is called after each.
     """
     edits = {variant.name: variant.edits(structure) for variant in variants}
     reader = CurveReader(edits, metrics, few)
-    notes = engine.run(structure, batches, edits, [reader], advance=advance)
+    notes = engine.run(structure, batches, edits, [reader, *readers], advance=advance)
     return reader.curves, notes
 
 
