@@ -18,6 +18,7 @@ from .moments import Moments, pack, unpack
 from .stream_metrics import measure
 
 Measured = dict[str, tuple[Tensor, Tensor]]  # metric: its values and floors, (batch,)
+Kept = dict[tuple[int, str], Moments]
 
 
 @dataclass
@@ -29,8 +30,8 @@ class Curves:
 
     metrics: Sequence[str]
     few: int = 4
-    values: dict[tuple[int, str], Moments] = field(default_factory=dict)
-    floors: dict[tuple[int, str], Moments] = field(default_factory=dict)
+    # by layer and metrics that are summed together: of each metric the value, then its floor
+    sums: dict[tuple[int, tuple[str, ...]], Moments] = field(default_factory=dict)
     samples: int = 0  # before the batch that is running
     mask: Tensor | None = None  # of the batch that is running, (batch, tokens)
 
@@ -59,35 +60,57 @@ class Curves:
         return found
 
     def add(self, layer: int, measured: Measured) -> None:
-        for name, (values, floors) in measured.items():
-            self.values.setdefault((layer, name), Moments(values.device)).add(values)
-            self.floors.setdefault((layer, name), Moments(values.device)).add(floors)
+        for names in (self.cheap, self.slow):  # which are of as many samples
+            both = [x for name in names if name in measured for x in measured[name]]
+            if both:
+                stacked = torch.stack(both).T  # (batch, 2 · metrics)
+                self.sums.setdefault((layer, tuple(names)), Moments(stacked.device)).add(stacked)
+
+    def each(self) -> Kept:
+        """The statistics (2,) of each metric at each layer: of the value, and of its floor."""
+        return {
+            (layer, name): moments.part(slice(2 * i, 2 * i + 2))
+            for (layer, names), moments in self.sums.items()
+            for i, name in enumerate(names)
+        }
+
+    @property
+    def values(self) -> Kept:
+        return {key: moments.part(0) for key, moments in self.each().items()}
+
+    @property
+    def floors(self) -> Kept:
+        return {key: moments.part(1) for key, moments in self.each().items()}
 
     def merge(self, other: Curves) -> None:
-        for mine, theirs in ((self.values, other.values), (self.floors, other.floors)):
-            for key, moments in theirs.items():
-                mine.setdefault(key, Moments()).merge(moments)
+        mine = self.each()
+        for key, moments in other.each().items():
+            mine.setdefault(key, Moments()).merge(moments)
+        self.sums = by_metric(mine)
 
     def rows(self, **first: Any) -> list[Row]:
         """A row for each metric and layer, in that order; `first` says what else each row has, such as its variant."""
-        order = {name: i for i, name in enumerate(METRICS)}
+        order, floors = {name: i for i, name in enumerate(METRICS)}, self.floors
         return [
             {
                 **first, "layer": layer, "metric": name,
                 "mean": float(m.mean), "std": float(m.std) if m.count > 1 else None, "count": int(m.count),
-                "floor": float(self.floors[layer, name].mean),
+                "floor": float(floors[layer, name].mean),
             }
             for (layer, name), m in sorted(self.values.items(), key=lambda kv: (order[kv[0][1]], kv[0][0]))
         ]  # fmt: skip
 
 
+def by_metric(each: Kept) -> dict[tuple[int, tuple[str, ...]], Moments]:
+    """What `each` gives, as sums of one metric."""
+    return {(layer, (name,)): moments for (layer, name), moments in each.items()}
+
+
 def gather_curves(curves: dict[str, Curves], gather: Callable[[Any], list[Any]]) -> dict[str, Curves]:
     """The statistics of all processes together, on the host; `gather` is that of a World."""
-    packs = gather({name: (pack(mine.values), pack(mine.floors)) for name, mine in curves.items()})
+    packs = gather({name: pack(mine.each()) for name, mine in curves.items()})
     return {
-        name: Curves(
-            mine.metrics, mine.few, unpack(p[name][0] for p in packs), unpack(p[name][1] for p in packs)
-        )
+        name: Curves(mine.metrics, mine.few, by_metric(unpack(p[name] for p in packs)))
         for name, mine in curves.items()
     }
 

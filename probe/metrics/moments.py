@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-Packed = tuple[list[tuple[int, str]], Tensor]  # (layer, metric) and (n, 3): count, mean, m2; on the host
+Packed = tuple[list[tuple[int, str]], Tensor]  # (layer, metric) and (n, 3, …): count, mean, m2; on the host
 
 
 class Moments:
@@ -43,6 +43,13 @@ class Moments:
         self.mean = self.mean + delta * share
         self.count = total
 
+    def part(self, index: int | slice) -> "Moments":
+        """Those of some of the numbers that were kept apart."""
+        one = Moments(self.mean.device)
+        one.count = self.count[index] if self.count.ndim else self.count
+        one.mean, one.m2 = self.mean[index], self.m2[index]
+        return one
+
     @property
     def std(self) -> Tensor:
         """Sample standard deviation (ddof 1); NaN when fewer than two samples were seen."""
@@ -54,7 +61,7 @@ def pack(moments: dict[tuple[int, str], Moments]) -> Packed:
     rows: dict[tuple[int, str], Tensor] = {}
     for device in {m.count.device for m in moments.values()}:
         here = {
-            key: torch.stack([m.count, m.mean, m.m2])
+            key: torch.stack([m.count.expand_as(m.mean), m.mean, m.m2])
             for key, m in moments.items()
             if m.count.device == device
         }

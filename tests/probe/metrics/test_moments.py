@@ -7,7 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rc_probe.metrics.moments import Moments
+from rc_probe.measures.curves import Curves
+from rc_probe.metrics.moments import Moments, pack, unpack
+from rc_probe.metrics.stream_metrics import measure
 
 finite = st.floats(-1e6, 1e6)
 
@@ -87,3 +89,34 @@ def test_further_dimensions_are_kept_apart() -> None:
     moments.add(values[1:])
     torch.testing.assert_close(moments.mean, values.double().mean(0))
     torch.testing.assert_close(moments.std, values.double().std(0))
+
+
+def test_curves_are_the_statistics_of_each_metric_by_itself() -> None:
+    """All metrics of a layer are summed in one go; the slow ones on the first few samples alone."""
+    names, cheap = ["residual", "cosine", "norm", "effective_rank"], ["residual", "cosine", "norm"]
+    generator = torch.Generator().manual_seed(0)
+    streams = [torch.randn(n, 6, 5, generator=generator) * 3 + 1 for n in (4, 9, 1)]
+    curves, other = Curves(names, few=5), Curves(names, few=0)
+    one_by_one: dict[tuple[str, int], Moments] = {}
+    for number, x in enumerate(streams):
+        curves.samples = sum(len(y) for y in streams[:number])
+        (curves if number < 2 else other).on_stream(1, x)
+        found = measure(x, None, cheap)
+        left = max(5 - curves.samples, 0)
+        found |= measure(x[:left], None, ["effective_rank"]) if left else {}
+        for name, pair in found.items():
+            for i, values in enumerate(pair):
+                one_by_one.setdefault((name, i), Moments()).add(values)
+    assert len(curves.sums) == 2
+    curves.merge(other)
+    sent = unpack([pack(curves.each())])
+    for name in names:
+        for i, kept in enumerate((curves.values, curves.floors)):
+            wanted = one_by_one[name, i]
+            for moments in (kept[1, name], sent[1, name].part(i)):
+                assert int(moments.count) == int(wanted.count) == (5 if name == "effective_rank" else 14)
+                assert math.isclose(float(moments.mean), float(wanted.mean), rel_tol=1e-13)
+                assert math.isclose(float(moments.m2), float(wanted.m2), rel_tol=1e-12, abs_tol=1e-20)
+    rows = {row["metric"]: row for row in curves.rows()}
+    assert rows["cosine"]["std"] == float(curves.values[1, "cosine"].std)
+    assert rows["norm"]["floor"] == float(curves.floors[1, "norm"].mean)
