@@ -13,10 +13,13 @@ from rc_probe.hooks.errors import RcProbeError
 DONG = "Dong, Cordonnier, Loukas 2021 (arXiv 2103.03404)"
 WU = "Wu, Ajorlou, Wang, Jegelka, Jadbabaie 2024 (arXiv 2405.18781)"
 SHI = "Shi, Gao, Xu et al. 2022 (arXiv 2202.08625), section 'Does over-smoothing exist in BERT?'"
-
+SUN = "Sun, Chen, Kolter, Liu 2024 (arXiv 2402.17762)"
 
 WHOLE = "transformer"  # the model as it is
 PAPER = ("SAN", "SAN+MLP", "SAN+skip", WHOLE)  # the four variants of Dong et al. 2021, figure 2
+
+
+MASSIVE = 5  # a token is massive if its norm is over so many times the median of its sample's real tokens
 
 
 @dataclass(frozen=True)
@@ -47,19 +50,30 @@ _ALL = (
     Metric("residual", "Relative residual",
            "‖res X‖₁,∞ / ‖X‖₁,∞, ‖·‖₁,∞ = √(‖·‖₁ ‖·‖∞), res X = X − 1 mean(X)ᵀ",
            "ratio", 0, 2, "higher", f"{DONG}, section 2"),
+    Metric("residual_bulk", "Relative residual of the bulk",
+           f"the relative residual of the tokens of norm at most {MASSIVE} × the median norm",
+           "ratio", 0, 2, "higher", f"{DONG}, section 2; massive tokens: {SUN}"),
     Metric("residual_frobenius", "Relative residual, Frobenius norm", "‖res X‖_F / ‖X‖_F",
            "ratio", 0, 1, "higher", f"{WU}, measure μ(X), divided by ‖X‖_F"),
     Metric("residual_absolute", "Absolute residual", "‖res X‖₁,∞",
            "norm", 0, None, None, f"{DONG}, section 2"),
     Metric("cosine", "Token cosine", "mean over i ≠ j of cos(x_i, x_j)",
            "cosine", -1, 1, "lower", SHI),
+    Metric("cosine_bulk", "Token cosine of the bulk", "the token cosine of the bulk, as for its residual",
+           "cosine", -1, 1, "lower", SHI),
     Metric("cosine_centred", "Token cosine, centred", "mean over i ≠ j of cos(x_i − mean, x_j − mean)",
            "cosine", -1, 1, None, f"{SHI}, here after subtracting the token mean", may_be_nan=True),
     Metric("norm", "Token norm", "mean over i of ‖x_i‖₂",
            "norm", 0, None, None, "mean Euclidean length of a token of the stream"),
+    Metric("massive_share", "Share of massive tokens", f"share of tokens of norm over {MASSIVE} × the median norm",
+           "ratio", 0, 0.5, None, SUN),
     Metric("effective_rank", "Effective rank", "exp(−Σ p ln p), p = σ / Σσ",
            "count", 0, None, "higher", "Roy, Vetterli 2007 (EUSIPCO), definition 1", cost="svd"),
     Metric("stable_rank", "Stable rank", "‖X‖_F² / σ₁²",
+           "count", 0, None, "higher", "Rudelson, Vershynin 2007 (J. ACM 54), numerical rank", cost="svd"),
+    Metric("effective_rank_bulk", "Effective rank of the bulk", "the effective rank of the bulk",
+           "count", 0, None, "higher", "Roy, Vetterli 2007 (EUSIPCO), definition 1", cost="svd"),
+    Metric("stable_rank_bulk", "Stable rank of the bulk", "the stable rank of the bulk",
            "count", 0, None, "higher", "Rudelson, Vershynin 2007 (J. ACM 54), numerical rank", cost="svd"),
     Metric("residual_argmin", "Relative residual, best x", "min over x of ‖X − 1 xᵀ‖₁,∞ / ‖X‖₁,∞, value attained",
            "ratio", 0, 1, "higher", f"{DONG}, section 2",

@@ -25,6 +25,8 @@ Kept = dict[tuple[int, str], Moments]
 class Curves:
     """Streaming statistics of each metric at each layer. Memory does not grow with the samples.
 
+    Rows of fewer than two real tokens are no samples.
+
     `few` is how many samples, the first of the data, the slow metrics (singular values, solvers) are measured on.
     """
 
@@ -36,6 +38,8 @@ class Curves:
     mask: Tensor | None = None  # of the batch that is running, (batch, tokens)
 
     def __post_init__(self) -> None:
+        self._seen: Tensor | None = None
+        self._counted: Tensor | None = None  # samples (batch,) of the batch that is running; None: all
         self.cheap = [name for name in self.metrics if METRICS[name].cost == "cheap"]
         self.slow = [name for name in self.metrics if METRICS[name].cost != "cheap"]
 
@@ -59,12 +63,20 @@ class Curves:
             found |= measure(x[:left], None if mask is None else mask[:left], self.slow)
         return found
 
+    def _see(self, mask: Tensor | None) -> None:
+        """Rows of fewer than two tokens are no samples. Waits for the device once for a mask, not for each layer."""
+        if mask is not self._seen:
+            enough = None if mask is None else mask.sum(1) >= 2
+            self._seen, self._counted = mask, None if enough is None or bool(enough.all()) else enough
+
     def add(self, layer: int, measured: Measured) -> None:
+        self._see(self.mask)
         for names in (self.cheap, self.slow):  # which are of as many samples
             both = [x for name in names if name in measured for x in measured[name]]
             if both:
                 stacked = torch.stack(both).T  # (batch, 2 · metrics)
-                self.sums.setdefault((layer, tuple(names)), Moments(stacked.device)).add(stacked)
+                counted = self._counted if self._counted is None else self._counted[: len(stacked)]
+                self.sums.setdefault((layer, tuple(names)), Moments(stacked.device)).add(stacked, counted)
 
     def each(self) -> Kept:
         """The statistics (2,) of each metric at each layer: of the value, and of its floor."""

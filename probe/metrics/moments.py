@@ -22,14 +22,23 @@ class Moments:
         self.mean = torch.zeros((), dtype=torch.float64, device=device)
         self.m2 = torch.zeros((), dtype=torch.float64, device=device)
 
-    def add(self, values: Tensor) -> None:
-        """Take in values (B,), one per sample; further dimensions (B, ...) are kept apart. B may be 0."""
+    def add(self, values: Tensor, counted: Tensor | None = None) -> None:
+        """Take in values (B,), one per sample; further dimensions (B, ...) are kept apart. B may be 0.
+
+        counted: (B,) bool, the samples that count; None: all
+        """
         if len(values) == 0:
             return
         values = values.detach().to(self.mean)
-        mean = values.mean(0)
-        count = torch.full_like(self.count, len(values))  # new_tensor would wait for the device
-        self._join(count, mean, (values - mean).square().sum(0))
+        if counted is None:
+            mean = values.mean(0)
+            count = torch.full_like(self.count, len(values))  # new_tensor would wait for the device
+            self._join(count, mean, (values - mean).square().sum(0))
+            return
+        here = counted.to(values.device).view(-1, *[1] * (values.ndim - 1))
+        count = here.sum(dtype=torch.float64).expand_as(self.count)
+        mean = values.where(here, 0).sum(0) / count.clamp_min(1)
+        self._join(count, mean, (values - mean).where(here, 0).square().sum(0))
 
     def merge(self, other: "Moments") -> None:
         """Take in all that `other` has seen; `other` may be empty, or on another device."""

@@ -25,21 +25,17 @@ to the metric.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cached_property, wraps
+from functools import wraps
 
 import torch
 from torch import Tensor
 
-from rc_probe.hooks.errors import RcProbeError
 from rc_probe.registry import select
 
-from .best_residual import argmin_residual
-from .norms import composite_norm
+from .tokens import Reading, Tokens, ratio
 
-NOISE = 4.0  # rounding noise of a stream, in eps of its dtype, relative to its size
 ONE_THREAD = 2**22  # entries of a stream up to which one CPU thread measures it (16 MiB of float32)
 
-Reading = tuple[Tensor, Tensor]  # values (B,) and rounding floors (B,), float64
 MetricFunction = Callable[..., Tensor]  # (x (B, T, D), mask (B, T) or None) -> values (B,)
 
 _READERS: dict[str, "Callable[[Tokens], Reading]"] = {}
@@ -51,7 +47,7 @@ def measure(x: Tensor, mask: Tensor | None = None, names: Iterable[str] | None =
     x: (B, T, D) floating; mask: (B, T), nonzero = real token, or None when there is no padding (see
     `useful_mask`).
     Returns name -> (values (B,), rounding floors (B,)), float64, on the device of x.
-    Takes memory for at most three tensors of the size of x (two without a mask), for the SVD metrics a few
+    Takes memory for at most five tensors of the size of x (two of them for the bulk), for the SVD metrics a few
     more.
     Raises RcProbeError for wrong shapes and for a name that is not in the registry.
     """
@@ -87,114 +83,6 @@ def useful_mask(mask: Tensor | None) -> Tensor | None:
     return None if mask is None or bool(mask.bool().all()) else mask.bool()
 
 
-class Tokens:
-    """One stream and what the metrics share of it; each quantity is computed once, when first asked for."""
-
-    def __init__(self, x: Tensor, mask: Tensor | None = None) -> None:
-        if x.ndim != 3 or not x.is_floating_point():
-            what = f"a stream must be floating of shape (batch, tokens, dim), not {x.dtype} {tuple(x.shape)}"
-            raise RcProbeError(what, where="metrics")
-        if mask is not None and mask.shape != x.shape[:2]:
-            what = f"a mask of shape {tuple(mask.shape)} does not fit a stream of shape {tuple(x.shape)}"
-            raise RcProbeError(what, where="metrics")
-        self.noise = NOISE * _eps(x)
-        self._padding = None if mask is None else ~mask.bool()[..., None]  # (B, T, 1)
-        x = x.detach()
-        x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        self.x = x if self._padding is None else x.masked_fill(self._padding, 0)  # (B, T, D), padding 0
-        if mask is None:
-            self.count = torch.full(x.shape[:1], x.shape[1], dtype=torch.float64, device=x.device)
-        else:
-            self.count = mask.bool().sum(1).double()  # (B,) real tokens
-
-    @cached_property
-    def centred(self) -> Tensor:
-        """res(X) = X - 1 mean(X)ᵀ (B, T, D), padding 0.
-
-        The mean is subtracted twice. The first mean is rounded, and that error, the same in all rows, would
-        alone show as a residual of 1.6e-7 in float32; the second mean is that error, and takes it away.
-        """
-        residual = self._clear(self.x - self._mean(self.x))
-        return self._clear(residual.sub_(self._mean(residual)))
-
-    @cached_property
-    def size(self) -> Tensor:
-        """‖X‖₁,∞ (B,)."""
-        return composite_norm(self.x)
-
-    @cached_property
-    def centred_size(self) -> Tensor:
-        """‖res X‖₁,∞ (B,)."""
-        return composite_norm(self.centred)
-
-    @cached_property
-    def lengths(self) -> Tensor:
-        """‖x_i‖₂ (B, T), padding 0."""
-        lengths: Tensor = torch.linalg.vector_norm(self.x, dim=2)
-        return lengths
-
-    @cached_property
-    def centred_lengths(self) -> Tensor:
-        """‖x_i - mean‖₂ (B, T), padding 0."""
-        lengths: Tensor = torch.linalg.vector_norm(self.centred, dim=2)
-        return lengths
-
-    @cached_property
-    def singular_values(self) -> Tensor:
-        """Singular values of X (B, min(T, D)), in float64; NaN for a sample that is not finite."""
-        x = self.x.double()
-        finite = x.isfinite().all(2).all(1)[:, None]  # (B, 1)
-        x = x.where(finite[..., None], 0.0)
-        tall = x.mT if x.shape[2] > x.shape[1] else x  # LAPACK is much faster on tall matrices
-        values: Tensor = torch.linalg.svdvals(tall)
-        return values.where(finite, torch.nan)
-
-    @cached_property
-    def best(self) -> tuple[Tensor, Tensor]:
-        """Upper and lower bound (B,) of min over x of ‖X - 1 xᵀ‖₁,∞."""
-        samples = list(self.x) if self._padding is None else [
-            x[~padding[:, 0]] for x, padding in zip(self.x, self._padding, strict=True)
-        ]  # fmt: skip
-        bounds = [argmin_residual(x)[:2] if len(x) else (torch.nan, torch.nan) for x in samples]
-        upper, lower = self.count.new_tensor(bounds).reshape(-1, 2).unbind(1)
-        return upper, lower
-
-    def constant(self, value: float) -> Tensor:
-        """(B,) of one value."""
-        return torch.full_like(self.count, value)
-
-    def mean_cosine(self, vectors: Tensor, lengths: Tensor) -> Reading:
-        """Mean cosine over pairs of different real tokens (B,), in O(T D).
-
-        The squared length of the sum of the unit vectors is the sum of all cosines, the diagonal included.
-        vectors: (B, T, D) and their lengths (B, T), padding 0. A token's noise turns it by at most
-        noise ‖x_i‖ / length (at most 1 is counted), and a cosine moves by no more than its two angles: the
-        floor.
-        """
-        absent = lengths == 0
-        units = vectors / lengths.masked_fill(absent, 1)[..., None]
-        total = units.sum(1).double().square().sum(1)  # (B,)
-        cosine = (total - (~absent).sum(1)) / (self.count * (self.count - 1))
-        turn = (self.noise * self.lengths / lengths).clamp(max=1).masked_fill(absent, 1)[..., None]
-        floor = 2 * self._clear(turn).sum(dim=(1, 2)).double() / self.count
-        return cosine.clamp(-1, 1).where(self.count != 1, torch.nan), floor
-
-    def _clear(self, y: Tensor) -> Tensor:
-        """Zero the padding of y (B, T, n), in place."""
-        return y if self._padding is None else y.masked_fill_(self._padding, 0)
-
-    def _mean(self, y: Tensor) -> Tensor:
-        return y.sum(1, keepdim=True) / self.count.to(y.dtype)[:, None, None]  # (B, 1, D)
-
-
-def _eps(x: Tensor) -> float:
-    """Of the coarsest dtype that a stream was computed in, as far as is known here."""
-    eps = torch.finfo(x.dtype).eps
-    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
-        eps = max(eps, torch.finfo(torch.get_autocast_dtype(x.device.type)).eps)
-    return eps
-
-
 def _metric(recipe: Callable[[Tokens], Reading]) -> MetricFunction:
     """Register a recipe under its name, and make it a function (x, mask=None) -> values (B,)."""
     _READERS[recipe.__name__] = recipe
@@ -206,8 +94,9 @@ def _metric(recipe: Callable[[Tokens], Reading]) -> MetricFunction:
     return metric
 
 
-def _ratio(part: Tensor, whole: Tensor) -> Tensor:
-    return part / whole.masked_fill(whole == 0, 1)  # whole 0: so is the part
+def residual_of(t: Tokens) -> Reading:
+    """The relative residual of the tokens that t holds."""
+    return ratio(t.centred_size, t.size), t.constant(t.noise)
 
 
 @_metric
@@ -218,7 +107,18 @@ def residual(t: Tokens) -> Reading:
     Source: Dong et al. 2021, section 2 (whose code takes the mean). Floor: the noise of the
     stream.
     """
-    return _ratio(t.centred_size, t.size), t.constant(t.noise)
+    return residual_of(t)
+
+
+@_metric
+def residual_bulk(t: Tokens) -> Reading:
+    """`residual` of the bulk: the tokens of norm at most MASSIVE times the median norm of their sample, about
+    their own mean. Equal to `residual`, bitwise, where no token is massive.
+
+    A massive token (an attention sink, a register) is 10 to 1000 times as long as the others, and alone decides
+    `residual`. Floor: the noise of the stream.
+    """
+    return residual_of(t.bulk)
 
 
 @_metric
@@ -228,7 +128,7 @@ def residual_frobenius(t: Tokens) -> Reading:
     Floor: the noise of the stream.
     """
     part, whole = (torch.linalg.vector_norm(v.double(), dim=1) for v in (t.centred_lengths, t.lengths))
-    return _ratio(part, whole).clamp(max=1), t.constant(t.noise)
+    return ratio(part, whole).clamp(max=1), t.constant(t.noise)
 
 
 @_metric
@@ -252,6 +152,12 @@ def cosine(t: Tokens) -> Reading:
 
 
 @_metric
+def cosine_bulk(t: Tokens) -> Reading:
+    """`cosine` of the bulk (see `residual_bulk`)."""
+    return t.bulk.mean_cosine(t.bulk.x, t.bulk.lengths)
+
+
+@_metric
 def cosine_centred(t: Tokens) -> Reading:
     """Mean cosine over pairs of different tokens after subtracting the token mean, in [-1/(tokens - 1), 1].
 
@@ -271,6 +177,13 @@ def norm(t: Tokens) -> Reading:
 
 
 @_metric
+def massive_share(t: Tokens) -> Reading:
+    """Share of the real tokens that are massive, in [0, 1/2]. Floor: 0, since tokens are counted."""
+    share = t.massive.sum(1).double() / t.count
+    return share.where(t.lengths.isfinite().all(1), torch.nan), t.constant(0.0)
+
+
+@_metric
 def effective_rank(t: Tokens) -> Reading:
     """exp of the entropy (nats) of p = σ / Σσ, in [1, min(tokens, D)]; the singular values are those of raw
     X.
@@ -280,11 +193,15 @@ def effective_rank(t: Tokens) -> Reading:
     all (Mirsky), so p by δ = that / Σσ in total variation, and the entropy by δ ln(k - 1) + h(δ) (Fannes,
     Audenaert).
     """
+    return _effective_rank(t)
+
+
+def _effective_rank(t: Tokens) -> Reading:
     s = t.singular_values
     total, most = s.sum(1), t.count.clamp(max=t.x.shape[2])
-    entropy = torch.special.entr(_ratio(s, total[:, None])).sum(1)
+    entropy = torch.special.entr(ratio(s, total[:, None])).sum(1)
     rank = entropy.exp().where(total != 0, 0.0)
-    delta = _ratio(t.noise * most.sqrt() * torch.linalg.vector_norm(s, dim=1), total).clamp(max=0.5)
+    delta = ratio(t.noise * most.sqrt() * torch.linalg.vector_norm(s, dim=1), total).clamp(max=0.5)
     binary = torch.special.entr(delta) + torch.special.entr(1 - delta)
     moved = delta * (most - 1).clamp_min(1).log() + binary
     return rank, torch.minimum(rank * moved.expm1(), most)
@@ -297,11 +214,27 @@ def stable_rank(t: Tokens) -> Reading:
     Floor: the noise moves ‖X‖_F and σ₁ each by at most noise ‖X‖_F; to first order, twice the relative
     errors.
     """
+    return _stable_rank(t)
+
+
+def _stable_rank(t: Tokens) -> Reading:
     s = t.singular_values
     first = s.amax(1)
-    root = _ratio(torch.linalg.vector_norm(s, dim=1), first)  # of the stable rank
+    root = ratio(torch.linalg.vector_norm(s, dim=1), first)  # of the stable rank
     rank = root.square()
     return rank, torch.minimum(2 * t.noise * (1 + root) * rank, t.count)
+
+
+@_metric
+def effective_rank_bulk(t: Tokens) -> Reading:
+    """`effective_rank` of the bulk (see `residual_bulk`)."""
+    return _effective_rank(t.bulk)
+
+
+@_metric
+def stable_rank_bulk(t: Tokens) -> Reading:
+    """`stable_rank` of the bulk (see `residual_bulk`)."""
+    return _stable_rank(t.bulk)
 
 
 @_metric
@@ -311,10 +244,10 @@ def residual_argmin(t: Tokens) -> Reading:
 
     The true minimum lies between `residual_argmin_low` and this. Source: Dong et al. 2021, section 2.
     """
-    return _ratio(t.best[0], t.size), t.constant(t.noise)
+    return ratio(t.best[0], t.size), t.constant(t.noise)
 
 
 @_metric
 def residual_argmin_low(t: Tokens) -> Reading:
     """Certified lower bound of `residual_argmin`; see `rc_probe.metrics.best_residual`."""
-    return _ratio(t.best[1], t.size), t.constant(t.noise)
+    return ratio(t.best[1], t.size), t.constant(t.noise)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rc_probe.measures.curves import Curves
+from rc_probe.metrics.layer_curves import Curves
 from rc_probe.metrics.moments import Moments, pack, unpack
 from rc_probe.metrics.stream_metrics import measure
 

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.metrics import stream_metrics as metrics
-from rc_probe.metrics.stream_metrics import Tokens, composite_norm, measure, useful_mask
+from rc_probe.metrics.layer_curves import Curves
+from rc_probe.metrics.norms import composite_norm
+from rc_probe.metrics.stream_metrics import measure, useful_mask
+from rc_probe.metrics.tokens import Tokens
 from rc_probe.registry import METRICS, select
 
 CHEAP = [name for name, metric in METRICS.items() if metric.cost == "cheap"]
@@ -42,19 +45,30 @@ def by_numpy(X: np.ndarray) -> dict[str, float]:
 
     def cosine(Y: np.ndarray) -> float:
         unit = Y / np.linalg.norm(Y, axis=1, keepdims=True)
-        return float((unit @ unit.T)[~np.eye(T, dtype=bool)].mean())
+        return float((unit @ unit.T)[~np.eye(len(Y), dtype=bool)].mean())
 
-    s = np.linalg.svd(X, compute_uv=False)
-    p = s / s.sum()
+    def ranks(Y: np.ndarray) -> tuple[float, float]:
+        s = np.linalg.svd(Y, compute_uv=False)
+        p = s[s > 0] / s.sum()
+        return float(np.exp(-(p * np.log(p)).sum())), float(
+            np.linalg.norm(Y) ** 2 / np.linalg.norm(Y, 2) ** 2
+        )
+
+    norms = np.linalg.norm(X, axis=1)
+    massive = (norms > 5 * np.median(norms)) & (np.median(norms) > 0)
+    bulk = X[~massive]
     return {
         "residual": size(R) / size(X),
+        "residual_bulk": size(bulk - bulk.mean(0)) / size(bulk),
+        "cosine_bulk": cosine(bulk),
+        "massive_share": float(massive.mean()),
         "residual_frobenius": float(np.linalg.norm(R) / np.linalg.norm(X)),
         "residual_absolute": size(R),
         "cosine": cosine(X),
         "cosine_centred": cosine(R),
         "norm": float(np.linalg.norm(X, axis=1).mean()),
-        "effective_rank": float(np.exp(-(p * np.log(p)).sum())),
-        "stable_rank": float(np.linalg.norm(X) ** 2 / np.linalg.norm(X, 2) ** 2),
+        **dict(zip(("effective_rank", "stable_rank"), ranks(X), strict=True)),
+        **dict(zip(("effective_rank_bulk", "stable_rank_bulk"), ranks(bulk), strict=True)),
     }
 
 
@@ -262,7 +276,7 @@ def test_measure_shares_its_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The norms of X and of res X are taken once for all metrics that need them."""
     calls: list[Tensor] = []
     real: Callable[[Tensor], Tensor] = composite_norm
-    monkeypatch.setattr(metrics, "composite_norm", lambda y: calls.append(y) or real(y))  # type: ignore[func-returns-value]
+    monkeypatch.setattr("rc_probe.metrics.tokens.composite_norm", lambda y: calls.append(y) or real(y))  # type: ignore[func-returns-value]
     measure(stream(0), None, CHEAP)
     assert len(calls) == 2
 
@@ -328,3 +342,124 @@ def test_select() -> None:
 def test_wrong_shapes_are_refused(x: Tensor, mask: Tensor | None) -> None:
     with pytest.raises(RcProbeError, match="shape"):
         Tokens(x, mask)
+
+
+# ---- massive tokens
+
+
+def with_massive(x: Tensor, factor: float, *places: int) -> Tensor:
+    """x with tokens made longer, in every sample."""
+    y = x.clone()
+    y[:, list(places)] *= factor
+    return y
+
+
+@given(seeds, st.integers(5, 9), st.sampled_from([20.0, 1e3, 1e6]))
+def test_the_bulk_by_numpy(seed: int, T: int, factor: float) -> None:
+    x = with_massive(stream(seed, 2, T), factor, 1)
+    for b, X in enumerate(x.numpy()):
+        wanted, found = by_numpy(X), values(x)
+        assert wanted["massive_share"] == 1 / T
+        for name in QUICK:
+            if name in wanted:
+                assert float(found[name][b]) == pytest.approx(wanted[name], rel=1e-7), name
+
+
+@given(seeds)
+def test_without_massive_tokens_the_bulk_is_everything_bitwise(seed: int) -> None:
+    x = stream(seed).float()
+    mask = torch.ones(2, 7, dtype=torch.bool)
+    mask[1, 4:] = False
+    for given_mask in (None, mask):
+        found = values(x, given_mask)
+        for name in ("residual", "cosine", "effective_rank", "stable_rank"):
+            assert torch.equal(found[name], found[f"{name}_bulk"]), name
+        tokens = Tokens(x, given_mask)
+        none = torch.zeros(2, 7, dtype=torch.bool, device="cpu")
+        real = torch.ones_like(none) if given_mask is None else given_mask
+        other = Tokens(
+            x, real & ~none
+        )  # what a GPU computes, where nobody looks whether there are massive ones
+        assert torch.equal(metrics.residual_of(other)[0], metrics.residual_of(tokens)[0])
+
+
+def test_the_bulk_by_hand() -> None:
+    """Norms 1, 2, 3, 4 and m: the median is 3 with m, so m = 15 stays and 15.001 goes; padding has no say."""
+    rows = torch.eye(6, dtype=torch.float64)[:5] * torch.tensor([1.0, 2, 3, 4, 15])[:, None]
+    share = lambda x, mask=None: float(measure(x[None], mask, ["massive_share"])["massive_share"][0])  # noqa: E731
+    assert share(rows) == 0
+    rows[4] *= 1.0001
+    assert share(rows) == 0.2
+    padded = torch.cat([rows, torch.full((3, 6), 99.0, dtype=torch.float64)])
+    assert share(padded, torch.tensor([[True] * 5 + [False] * 3])) == 0.2
+    # Of four norms the median is between the two middle ones: 1, 1, 3, m gives 2, so 10 stays.
+    rows = torch.eye(4, dtype=torch.float64) * torch.tensor([1.0, 1, 3, 10])[:, None]
+    assert share(rows) == 0
+    rows[3] *= 1.0001
+    assert share(rows) == 0.25
+    # Two tokens are never massive, and where the median is 0 none is.
+    assert share(torch.tensor([[1.0, 0], [0, 1e9]])) == 0
+    assert share(torch.tensor([[0.0, 0], [0, 0], [0, 0], [0, 1e9]])) == 0
+
+
+def test_equal_tokens_behind_a_massive_one_are_collapsed() -> None:
+    """127 equal tokens and one of norm 3000: the paper's residual says apart, that of the bulk 0."""
+    x = torch.full((1, 128, 16), 1e-3)
+    x[0, 5, 3] = 3000.0
+    found = values(x, names=["residual", "residual_bulk", "residual_frobenius", "cosine_bulk"])
+    assert float(found["residual"]) > 1.2 and float(found["residual_frobenius"]) > 0.9
+    assert float(found["residual_bulk"]) == 0 and float(found["cosine_bulk"]) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 3])
+def test_a_token_that_is_not_finite_is_never_left_out(bad: float, place: int) -> None:
+    x = stream(0).float()
+    x[1, place, 2] = bad
+    for name in ("residual_bulk", "cosine_bulk", "effective_rank_bulk"):
+        one = measure(x, None, [name])[name][0]
+        assert one[0].isfinite() and not one[1].isfinite(), name
+
+
+@given(seeds, st.sampled_from([1e-30, 1e-25, 1e20, 1e30]), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_extreme_scales(seed: int, scale: float, dtype: torch.dtype) -> None:
+    """Squares of such numbers leave float32: the metrics do not."""
+    x = (stream(seed, shift=0.3) * scale).to(dtype)
+    found = values(x)
+    for b, X in enumerate(x.double().numpy()):
+        for name, expected in by_numpy(X).items():
+            assert float(found[name][b]) == pytest.approx(expected, rel=1e-4, abs=3e-6), name
+
+
+@given(
+    seeds, st.booleans(), st.sampled_from([torch.float32, torch.float64]), st.sampled_from([1e-20, 1.0, 1e20])
+)
+def test_within_the_floor_of_float64(seed: int, padded: bool, dtype: torch.dtype, scale: float) -> None:
+    """Random shapes, masks, ties, zero rows and massive tokens: the same as numpy on the real tokens in float64."""
+    random = np.random.default_rng(seed)
+    T, D = int(random.integers(3, 12)), int(random.integers(2, 9))
+    x = random.normal(size=(1, T + 3, D)) + 0.5
+    x[:, int(random.integers(T))] *= random.choice([1.0, 30.0, 1e4])
+    x[:, int(random.integers(T))] = x[:, int(random.integers(T))]  # a tie
+    x = torch.from_numpy(x * scale).to(dtype)
+    mask = torch.ones(1, T + 3, dtype=torch.bool)
+    if padded:
+        mask[0, T:] = False
+    real = x[0][mask[0]].double().numpy()
+    readings = measure(x, mask if padded else None, QUICK)
+    for name, expected in by_numpy(real).items():
+        value, floor = (float(t[0]) for t in readings[name])
+        assert abs(value - expected) <= floor + 1e-6 * abs(expected) + 1e-12, name
+
+
+def test_rows_of_one_token_are_no_samples() -> None:
+    """Of a row of four tokens and a row of one, the row of four alone is counted, in every metric."""
+    x = stream(3, 2, 4).float()
+    mask = torch.tensor([[True] * 4, [True, False, False, False]])
+    both, alone = Curves(CHEAP), Curves(CHEAP)
+    both.mask, alone.mask = mask, None
+    both.on_stream(0, x)
+    alone.on_stream(0, x[:1])
+    for one, other in zip(both.rows(), alone.rows(), strict=True):
+        assert one["count"] == other["count"] == 1
+        assert one["mean"] == pytest.approx(other["mean"], rel=1e-12), one["metric"]
