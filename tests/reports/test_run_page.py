@@ -293,6 +293,15 @@ def test_the_bound_is_told_for_each_weights() -> None:
     assert "Pretrained: the bound of theorem 2.2 is vacuous at none of the 5 layers" in result.to_html()
 
 
+def test_san_is_spelt_out(full: str) -> None:
+    for name in ("residual", "metrics", "recursion"):
+        assert "self-attention network" in figure_of(full, name).partition("</p>")[0], name
+    whole = make_result(
+        pretrained={"transformer": (0.84, 0.99)}, init=False, deep=False, paths=False
+    ).to_html()
+    assert "self-attention network" not in whole, "there is none on this page"
+
+
 def test_the_papers_variants_are_no_ablations_of_the_users(full: str) -> None:
     assert "With parts of the model off" not in page_of("plain")
     titles = re.findall(r"<title>([^<]*) → [^<]*</title>", figure_of(full, "ablations"))

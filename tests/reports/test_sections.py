@@ -101,10 +101,14 @@ def test_curves_keep_the_order_of_the_table_and_go_by_layer() -> None:
     table = result.tables["residuals"]
     shuffled = table[table["variant"] != "SAN"].iloc[::-1].reset_index(drop=True)
     shuffled.loc[(shuffled["layer"] == 1) & (shuffled["variant"] == "SAN+MLP"), "mean"] = float("nan")
+    shuffled.loc[(shuffled["metric"] == "residual") & (shuffled["variant"] == "SAN+skip"), "mean"] = float(
+        "nan"
+    )
     result.tables["residuals"] = shuffled
     found = curves_by_metric(result)
     assert list(found) == ["norm", "residual"] and found["norm"] == curves(result, "norm")
     assert [variant for _, variant in found["norm"]] == ["transformer", "SAN+skip", "SAN+MLP"]
+    assert [variant for _, variant in found["residual"]] == ["transformer", "SAN+MLP"]
     assert found["norm"]["pretrained", "transformer"].layers == [0, 1, 2]
     assert found["norm"]["pretrained", "SAN+MLP"].layers == [0, 2]
     row = table.query("variant == 'transformer' and metric == 'norm' and layer == 2").iloc[0]
