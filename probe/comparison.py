@@ -19,7 +19,7 @@ import rc_probe
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.measures import TABLES
 from rc_probe.registry import PAPER, WHOLE
-from rc_probe.results.curves import METRIC, curves, curves_by_metric
+from rc_probe.results.curves import curves, curves_by_metric, headline
 from rc_probe.results.files import HTML_NAME, JSON_NAME, SCHEMA, save_files, tables_as_json, tidy
 from rc_probe.results.like_for_like import unlike
 from rc_probe.results.protocols import Failure, Run
@@ -64,6 +64,12 @@ class Comparison:
         return {what: dict(zip(names, values, strict=True)) for what, values in found.items()}
 
     @property
+    def metric(self) -> str:
+        """The metric that all runs are compared by."""
+        measured = [set(curves_by_metric(run.result)) for run in self.runs]
+        return headline(set.intersection(*measured) if measured else set())
+
+    @property
     def training(self) -> bool:
         """Whether the runs are checkpoints of one model, with their steps."""
         depths = {run.result.model.get("blocks") for run in self.runs}
@@ -72,7 +78,9 @@ class Comparison:
     @cached_property
     def tables(self) -> dict[str, pd.DataFrame]:
         tables = {
-            "runs": COMPARED["runs"].frame(_with_changes([_key_numbers(run) for run in self.runs])),
+            "runs": COMPARED["runs"].frame(
+                _with_changes([_key_numbers(run, self.metric) for run in self.runs])
+            ),
             "residuals": self._stacked("residuals"),
             "changes": COMPARED["changes"].frame(() if self.training else self._changes()),
             "ablations": self._stacked("ablations"),
@@ -130,7 +138,7 @@ class Comparison:
         stacked = self.tables.get("ablations")
         if stacked is None:
             return pd.DataFrame()
-        rows = stacked[stacked["metric"] == METRIC].copy()
+        rows = stacked[stacked["metric"] == self.metric].copy()
         rows["ablation"] = [_ablation(row) for row in rows[ABLATION].to_dict("records")]
         wide = rows.pivot_table(index="run", columns="ablation", values="value", sort=False, dropna=False)
         order = [run.name for run in self.runs if run.name in wide.index]
@@ -205,10 +213,10 @@ def distinct(names: Sequence[str], results: Sequence[ProbeResult], places: Seque
     return names
 
 
-def _key_numbers(run: Run) -> dict[str, Any]:
+def _key_numbers(run: Run, metric: str) -> dict[str, Any]:
     """A row of the table `runs`."""
     result, verdict = run.result, run.result.verdict
-    curve = curves(result).get(("pretrained", WHOLE))
+    curve = curves(result, metric).get(("pretrained", WHOLE))
     ends: dict[str, Any] = {"first": None, "last": None, "lowest": None, "lowest_layer": None, "level": None}
     if curve is not None and verdict.get("variant") == WHOLE:
         ends = {

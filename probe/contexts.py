@@ -29,7 +29,7 @@ from rc_probe.results.tables import FRAMES, RUN_TABLES
 if TYPE_CHECKING:
     import pandas as pd
 
-DEFAULT_METRICS = ("residual", "residual_frobenius", "cosine")
+DEFAULT_METRICS = ("residual", "residual_bulk", "residual_frobenius", "cosine")
 
 
 def ablate(

@@ -47,7 +47,7 @@ Examples:
 
   rc-probe gpt2 --no-init --json --quiet | jq .verdict
 
-  rc-probe ./new --fail-if 'residual@last<0.1'   exit code 1 where the last layer is collapsed
+  rc-probe ./new --fail-if 'residual_bulk@last<0.1' exit code 1 where the last layer is collapsed
 
   rc-probe ./checkpoints                         collapse over training, from a folder of checkpoints
 
@@ -66,15 +66,13 @@ REVISIONS_HELP = (
 )
 PROCESSES_HELP = "Share the samples among N processes of this machine, one for each GPU. (default: 1)"
 FAIL_IF_HELP = (
-    "End with exit code 1 if this holds: 'residual@last<0.1', 'cosine@max:SAN>0.99'. METRIC@WHERE[:VARIANT], WHERE "
+    "End with exit code 1 if this holds: 'residual_bulk@last<0.1', 'cosine@max:SAN>0.99'. METRIC@WHERE[:VARIANT], WHERE "
     "a layer, first, last, min, max or mean; then < <= > >= and a number, in quotes. Repeat for more."
 )
 BASELINE_HELP = (
     "results.json of an earlier run on the same samples: end with 1 if a layer got worse than there."
 )
-MAX_DROP_HELP = (
-    "Largest allowed drop: 0.05 of the residual (the default), or METRIC[:VARIANT]=NUMBER. Repeat for more."
-)
+MAX_DROP_HELP = "Largest allowed drop: 0.05 of the residual of the bulk (the default), or METRIC[:VARIANT]=NUMBER. Repeat for more."
 OUT_HELP = "Folder for report.html, results.json and the tables. (default: rc-probe-out/MODEL)"
 LOG_HELP = (
     "Also log to a tracker of accelerate: tensorboard, wandb, mlflow, trackio … Curves by layer, one step per layer. "

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rc_probe.registry import WHOLE
+
 from .errors import interrupts, one_line_errors
 from .job import check_target
 
@@ -87,7 +89,7 @@ def _table(comparison: Comparison) -> object:
     table.add_column("level")
     rows = {row["run"]: row for row in comparison.tables["runs"].to_dict("records")}
     for run in comparison.runs:
-        row, curve = rows[run.name], curves(run.result).get(("pretrained", "transformer"))
+        row, curve = rows[run.name], curves(run.result, comparison.metric).get(("pretrained", WHOLE))
         cells = [number(row[key]) for key in ("first", "lowest", "last")]
         level = row["level"] if isinstance(row["level"], str) else "–"
         drawn = sparkline(list(curve.means)) if curve else ""

@@ -20,6 +20,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from rc_probe.registry import METRICS
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -98,15 +100,16 @@ def sparkline(values: list[float | None]) -> str:
 def summary(result: ProbeResult, target: Path) -> None:
     """Print the table of curves, the verdict and where the files are."""
     console = Console()
-    rows = result.tables["residuals"].query("metric == 'residual'")
-    if len(rows):
-        console.print(_curve_table(rows))
     verdict = result.verdict
+    rows = result.tables["residuals"]
+    rows = rows[rows["metric"] == verdict["metric"]]
+    if len(rows):
+        console.print(_curve_table(rows, METRICS[verdict["metric"]].title))
     colour = COLOURS.get(str(verdict.get("level")), "default")
     console.print(f"[bold {colour}]{escape(str(verdict['sentence']))}[/]", soft_wrap=True)
     for reason in verdict.get("reasons", ()):
         console.print(escape(str(reason)), soft_wrap=True)
-    if found := verdict.get("paths"):
+    for found in (each for each in verdict.values() if isinstance(each, dict)):  # of single measurements
         console.print(f"[bold]{escape(str(found['sentence']))}[/]", soft_wrap=True)
         for reason in found.get("reasons", ()):
             console.print(escape(str(reason)), soft_wrap=True)
@@ -116,11 +119,9 @@ def summary(result: ProbeResult, target: Path) -> None:
     console.print(f"Report: [bold]{escape(str(target / 'report.html'))}[/]", soft_wrap=True)
 
 
-def _curve_table(rows: pd.DataFrame) -> Table:
+def _curve_table(rows: pd.DataFrame, title: str) -> Table:
     last = int(rows["layer"].max())
-    table = Table(
-        title="Relative residual ‖res X‖ / ‖X‖ by layer", title_justify="left", box=None, pad_edge=False
-    )
+    table = Table(title=f"{title} by layer", title_justify="left", box=None, pad_edge=False)
     for name in ("weights", "variant", f"layers 0 … {last}"):
         table.add_column(name, no_wrap=True)
     for name in ("layer 0", "lowest", f"layer {last}"):

@@ -24,7 +24,7 @@ from rc_probe.hooks.structure.unwrap import unwrapped
 from rc_probe.models.load import hold_model
 from rc_probe.models.model_inputs import input_device
 from rc_probe.registry import METRICS, select
-from rc_probe.results.curves import collapsed
+from rc_probe.results.curves import BULK, RESIDUAL, collapsed
 from rc_probe.results.tables import FRAMES, Row
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Monitor:
         batches: a list or DataLoader of dicts of tensors, keyword arguments of the model. Padding is told by
         their `attention_mask`; those of a module that is no transformers model may go without
     every: measure once in so many calls of `step()`
-    metrics: names, see `rc_probe.METRICS`; the residual is always among them
+    metrics: names, see `rc_probe.METRICS`; the residual, also of the bulk, is always among them
     processor: tokenizer or image processor, where the model does not tell
     samples, length, batch_size, special_tokens, column: as in `rc_probe.probe`
     stack, blocks: as in `rc_probe.attach`
@@ -80,7 +80,7 @@ class Monitor:
     ) -> None:
         if every < 1:
             raise RcProbeError(f"every={every} is too small", where="Monitor", todo="Give 1 or more")
-        self.every, self.metrics = every, select({"residual", *metrics})
+        self.every, self.metrics = every, select({RESIDUAL, BULK, *metrics})
         self.steps, self._rows = 0, list[Row]()
         self.batches: list[
             tuple[dict[str, Any], Any]
@@ -116,10 +116,10 @@ class Monitor:
     def measure(self) -> dict[str, float]:
         """Measure now. Returns plain floats, ready for any tracker:
 
-        `residual_first`, `residual_last`: at layer 0 and the last layer L; `residual_min`: the lowest
+        `residual_bulk_first`, `residual_bulk_last`: at layer 0 and the last layer L; `residual_bulk_min`: the lowest
         after a block; so for each metric (`_max` where high means collapse)
-        `collapse_layer`: the first layer at its rounding floor or below a tenth of what entered block 1;
-        L + 1 where none is, NaN where the stream is not finite
+        `collapse_layer`: the first layer whose bulk is at its rounding floor or below a tenth of what entered
+        block 1; L + 1 where none is, NaN where the stream is not finite
         """
         attached = Attached(self.structure, self.metrics, None, stop=True)
         with same_random(), measuring(self.model), full_precision(self.model), attached:
@@ -159,7 +159,7 @@ def summarise(rows: Iterable[Row]) -> dict[str, float]:
         if better is not None:
             worst = "min" if better == "higher" else "max"
             told[f"{name}_{worst}"] = float(getattr(np, worst)(values[1:]))  # NaN comes through
-    told["collapse_layer"] = collapse_layer(curves["residual"])
+    told["collapse_layer"] = collapse_layer(curves[BULK])
     return told
 
 

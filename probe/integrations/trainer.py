@@ -23,7 +23,7 @@ OnCollapse = Literal["warn", "stop"] | None
 
 
 class CollapseCallback(TrainerCallback):  # type: ignore[misc]
-    """Measures at evaluations and adds `eval_residual_last` and the like to what `evaluate()` returns.
+    """Measures at evaluations and adds `eval_residual_bulk_last` and the like to what `evaluate()` returns.
 
     They count for `metric_for_best_model` and stand in `log_history`; trackers log before callbacks run, so
     they see nothing of it: `watch` reaches them, too.
@@ -143,7 +143,7 @@ def watch(
     batch_size: int = 8,
     **options: Any,
 ) -> Watch:
-    """Put `eval_residual_first`, `_last`, `_min`, `eval_collapse_layer` and so on into a Trainer's evaluation record.
+    """Put `eval_residual_bulk_first`, `_last`, `_min`, `eval_collapse_layer` and so on into a Trainer's evaluation record.
 
     So they reach every tracker, `log_history`, what `evaluate()` returns and `metric_for_best_model`
     (`Monitor.measure` says what each is; of `eval_collapse_layer` more is better). Training is bitwise as
@@ -156,7 +156,7 @@ def watch(
     data: texts, a file, a dataset, batches (see `Monitor`), or rows as the trainer's own datasets have them,
         which go through its collator; None: the first `samples` rows of its evaluation dataset
     every: measure once in so many evaluations
-    metrics: names, see `rc_probe.METRICS`; the residual is always among them
+    metrics: names, see `rc_probe.METRICS`; the residual, also of the bulk, is always among them
     on_collapse: where a layer has collapsed or is not finite: "warn", or "stop" (warn and end the training)
     options: further ones of `Monitor`
 
@@ -207,12 +207,12 @@ def _is_batch(value: Any, main: str) -> bool:
 
 
 def _finding(told: Mapping[str, float], depth: int, step: int) -> str | None:
-    layer, last = told["collapse_layer"], told["residual_last"]
+    layer, last = told["collapse_layer"], told["residual_bulk_last"]
     if math.isnan(layer):
         return f"step {step}: the residual is not finite at some layer"
     if layer > depth:
         return None
     return (
-        f"step {step}: collapsed at layer {layer:.0f} of {depth} (relative residual {told['residual_first']:.2g} at "
+        f"step {step}: collapsed at layer {layer:.0f} of {depth} (relative residual of the bulk {told['residual_bulk_first']:.2g} at "
         f"layer 0, {last:.2g} at the last)"
     )

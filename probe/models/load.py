@@ -7,6 +7,8 @@ warns in these cases, and what is measured afterwards would be a half random mod
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -188,17 +190,20 @@ def _load_weights(
         if not allow_pickle:
             raise pickle_only
     cls = _model_class(config, source)
+    # The bar of de-quantisation is of a kind that no setting switches off.
+    bars = contextlib.redirect_stderr(io.StringIO()) if source.gguf else contextlib.nullcontext()
     try:
-        model, info = cls.from_pretrained(
-            source.place,
-            config=config,
-            dtype=dtype,
-            use_safetensors=None if allow_pickle or source.gguf else True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they come back in `info`, where the error can name them
-            **spread,
-            **source.options,
-        )
+        with bars:
+            model, info = cls.from_pretrained(
+                source.place,
+                config=config,
+                dtype=dtype,
+                use_safetensors=None if allow_pickle or source.gguf else True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they come back in `info`, where the error can name them
+                **spread,
+                **source.options,
+            )
     except Exception as error:
         name, text = type(error).__name__, first_line(error)
         if name == "SafetensorError":

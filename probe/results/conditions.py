@@ -15,7 +15,9 @@ from difflib import get_close_matches
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.registry import METRICS, WHOLE
 
-FORM = "METRIC@WHERE[:VARIANT] OP NUMBER in quotes, for example 'residual@last<0.1' or 'cosine@max:SAN>0.99'"
+from .curves import BULK
+
+FORM = "METRIC@WHERE[:VARIANT] OP NUMBER in quotes, for example 'residual_bulk@last<0.1' or 'cosine@max:SAN>0.99'"
 WHERE = ("first", "last", "min", "max", "mean")  # or the number of a layer
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
@@ -74,10 +76,10 @@ def parse_condition(text: str) -> Condition:
     )
 
 
-def parse_drop(text: str | float) -> Drop:
-    """One `--max-drop`: `0.05` (of the residual), `cosine=0.02`, `residual:SAN=0.1`."""
+def parse_drop(text: str | float, default: str = BULK) -> Drop:
+    """One `--max-drop`: `0.05` (of the metric `default`), `cosine=0.02`, `residual:SAN=0.1`."""
     where = f"--max-drop {text}"
-    name, _, number = str(text).rpartition("=") if "=" in str(text) else ("residual", "", str(text))
+    name, _, number = str(text).rpartition("=") if "=" in str(text) else (default, "", str(text))
     metric, _, variant = name.partition(":")
     metric = _metric(metric.strip(), where)
     if METRICS[metric].better is None:

@@ -1,12 +1,13 @@
 """The curves that a result holds: one metric of one variant, by layer."""
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
 from .protocols import Result
 from .words import number
 
-METRIC = "residual"
+RESIDUAL, BULK = "residual", "residual_bulk"
 HALF, TENTH = 0.5, 0.1  # of the residual that entered block 1
 
 
@@ -47,9 +48,15 @@ def collapsed(residual: float, floor: float, entered: float) -> bool:
     return abs(residual) <= floor or residual < TENTH * entered
 
 
-def curves(result: Result, metric: str = METRIC) -> Curves:
-    """The curves of `metric`, in the order of the table `residuals`."""
-    return curves_by_metric(result).get(metric, {})
+def headline(metrics: Container[str]) -> str:
+    """The metric that speaks for a model: the residual of the bulk, or the paper's where it alone was measured."""
+    return BULK if BULK in metrics or RESIDUAL not in metrics else RESIDUAL
+
+
+def curves(result: Result, metric: str | None = None) -> Curves:
+    """The curves of a metric, None: of the headline, in the order of the table `residuals`."""
+    found = curves_by_metric(result)
+    return found.get(metric or headline(found), {})
 
 
 def curves_by_metric(result: Result) -> dict[str, Curves]:

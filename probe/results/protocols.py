@@ -77,6 +77,10 @@ class Compared(Tables, Protocol):
     command: str | None
 
     @property
+    def metric(self) -> str:
+        """The metric that all runs are compared by."""
+
+    @property
     def training(self) -> bool:
         """Whether the runs are checkpoints of one model."""
 

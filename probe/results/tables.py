@@ -131,7 +131,7 @@ COMPARED = _named(
         Column("first_change", "float64", "first − that of the first run", "change"),
         Column("last", "float64", "at the last layer", "last layer"),
         Column("last_change", "float64", "last − that of the first run", "change"),
-        Column("lowest", "float64", "lowest after a block"),
+        Column("lowest", "float64", "lowest of all layers"),
         Column("lowest_change", "float64", "lowest − that of the first run", "change"),
         Column("lowest_layer", "int64", "where that is", "at layer"),
         Column("level", "str", "`healthy`, `watch` or `collapsed`"),

@@ -17,9 +17,9 @@ A value up to the rounding floor counts as at the floor, here as everywhere.
 import math
 from typing import Any
 
-from rc_probe.registry import PAPER, WHOLE
+from rc_probe.registry import MASSIVE, PAPER, WHOLE
 
-from .curves import HALF, METRIC, TENTH, Curve, curves
+from .curves import BULK, HALF, RESIDUAL, TENTH, Curve, curves_by_metric, headline
 from .protocols import Result
 from .words import name_of, number
 
@@ -45,28 +45,33 @@ def judge(result: Result) -> dict[str, Any]:
 
     `level` and `value` are None where the residual was not measured. Measurements add findings of their own.
     """
-    found = curves(result)
+    measured = curves_by_metric(result)
+    metric = headline(measured)
+    found = measured.get(metric, {})
     key = subject(found)
     if key is None:
         sentence = f"No relative residual was measured on {name_of(result)}."
         nothing = dict.fromkeys(("level", "rule", "value", "layer"))
-        return {"sentence": sentence, "reasons": [], "metric": METRIC, **nothing}
+        return {"sentence": sentence, "reasons": [], "metric": metric, **nothing}
     curve = found[key]
-    cosine = curves(result, "cosine").get(key)
+    cosine = next((c for name in ("cosine_bulk", "cosine") if (c := measured.get(name, {}).get(key))), None)
+    paper = measured.get(RESIDUAL, {}).get(key)
+    apart = metric == BULK and paper is not None and paper.means != curve.means
+    name = "relative residual of the bulk" if apart else "relative residual"
     turned = _turned(cosine)
     level, finding = _level(curve, turned is not None)
-    low = min(range(1, len(curve.layers)) or (0,), key=lambda i: curve.means[i])
+    low = min(range(len(curve.layers)), key=lambda i: curve.means[i])
     layers = max(int(result.model.get("blocks") or 0), curve.layers[-1])
     aside = f"{number(curve.means[0])} at layer {curve.layers[0]}" if len(curve.layers) > 1 else ""
     if 0 < low < len(curve.layers) - 1:
         aside += f", lowest {number(curve.means[low])} at layer {curve.layers[low]}"
     return {
-        "sentence": f"{number(curve.means[-1])} relative residual at layer {curve.layers[-1]} of {layers}: "
+        "sentence": f"{number(curve.means[-1])} {name} at layer {curve.layers[-1]} of {layers}: "
         f"{_named(result, *key)} {finding}{f' ({aside})' if aside else ''}.",
-        "reasons": _reasons(found, key, level, turned),
+        "reasons": [*(_beside(paper) if apart and paper else []), *_reasons(found, key, level, turned)],
         "level": level,
         "rule": _rule(curve, level, turned is not None, cosine is not None),
-        "metric": METRIC,
+        "metric": metric,
         "weights": key[0],
         "variant": key[1],
         "value": curve.means[-1],
@@ -77,6 +82,20 @@ def judge(result: Result) -> dict[str, Any]:
         "lowest_layer": curve.layers[low],
         "floor": curve.floors[-1],
     }
+
+
+def level_of(curve: Curve, cosine: Curve | None) -> str | None:
+    """The level of a curve, with the cosines of the same tokens."""
+    return _level(curve, _turned(cosine) is not None)[0]
+
+
+def _beside(paper: Curve) -> list[str]:
+    """The paper's own number, where massive tokens make it another."""
+    ends = f"{number(paper.means[0])} at layer {paper.layers[0]} and {number(paper.means[-1])} at layer {paper.layers[-1]}"
+    return [
+        f"The bulk is all tokens but massive ones, of over {MASSIVE} times the median norm. With these, as the paper "
+        f"defines it, the residual is {ends}."
+    ]
 
 
 def _named(result: Result, weights: str, variant: str) -> str:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from rc_probe.registry import METRICS, PAPER, WHOLE
-from rc_probe.results.curves import METRIC, Curve, Curves
+from rc_probe.results.curves import Curve, Curves
 from rc_probe.results.words import WEIGHTS, number, power_of_ten
 
 from .canvas import fitted, panel_of
@@ -34,13 +34,14 @@ from .svg import ACCENT, BASE_SIZE, FG, MUTED, SAN, SAN_MLP, THEME, TRANSFORMER
 MOST_PANELS, MOST_ROWS = 12, 40  # what a figure of ablations holds; the tables hold all
 
 
-def residual_figure(found: Curves, init_seeds: pd.DataFrame) -> Figure | None:
+def residual_figure(found: Curves, init_seeds: pd.DataFrame, metric: str) -> Figure | None:
     """The paper's figure: its variants by layer, pretrained beside init, on a linear and on a log scale."""
     shown = [weights for weights in WEIGHTS if any(key[0] == weights for key in found)]
     if not shown:
         return None
     variants = [variant for variant in PAPER if any(key[1] == variant for key in found)]
     panels = []
+    init_seeds = init_seeds[init_seeds["metric"] == metric]
     for scale in ("linear", "log"):
         for weights in shown:
             part = {v: found[weights, v] for v in variants if (weights, v) in found}
@@ -57,7 +58,7 @@ def residual_figure(found: Curves, init_seeds: pd.DataFrame) -> Figure | None:
         "How far each layer’s token matrix is from one whose tokens are all equal: 0 is full collapse. "
         f"{_means(seeds)}{spelt(variants)} Below the rounding floor (hatched, hollow marks) a number is noise."
     )
-    return Figure("residual", f"{METRICS[METRIC].title} by layer", caption, keys, panels)
+    return Figure("residual", f"{METRICS[metric].title} by layer", caption, keys, panels)
 
 
 def _seeds(init_seeds: pd.DataFrame) -> int:
@@ -95,7 +96,7 @@ def _draw_seeds(axes: Axes, table: pd.DataFrame) -> None:
     """A thin line for each initialisation."""
     if table.empty:
         return
-    rows = table[(table["metric"] == METRIC) & table["variant"].isin(PAPER)].sort_values("layer")
+    rows = table[table["variant"].isin(PAPER)].sort_values("layer")
     for (variant, _), line in rows.groupby(["variant", "seed"], sort=False):
         style = (STYLES[str(variant)][0], ())
         draw_line(axes, line["layer"].tolist(), line["mean"].tolist(), style, linewidth=0.7, alpha=0.5)
@@ -180,13 +181,13 @@ def _from_log(exponent: float) -> str:
     return f"{10 ** (exponent - whole):.2f}×{power_of_ten(whole)}"
 
 
-def metrics_figure(by_metric: Mapping[str, Curves], init_seeds: pd.DataFrame) -> Figure | None:
+def metrics_figure(by_metric: Mapping[str, Curves], init_seeds: pd.DataFrame, metric: str) -> Figure | None:
     """Every other metric by layer: the four variants pretrained, the transformer at init, ablations thin."""
     panels = []
     variants: set[str] = set()
     fresh = ablated = False
     for name in METRICS:
-        found = by_metric.get(name) if name != METRIC else None
+        found = by_metric.get(name) if name != metric else None
         if not found:
             continue
         weights = min((key[0] for key in found), key=lambda w: w != "pretrained")

@@ -3,7 +3,6 @@
 from rc_probe.registry import METRICS, PAPER
 from rc_probe.reports.figures.run import metrics_figure
 from rc_probe.reports.table_cells import Table, layer_table
-from rc_probe.results.curves import METRIC
 
 from .section import Folded, Shown
 from .view import View
@@ -15,7 +14,7 @@ class OtherMetrics:
     measurement, title = "curves", "Other metrics by layer"
 
     def show(self, view: View, /) -> Shown | None:
-        figure = metrics_figure(view.by_metric, view.table("init_seeds"))
+        figure = metrics_figure(view.by_metric, view.table("init_seeds"), view.metric)
         folded = Folded.of("The numbers", *_tables(view))
         if figure is None and not folded:
             return None
@@ -25,7 +24,9 @@ class OtherMetrics:
 def _tables(view: View) -> list[Table | None]:
     tables = []
     for name, metric in METRICS.items():
-        others = name == METRIC  # whose paper variants stand above; other metrics' ablations are in the CSV
+        others = (
+            name == view.metric
+        )  # whose paper variants stand above; other metrics' ablations are in the CSV
         found = {key: curve for key, curve in view.curves(name).items() if (key[1] in PAPER) != others}
         title = f"{metric.title} by layer" + (", ablations" if others else "")
         tables.append(layer_table(f"by-layer-{name}", title, found))

@@ -9,7 +9,7 @@ import pandas as pd
 
 from rc_probe.registry import WHOLE
 from rc_probe.reports import table_cells
-from rc_probe.results.curves import METRIC, Curve, Curves, curves_by_metric
+from rc_probe.results.curves import Curve, Curves, curves_by_metric, headline
 from rc_probe.results.protocols import Compared, Result
 from rc_probe.results.tables import Table
 
@@ -25,9 +25,14 @@ class View:
         """The curves of every metric that was measured."""
         return curves_by_metric(self.result)
 
-    def curves(self, metric: str = METRIC) -> Curves:
-        """The curves of one metric by weights and variant; none where it was not measured."""
-        return self.by_metric.get(metric, {})
+    @property
+    def metric(self) -> str:
+        """The metric that speaks for the model."""
+        return headline(self.by_metric)
+
+    def curves(self, metric: str | None = None) -> Curves:
+        """The curves of one metric (None: of the headline) by weights and variant; none where it was not measured."""
+        return self.by_metric.get(metric or self.metric, {})
 
     def declared(self, name: str) -> Table:
         """The title and the columns of a table."""

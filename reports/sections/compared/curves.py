@@ -3,7 +3,6 @@
 from rc_probe.reports.figures.comparison import curves_figure
 from rc_probe.reports.sections.section import Shown
 from rc_probe.reports.sections.view import ComparedView
-from rc_probe.results.curves import METRIC
 
 
 class Curves:
@@ -12,5 +11,5 @@ class Curves:
     measurement, title = "curves", "Relative residual of every run"
 
     def show(self, view: ComparedView, /) -> Shown | None:
-        figure = curves_figure(view.whole(METRIC))
+        figure = curves_figure(view.whole(view.comparison.metric))
         return Shown(figures=[figure]) if figure else None

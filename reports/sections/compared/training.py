@@ -3,7 +3,6 @@
 from rc_probe.reports.figures.comparison import training_figures
 from rc_probe.reports.sections.section import Shown
 from rc_probe.reports.sections.view import ComparedView
-from rc_probe.results.curves import METRIC
 
 
 class Training:
@@ -12,7 +11,7 @@ class Training:
     measurement, title = "curves", "Relative residual over training"
 
     def show(self, view: ComparedView, /) -> Shown | None:
-        found = view.whole(METRIC)
+        found = view.whole(view.comparison.metric)
         runs = [run for run in view.comparison.runs if run.name in found]
         if not view.comparison.training or len(runs) < 2:
             return None

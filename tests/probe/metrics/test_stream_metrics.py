@@ -37,7 +37,6 @@ def values(x: Tensor, mask: Tensor | None = None, names: list[str] = QUICK) -> d
 
 def by_numpy(X: np.ndarray) -> dict[str, float]:
     """Each metric of one sample (T, D), the plain way."""
-    T = len(X)
     R = X - X.mean(0)
 
     def size(Y: np.ndarray) -> float:
