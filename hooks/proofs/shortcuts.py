@@ -78,12 +78,15 @@ def batch_problem(
     model: nn.Module | None = None,
     base: Edits | None = None,
 ) -> str | None:
-    """The same on the first samples of a batch, at their whole length, without the last block's branches."""
+    """The same on the first samples of a batch, at their whole length, without the last branch of the last block."""
+    edits = _last_branch_off(structure.blocks[-1])
     try:
         with measuring(structure.model), full_precision(structure.model):
-            passes = Passes(structure, small(inputs, tokens=None), base=base, model=model, proving=True)
+            passes = Passes(
+                structure, small(inputs, tokens=None), [edits], base=base, model=model, proving=True
+            )
             passes.plain(stop=True)
-            return _difference(passes, _branches_off(structure.blocks[-1]))
+            return _difference(passes, edits)
     except Exception as error:  # the model's own, of any kind
         return _line(error)
 
@@ -103,10 +106,14 @@ def _not_meant(structure: Structure, inputs: dict[str, Any]) -> str | None:
 
 def _real_edits(structure: Structure) -> list[Edits]:
     middle = structure.blocks[structure.depth // 2]
-    one, whole = Edits(), Edits()
-    one.at(middle.branches[-1].site, zero)
-    whole.identity.add(middle.index)
-    return [one, whole, _branches_off(structure.blocks[-1])]
+    whole = Edits(identity={middle.index})
+    return [_last_branch_off(middle), whole, _branches_off(structure.blocks[-1])]
+
+
+def _last_branch_off(block: Block) -> Edits:
+    edits = Edits()
+    edits.at(block.branches[-1].site, zero)
+    return edits
 
 
 def _branches_off(block: Block) -> Edits:

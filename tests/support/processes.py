@@ -108,6 +108,41 @@ def attached(folder: str) -> Any:
     return probe.frame(gather=True).to_dict("list")
 
 
+def short_and_full(folder: str) -> Any:
+    """Variants of a process's share of the batches, by passes that begin at their edits and by full ones."""
+    import transformers
+
+    from rc_probe import engine
+    from rc_probe.data.batches import Batch
+    from rc_probe.hooks.attach import find_structure
+    from rc_probe.measures.variant_passes import measure_variants
+    from rc_probe.measures.variants import paper_variants, parse_ablation
+
+    with World.join(cpu=True) as world:
+        model = transformers.AutoModel.from_pretrained(folder).eval()
+        ids = torch.randint(4, 32, (8, 9), generator=torch.Generator().manual_seed(0))
+        mask = torch.ones(2, 9, dtype=torch.bool)
+        shares = world.share(range(4))
+        made = [
+            Batch({"input_ids": ids[2 * i : 2 * i + 2], "attention_mask": mask.long()}, mask, 2 * i)
+            for i in shares
+        ]
+        structure = find_structure(model, made[0].inputs)
+        variants = [*paper_variants(structure), parse_ablation("mlp@2"), parse_ablation("head@2:1")]
+        both = []
+        for proof in (engine.shortcut_problem, lambda *_: "as a test"):
+            engine.shortcut_problem = proof
+            curves, notes = measure_variants(structure, made, variants, ["residual", "cosine"])
+            both.append({name: repr(each.rows()) for name, each in curves.items()})
+        return {
+            "rank": world.rank,
+            "batches": len(made),
+            "same": both[0] == both[1],
+            "notes": notes,
+            "count": len(both[0]),
+        }
+
+
 def probed(folder: str) -> Any:
     """The Python API."""
     from support.tiny import words

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from support import zoo
+from support.odd_models import t5
 from torch import Tensor, nn
 
 from rc_probe.hooks.attach import find_structure
@@ -13,6 +14,7 @@ from rc_probe.hooks.edits import passes as module
 from rc_probe.hooks.edits.passes import Passes
 from rc_probe.hooks.proofs.shortcuts import batch_problem, shortcut_problem
 from rc_probe.hooks.structure.structure import Structure
+from rc_probe.hooks.structure.tape import walk
 
 
 def attached(name: str) -> tuple[Any, dict[str, Tensor], Structure]:
@@ -59,6 +61,32 @@ def test_one_block_that_is_stale_is_found(
     monkeypatch.undo()
     assert shortcut_problem(structure, inputs) == expected  # proved once for a structure
     assert shortcut_problem(structure, {**inputs, "attention_mask": inputs["attention_mask"].float()}) is None
+
+
+@pytest.mark.parametrize(("name", "kept"), [("bert_mlm", "begun"), ("gpt2_lm", "begun"), ("t5", "finished")])
+def test_other_modules_that_are_stale_are_found(
+    name: str, kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the first edited block that are done before its edit; the encoder of a decoder."""
+    if name == "t5":
+        model, ids = t5(), torch.arange(10, 20).reshape(2, 5)
+        inputs = {"input_ids": ids, "decoder_input_ids": ids + 10}
+        structure = find_structure(model, inputs)
+    else:
+        model, inputs, structure = attached(name)
+    plain = Passes.plain
+
+    def spoil(self: Passes, *args: Any, **how: Any) -> Any:
+        output = plain(self, *args, **how)
+        for each in getattr(self, kept).values():
+            next(x for _, x in walk(each)).mul_(1.5)
+        return output
+
+    monkeypatch.setattr(Passes, "plain", spoil)
+    says = "a pass that begins at block {} does not give what the whole one gives"
+    first, last = structure.blocks[structure.depth // 2], structure.blocks[-1]
+    assert shortcut_problem(structure, inputs) == says.format(f"{first.index + 1} ({first.name})")
+    assert batch_problem(structure, inputs) == says.format(f"{last.index + 1} ({last.name})")
 
 
 def test_recordings_that_are_written_into_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,6 +130,21 @@ def test_any_number_of_processes_gives_the_same_tables(here: Path, many: Many, s
     assert counts["effective_rank"] == [3]  # two of the first batch, one of the second, which others have
 
 
+def test_passes_that_begin_at_their_edits_are_the_full_ones_in_each_process(many: Many) -> None:
+    found = many(2, "short_and_full", "model")
+    assert found["codes"] == [0, 0], found["errors"]
+    assert found["found"] == [
+        {
+            "rank": rank,
+            "batches": 2,
+            "same": True,
+            "notes": ["Every pass was a full one: as a test."],
+            "count": 6,
+        }
+        for rank in (0, 1)
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_launchers(here: Path, many: Many, launcher: str) -> None:
