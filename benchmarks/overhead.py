@@ -1,8 +1,8 @@
 """What measuring costs, against the plain forward pass, in one process.
 
-    python benchmarks/overhead.py [--rounds 9] [--part taps|memory|whole]
+    python benchmarks/overhead.py [--rounds 9] [--part taps|narrow|attach|memory]
 
-BERT-base shape, 8 × 128 tokens, float32, 2 threads. Modes alternate within each round, in turned order every
+BERT-base shape (narrow: 384 wide, 6 blocks), 8 × 128 tokens, float32, 2 threads. Modes alternate within each round, in turned order every
 other round; reported is the median of the paired ratios of process CPU time, with the quartiles. Memory is the
 peak resident set of a process of its own for each mode.
 """
@@ -31,16 +31,16 @@ CHEAP = [name for name in select() if METRICS[name].cost == "cheap"]
 Mode = Callable[[], object]
 
 
-def bert() -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+def bert(**sizes: int) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     torch.manual_seed(0)
-    model = transformers.BertModel(transformers.BertConfig()).eval()
+    model = transformers.BertModel(transformers.BertConfig(**sizes)).eval()
     ids = torch.randint(1000, 30000, (8, 128))
     return model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def taps() -> dict[str, Mode]:
+def taps(**sizes: int) -> dict[str, Mode]:
     """The plain pass, and the same with taps at every layer, for two sets of metrics and none."""
-    model, inputs = bert()
+    model, inputs = bert(**sizes)
     structure = find_structure(model, inputs)
 
     def tapped(metrics: list[str]) -> Mode:
@@ -52,6 +52,10 @@ def taps() -> dict[str, Mode]:
         "all cheap metrics": tapped(CHEAP),
         "no metric": tapped([]),
     }
+
+
+def narrow() -> dict[str, Mode]:
+    return taps(hidden_size=384, num_hidden_layers=6, intermediate_size=1536)
 
 
 def attaching() -> dict[str, Mode]:
@@ -67,32 +71,6 @@ def attaching() -> dict[str, Mode]:
         find_structure(model, inputs)
 
     return {"plain, 2 × 16 tokens": lambda: model(**inputs), "attach": attach}
-
-
-def whole() -> dict[str, Mode]:
-    """Four variants × {pretrained, init} on 32 samples, against eight plain passes over them."""
-    import tempfile
-
-    import rc_probe
-    from rc_probe.data.batches import batches
-    from rc_probe.data.samples import load_samples
-    from rc_probe.models.load import hold_model, load_model
-
-    model, _ = bert()
-    held = hold_model(model, load_model("demo").processor)
-    samples = load_samples(None, modality="text")
-    made = list(batches(samples, held))
-
-    def plain() -> None:
-        for _ in range(8):
-            for batch in made:
-                model(**batch.inputs)
-
-    def probed() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            rc_probe.probe(model, processor=held.processor).save(folder)
-
-    return {"eight plain passes": plain, "rc-probe, report and all": probed}
 
 
 def ratios(modes: dict[str, Mode], rounds: int) -> None:
@@ -135,7 +113,7 @@ def memory(rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--part", choices=["taps", "attach", "memory", "whole"], action="append")
+    parser.add_argument("--part", choices=["taps", "narrow", "attach", "memory"], action="append")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(2)
@@ -147,13 +125,12 @@ def main() -> None:
                 mode()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
-    for part in given.part or ["taps", "attach", "memory", "whole"]:
+    for part in given.part or ["taps", "narrow", "attach", "memory"]:
         print(f"\n{part}")
         if part == "memory":
             memory(min(given.rounds, 3))
         else:
-            modes = {"taps": taps, "attach": attaching, "whole": whole}[part]()
-            ratios(modes, given.rounds if part != "whole" else min(given.rounds, 3))
+            ratios({"taps": taps, "narrow": narrow, "attach": attaching}[part](), given.rounds)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from rc_probe.hooks.errors import RcProbeError, reason
 from rc_probe.hooks.operator_rules import Rules, Traced
@@ -70,17 +70,39 @@ def _move(func: Any, *args: Any, **kwargs: Any) -> Any:
         moved, named = tree_map(lambda a: part(a) if isinstance(a, Split) else a, (args, kwargs))
         return func(*moved, **named)
 
-    def join(center: Tensor, residual: Tensor, number: Tensor) -> Split | None:
-        axes = [a for a in range(-number.ndim, 0) if bool((number != number.narrow(a, 0, 1)).any())]
-        if len(axes) != 1:
-            return None  # one token alone, or tokens on two axes (windows)
-        return Split(center.narrow(axes[0], 0, 1) if uniform else center, residual, axes[0])
-
-    centers = run(lambda s: s.center.expand(s.shape).contiguous())
-    out = tree_map(join, centers, run(lambda s: s.residual), run(_numbers))
-    if any(leaf is None for leaf in tree_leaves(out)):
+    whole, spec = tree_flatten(run(lambda s: s.center.expand(s.shape).contiguous()))
+    rest = tree_leaves(run(lambda s: s.residual))
+    axes = _axes(func, args, kwargs, leaves, lambda: run(_numbers))
+    if None in axes:
         return NotImplemented
-    return tree_map(lambda y: _from(splits[0], y), out) if len(splits) == 1 else out
+    out = [
+        Split(center.narrow(axis, 0, 1) if uniform else center, residual, axis)
+        for center, residual, axis in zip(whole, rest, axes, strict=True)
+    ]
+    return tree_unflatten([_from(splits[0], y) for y in out] if len(splits) == 1 else out, spec)
+
+
+PLAIN = (Split, int, float, str, slice, type(None), type(...))
+_known_axes: dict[tuple[Any, str], list[int | None]] = {}
+
+
+def _axes(
+    func: Any, args: Any, kwargs: Any, leaves: list[Any], numbers: Callable[[], Any]
+) -> list[int | None]:
+    """The token axis of each result. `numbers` moves the tokens' numbers about, once for each operation and its shapes."""
+    if not all(isinstance(a, PLAIN) for a in leaves):  # an index of numbers may be another each time
+        return [_token_axis(number) for number in tree_leaves(numbers())]
+    shapes = tree_map(lambda a: (tuple(a.shape), a.axis) if isinstance(a, Split) else a, (args, kwargs))
+    key = (func, repr(shapes))
+    if key not in _known_axes:
+        _known_axes[key] = [_token_axis(number) for number in tree_leaves(numbers())]
+    return _known_axes[key]
+
+
+def _token_axis(number: Tensor) -> int | None:
+    """The one axis along which the token changes; None for one token alone, and for tokens on two axes (windows)."""
+    axes = [a for a in range(-number.ndim, 0) if bool((number != number.narrow(a, 0, 1)).any())]
+    return axes[0] if len(axes) == 1 else None
 
 
 def _from(x: Split, y: Split) -> Split:

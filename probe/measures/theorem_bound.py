@@ -61,18 +61,19 @@ def layer_bound(residual: Tensor, heads: Heads) -> dict[str, Any]:
     size = float(residual.abs().max()) or 1.0
     r = residual / size  # E is of second order: do not let it underflow
     count, _, d_qk = heads.w_q.shape
-    beta, spread = 0.0, 0.0
-    columns, rows, plain_columns, plain_rows = 0.0, 0.0, 0.0, 0.0  # ||·||_1 and ||·||_inf, summed over heads
+    found = []  # six numbers of each head, which are waited for once
     for w_q, w_k, w_v, w_o in zip(heads.w_q, heads.w_k, heads.w_v, heads.w_o, strict=True):
-        w_qk, w = float(norm_1(w_q @ w_k.mT)), w_v @ w_o
-        w_1, w_inf = float(norm_1(w)), float(norm_inf(w))
+        w = w_v @ w_o
         e = (r @ w_q) @ (r @ w_k).mT / math.sqrt(d_qk)
         d = e.amax(-1) - e.amin(-1)
-        e_1 = float(norm_1(e)) or 1.0
+        found.append(torch.stack([norm_1(w_q @ w_k.mT), norm_1(w), norm_inf(w), norm_1(e), d.max(), d.sum()]))
+    beta, spread = 0.0, 0.0
+    columns, rows, plain_columns, plain_rows = 0.0, 0.0, 0.0, 0.0  # ||·||_1 and ||·||_inf, summed over heads
+    for w_qk, w_1, w_inf, e_1, widest, total in torch.stack(found).tolist():
         beta = max(beta, w_qk * math.sqrt(w_1 * w_inf))
-        spread = max(spread, float(d.max()) * size * size)
-        columns += float(d.sum()) / (2 * e_1) * w_qk * w_1
-        rows += float(d.max()) / (2 * e_1) * w_qk * w_inf
+        spread = max(spread, widest * size * size)
+        columns += total / (2 * (e_1 or 1.0)) * w_qk * w_1
+        rows += widest / (2 * (e_1 or 1.0)) * w_qk * w_inf
         plain_columns, plain_rows = plain_columns + w_1, plain_rows + w_inf
     coefficient = 4 * math.sqrt(columns) * math.sqrt(rows) / math.sqrt(d_qk)
     residual_in = float(composite_norm(r)) * size

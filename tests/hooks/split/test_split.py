@@ -19,6 +19,7 @@ from rc_probe.hooks.attach import find_structure
 from rc_probe.hooks.edits.model_state import measuring
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.proofs.replay import Replay, token_axis
+from rc_probe.hooks.split import rules
 from rc_probe.hooks.split.rules import Split, propagate, watching
 from rc_probe.interventions.paper import paper_variants
 
@@ -374,3 +375,21 @@ def test_blocks_without_a_rule_are_refused(name: str, op: str) -> None:
     with measuring(model), pytest.raises(RcProbeError, match=f"`{op}` has no rule"):
         for block in blocks:
             propagate(lambda y, b=block: run(b, y), Split.of(x, token_axis(blocks[0]) - x.ndim))
+
+
+def test_the_token_axis_is_looked_for_once_for_each_operation_and_its_shapes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked: list[Tensor] = []
+    find = rules._token_axis
+    monkeypatch.setattr(rules, "_known_axes", {})
+    monkeypatch.setattr(rules, "_token_axis", lambda number: looked.append(number) or find(number))
+    one, other = (Split.of(torch.randn(1, 3, 4, 5, dtype=torch.float64), axis) for axis in (-2, -3))
+    for x, axis, count in ((one, -1, 1), (one, -1, 1), (other, -3, 2), (one, -1, 2)):
+        moved = x.transpose(-1, -2)
+        assert isinstance(moved, Split) and (moved.axis, len(looked)) == (axis, count)
+        torch.testing.assert_close(moved.dense(), x.dense().mT)
+    for index, axis in ((torch.tensor([0, 1]), -2), (torch.tensor([1, 0]), -2)):
+        before = len(looked)
+        assert one.index_select(-1, index).axis == axis and len(looked) == before + 1
+    assert isinstance(one.unbind(1)[2], Split) and len(one.unbind(1)) == 3

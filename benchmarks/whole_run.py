@@ -1,0 +1,82 @@
+"""What a whole run costs, against the plain passes that its numbers need (CPU time, median of paired ratios).
+
+    python benchmarks/whole_run.py [--pairs 7] [--tiny]
+
+BERT-base shape with random weights, the 32 bundled samples of up to 128 tokens in batches of 8, float32, two threads.
+The nominal passes are eight plain passes over all samples: four variants × {pretrained, init}. A run has everything in
+it: proofs, fresh weights, curves, recursion, bounds, paths, chains, and the report with all files written. Imports and
+one small run are made before. --tiny measures the default run of two blocks on eight texts, in seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+import transformers
+
+import rc_probe
+from rc_probe.data.batches import batches
+from rc_probe.data.samples import load_samples
+from rc_probe.models.load import hold_model, load_model
+
+TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+
+
+def cpu(run: Callable[[], object]) -> float:
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--tiny", action="store_true")
+    given = parser.parse_args()
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    processor = load_model("demo").processor
+
+    def probed(model: Any, **options: Any) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            rc_probe.probe(model, processor=processor, **options).save(folder)
+
+    tiny = transformers.BertModel(transformers.BertConfig(**TINY)).eval()
+    probed(tiny, samples=8)
+    if given.tiny:
+        times = [cpu(lambda: probed(tiny, samples=8)) for _ in range(given.pairs)]
+        print(f"two blocks, eight texts: {statistics.median(times):.2f} s CPU, wanted ≤ 2.5")
+        return
+    model = transformers.BertModel(transformers.BertConfig()).eval()
+    made = list(batches(load_samples(None, modality="text"), hold_model(model, processor)))
+
+    def plain() -> None:
+        with torch.no_grad():
+            for _ in range(8):
+                for batch in made:
+                    model(**batch.inputs)
+
+    for name, options, limit in (("default", {}, 2.4), ("--no-paths", {"paths": False}, 1.0)):
+        ratios = []
+        for _ in range(given.pairs):
+            before = cpu(plain)
+            ours = cpu(lambda o=options: probed(model, **o))  # type: ignore[misc]
+            ratios.append(ours / ((before + cpu(plain)) / 2))
+            print(f"  {name}: {ours:.1f} s CPU, eight plain passes {before:.1f} s", flush=True)
+        low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        print(f"{name}: × {middle:.2f}  [{low:.2f} – {high:.2f}], wanted ≤ {limit}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
