@@ -120,7 +120,7 @@ HEAVY = {"c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"}
         (Gate("head", 2, 1), HEAVY),  # an edit inside the attention
         (Gate("mlp", (2, 3), (), 0.5), set()),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value)) if isinstance(value, set | frozenset) else str(value),
 )
 def test_modules_done_before_the_first_edit_of_a_block_are_not_called(gate: Gate, runs: set[str]) -> None:
     model, inputs, structure = attached("gpt2_lm")
