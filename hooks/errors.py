@@ -1,4 +1,4 @@
-"""The one error class."""
+"""The one error class, and what others mean."""
 
 
 class RcProbeError(ValueError):
@@ -18,6 +18,12 @@ class RcProbeError(ValueError):
         super().__init__(f"{line}{end} {todo}" if todo else line)
 
 
-def reason(error: Exception) -> str:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether torch could not allocate, on the GPU or on the CPU."""
+    text = str(error)
+    return "out of memory" in text or "can't allocate memory" in text or isinstance(error, MemoryError)
+
+
+def reason(error: BaseException) -> str:
     """The first line of what an error says, or else its type."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

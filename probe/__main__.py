@@ -5,7 +5,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command. Ctrl-C ends it with one line and exit code 2 from the first import on."""
+    """Run the command. Ctrl-C ends it with one line and exit code 130 from the first import on."""
     try:
         from rc_probe.cli.app import main as run
 
@@ -13,7 +13,7 @@ def main() -> None:
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":  # of several processes one says it
             sys.stderr.write("rc-probe: interrupted. Nothing was written\n")
-        sys.exit(2)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import platform
 import shlex
 import time
@@ -19,7 +20,7 @@ from rc_probe.data.batches import Batches, batches, long_enough
 from rc_probe.data.digest import digest_of
 from rc_probe.data.samples import Samples, load_samples
 from rc_probe.hooks.attach import find_structure
-from rc_probe.hooks.errors import RcProbeError
+from rc_probe.hooks.errors import RcProbeError, out_of_memory, reason
 from rc_probe.hooks.structure.structure import Structure
 from rc_probe.interventions.paper import mixer_note
 from rc_probe.measures import MEASUREMENTS, TABLES
@@ -83,8 +84,13 @@ def measure(
     progress: Progress | None = None,
     command: str | None = None,
     world: World | None = None,
+    keep_interrupted: bool = False,
 ) -> ProbeResult:
-    """What `probe` does, with all options in `chosen`. `command` is what repeats it, made up if not given."""
+    """What `probe` does, with all options in `chosen`. `command` is what repeats it, made up if not given.
+
+    keep_interrupted: an interrupt (Ctrl-C) ends the measurements that are still to come, and what is finished is the
+    result; its settings say so under `missing`
+    """
     started = time.monotonic()
     chosen.check()
     together = world or World()
@@ -108,12 +114,12 @@ def measure(
         samples, loaded, length=chosen.length, batch_size=chosen.batch_size,
         special_tokens=chosen.special_tokens,
     )  # fmt: skip
-    run = _Run(loaded, chosen, samples, made, report, together)
+    run = _Run(loaded, chosen, samples, made, report, together, keep_interrupted)
     together.same(facts(chosen, samples, made, run.structure))
     run.measure()
     return ProbeResult(
         model=run.describe(),
-        settings=_settings(chosen, loaded, samples, made, command, together),
+        settings=_settings(chosen, loaded, samples, made, command, together) | {"missing": run.missing},
         environment=_environment(time.monotonic() - started),
         tables=run.tables(),
     )
@@ -139,7 +145,10 @@ class _Run:
         made: Batches,
         report: Progress,
         world: World,
+        keep_interrupted: bool,
     ) -> None:
+        self.keep_interrupted = keep_interrupted and world.size == 1  # else the others would wait
+        self.missing: dict[str, str] = {}  # of measurements that did not finish: why
         self.loaded, self.chosen, self.made, self.report, self.world = loaded, chosen, made, report, world
         self.wanted = [each for each in MEASUREMENTS if each.wanted(chosen)]
         plans = {each.name: each.plan(loaded, samples, chosen) for each in self.wanted}
@@ -168,19 +177,36 @@ class _Run:
         return [each for each in self.wanted if each.on_fresh or context.weights == "pretrained"]
 
     def measure(self) -> None:
-        for planned in self._planned():
-            try:
-                context = planned if planned.seed is None else self._fresh(planned, planned.seed)
-            except RcProbeError as error:  # such as output projections that start at zero
-                self.notes.append(f"Fresh weights were not measured: {error}")
-                continue
-            found = self.found.setdefault(context.weights, {})
-            reading = {each.name: each.reader(context) for each in self._of(context)}
-            context = replace(
-                context, found=found, readers={k: v for k, v in reading.items() if v is not None}
-            )
-            for each in self._of(context):
-                found[each.name] = self._one(each, replace(context, before=found.get(each.name)))
+        try:
+            for planned in self._planned():
+                self._measure(planned)
+        except KeyboardInterrupt as interrupt:
+            done = self.found.get("pretrained", {})
+            if not self.keep_interrupted or any(
+                each.needed and each.name not in done for each in self.wanted
+            ):
+                raise
+            for each in self.wanted:
+                if each.name not in done:
+                    self._leave_out(each.name, each.subject, interrupt)
+            if self.chosen.init and not self.found.get("init"):
+                self._leave_out("init", "Fresh weights were", interrupt)
+
+    def _measure(self, planned: Context) -> None:
+        try:
+            context = planned if planned.seed is None else self._fresh(planned, planned.seed)
+        except (
+            Exception
+        ) as error:  # such as output projections that start at zero, or no memory for a second model
+            if planned.seed is None or not _others_go_on(error):
+                raise
+            self._leave_out("init", "Fresh weights were", error)
+            return
+        found = self.found.setdefault(context.weights, {})
+        reading = {each.name: each.reader(context) for each in self._of(context)}
+        context = replace(context, found=found, readers={k: v for k, v in reading.items() if v is not None})
+        for each in self._of(context):
+            found[each.name] = self._one(each, replace(context, before=found.get(each.name)))
 
     def _fresh(self, context: Context, seed: int) -> Context:
         model = fresh_model(self.loaded, seed)
@@ -192,16 +218,23 @@ class _Run:
         def attempt() -> Found:
             try:
                 return each.run(context)
-            except ElsewhereError:
-                raise
-            except RcProbeError as error:
+            except Exception as error:
                 together = each.shared and self.world.size > 1  # the others wait for its numbers
-                if together or (each.needed and context.weights == "pretrained"):
+                needed = each.needed and context.weights == "pretrained"
+                if together or needed or not _others_go_on(error):
                     raise
                 weights = "" if context.weights == "pretrained" else ", fresh weights,"
-                return context.before or Found(notes=[f"{each.subject}{weights} not measured: {error}"])
+                note = f"{each.subject}{weights} not measured: {_why(error)}"
+                return context.before or Found(notes=[note], missing=_why(error))
 
-        return attempt() if each.shared else self.world.once(attempt, f"{context.weights}: {each.name}")
+        found = attempt() if each.shared else self.world.once(attempt, f"{context.weights}: {each.name}")
+        if found.missing:
+            self.missing[each.name] = found.missing
+        return found
+
+    def _leave_out(self, name: str, subject: str, error: BaseException) -> None:
+        self.missing[name] = _why(error)
+        self.notes.append(f"{subject} not measured: {_why(error)}")
 
     def _advance(self, stage: str, passes: int) -> None:
         self.done += passes
@@ -256,6 +289,24 @@ class _Run:
         notes = [f"Not measured: the stacks {', '.join(others)} (choose one by --stack)."] if others else []
         notes += [f"Not measured: {why}" for why in self.structure.refused if "block" in why]
         return [*notes, *filter(None, [mixer_note(self.structure)])]
+
+
+def _others_go_on(error: Exception) -> bool:
+    """Whether the measurements after one that raised this have their turn: not where another process ended the run."""
+    if out_of_memory(error):
+        gc.collect()
+        torch.cuda.empty_cache()
+    return not isinstance(error, ElsewhereError)
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, RcProbeError):
+        return str(error)
+    if out_of_memory(error):
+        return "out of memory. Try a smaller --batch-size or --length"
+    return f"a fault of rc-probe ({type(error).__name__}: {reason(error)})"
 
 
 def _settings(

@@ -21,7 +21,8 @@ from rc_probe.processes.launch import launched, start_or_join
 from rc_probe.results.checks import exit_code
 from rc_probe.settings import Settings
 
-from .errors import interrupts, one_line_errors
+from .errors import INTERRUPTED, fail, interrupts, one_line_errors
+from .finished_runs import interrupted
 from .generated import with_options
 from .job import Job, folder_name
 from .one_run import conclude, run
@@ -144,7 +145,9 @@ def measure(
             summary(result, job.target)
         if outcomes:
             conclude(result, outcomes, quiet=quiet)
-            raise SystemExit(exit_code(outcomes))
+        if left := interrupted(result):
+            fail(f"interrupted. Saved without {', '.join(left)}: {job.target}", INTERRUPTED)
+        raise SystemExit(exit_code(outcomes))
 
 
 def _follow(ctx: typer.Context, job: Job, found: list[Checkpoint], check: Callable[[], None]) -> int:

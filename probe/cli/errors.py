@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from rc_probe.hooks.errors import RcProbeError
+from rc_probe.hooks.errors import RcProbeError, out_of_memory
 from rc_probe.processes.launch import first_to_speak, launched
 
 if TYPE_CHECKING:
     from rc_probe.processes.world import World
+
+
+INTERRUPTED = 130  # the exit code after Ctrl-C, that of shells
 
 
 class Interrupted(KeyboardInterrupt):
@@ -55,7 +58,7 @@ def interrupts() -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def one_line_errors(world: World | None = None) -> Iterator[None]:
-    """What a user can run into ends the process with one line on standard error and exit code 2.
+    """What a user can run into ends the process with one line on standard error and exit code 2, Ctrl-C with 130.
 
     Of the processes of `world`, one on each machine says it.
     """
@@ -65,12 +68,13 @@ def one_line_errors(world: World | None = None) -> Iterator[None]:
         if isinstance(error, KeyboardInterrupt) and launched() is not None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # launchers hand it on, to those who know already
         line = _line(error)
+        code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else 2
         if not (first_to_speak() if world is None else world.post(error)):
-            raise SystemExit(2) from None
+            raise SystemExit(code) from None
         if line is None:  # a fault of ours; Python's own exit code would be that of a failed check
             traceback.print_exc()
             raise SystemExit(2) from error
-        fail(line)
+        fail(line, code)
 
 
 def _line(error: BaseException) -> str | None:
@@ -84,13 +88,7 @@ def _line(error: BaseException) -> str | None:
     return None
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether torch could not allocate, on the GPU or on the CPU."""
-    text = str(error)
-    return "out of memory" in text or "can't allocate memory" in text or isinstance(error, MemoryError)
-
-
-def fail(line: str) -> NoReturn:
-    """One line on standard error, exit code 2."""
+def fail(line: str, code: int = 2) -> NoReturn:
+    """One line on standard error, and the exit code."""
     typer.echo(f"rc-probe: {' '.join(line.split())}", err=True)
-    raise SystemExit(2)
+    raise SystemExit(code)

@@ -47,7 +47,14 @@ def finished(job: Job) -> ProbeResult | None:
         return None
     same = result.settings.get("asked") == asked(job)
     version = result.environment.get("rc_probe") == rc_probe.__version__
-    return result if same and version and (job.target / HTML_NAME).is_file() else None
+    whole = not interrupted(result)
+    return result if same and whole and version and (job.target / HTML_NAME).is_file() else None
+
+
+def interrupted(result: ProbeResult) -> list[str]:
+    """Names of the measurements that an interrupt left out."""
+    missing: dict[str, str] = result.settings.get("missing") or {}
+    return [name for name, why in missing.items() if why == "interrupted"]
 
 
 def _files(data: Any) -> str | None:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from rc_probe.data.read_once import reading_once
-from rc_probe.hooks.errors import RcProbeError
+from rc_probe.hooks.errors import RcProbeError, out_of_memory
 from rc_probe.processes.launch import launched
 from rc_probe.results.checks import FAILED, PASSED, UNKNOWN, exit_code, table_of
 
-from .errors import fail, out_of_memory
-from .finished_runs import finished
+from .errors import INTERRUPTED, fail
+from .finished_runs import finished, interrupted
 from .job import Job
 from .one_run import conclude, run
 
@@ -63,7 +63,8 @@ class ManyRuns:
                     result, outcomes = self._one(each, label, check)
                 except KeyboardInterrupt:
                     fail(
-                        f"interrupted. {len(runs)} of {len(self.planned)} runs are finished; the same command goes on"
+                        f"interrupted. {len(runs)} of {len(self.planned)} runs are finished; the same command goes on",
+                        INTERRUPTED,
                     )
                 except Exception as error:  # whatever one model does wrong, the others have their turn
                     line = _line(error)
@@ -91,6 +92,8 @@ class ManyRuns:
             made = run(each.job, check, quiet=self.quiet, label=f"{label}: ")
             assert made is not None  # one process alone
             result, outcomes = made
+            if interrupted(result):
+                raise KeyboardInterrupt
             self._say(f"{label}: measured")
             return result, outcomes
         self._say(f"{label}: there already, with the same settings")

@@ -45,12 +45,14 @@ def run(
 
         from rc_probe import api
 
-        result = api.measure(job.model, job.settings, progress=report, command=job.command, world=world)
+        result = api.measure(
+            job.model, job.settings, progress=report, command=job.command, world=world, keep_interrupted=True
+        )
         result.settings["asked"] = wanted
         outcomes = job.checks.evaluate(result)
         if outcomes:
             result.tables["checks"] = table_of(outcomes)
-        report("writing the report", 1, 1)
+        show(label + "writing the report", 1, 1)  # also after an interrupt: what is finished is kept
         if world.rank == 0:
             result.save(job.target)
         world.gather(None, "end")

@@ -26,12 +26,14 @@ class Found:
     """What a measurement found. tables: rows by the name of their table; notes: sentences for the reader.
 
     facts: of the results' entry `model`, under the measurement's name
+    missing: why there is nothing, where the run left it out
     kept: for its next run, on the next fresh weights
     """
 
     tables: dict[str, list[Row]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    missing: str = ""
     kept: Any = None
 
 

@@ -81,7 +81,7 @@ def start(processes: int, command: list[str]) -> int:
         )
         raise RcProbeError(what, where=OPTION, todo=todo) from None
     except SignalException:  # Ctrl-C; the processes got it, too
-        return 2
+        return 130
     finally:
         logging.disable(logging.NOTSET)
     return 0

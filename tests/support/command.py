@@ -55,10 +55,10 @@ def run(
     return call
 
 
-def fails(run: Run, says: str, *arguments: str) -> None:
-    """One line on standard error, exit code 2, nothing written."""
+def fails(run: Run, says: str, *arguments: str, ends: int = 2) -> None:
+    """One line on standard error, the exit code, nothing written."""
     code, out, err = run(*arguments)
-    assert code == 2
+    assert code == ends
     assert out == ""
     assert re.search(says, err), err
     assert err.startswith("rc-probe: ")

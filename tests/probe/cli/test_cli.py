@@ -235,7 +235,7 @@ def test_interrupted(run: Run, texts: Path, monkeypatch: pytest.MonkeyPatch) -> 
         raise KeyboardInterrupt
 
     monkeypatch.setattr(variant_passes, "measure_variants", interrupt)
-    fails(run, "interrupted. Nothing was written", "demo", "--data", str(texts))
+    fails(run, "interrupted. Nothing was written", "demo", "--data", str(texts), ends=130)
     assert calls
 
 
@@ -254,7 +254,7 @@ def test_an_interrupt_that_a_library_swallows_still_ends_the_run(
 
     monkeypatch.setattr(variant_passes, "measure_variants", swallow)
     before = signal.getsignal(signal.SIGINT)
-    fails(run, "interrupted. Nothing was written", "demo", "--data", str(texts), *FAST)
+    fails(run, "interrupted. Nothing was written", "demo", "--data", str(texts), *FAST, ends=130)
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -317,7 +317,7 @@ def test_ctrl_c_for_real(tmp_path: Path) -> None:
         assert process.stdout.readline() == "measuring\n"
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=120)
-    assert process.returncode == 2, err
+    assert process.returncode == 130, err
     assert "interrupted" in err
     assert not (tmp_path / "out").exists()
 

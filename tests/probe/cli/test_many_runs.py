@@ -384,7 +384,7 @@ def test_an_interrupt_keeps_what_is_finished(call: Call, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(api, "load_model", loading)
     code, _, err = call("sweep", "m.txt", *FAST, "--no-init", "--quiet", "--out", "o")
-    assert code == 2
+    assert code == 130
     assert err == "rc-probe: interrupted. 1 of 2 runs are finished; the same command goes on\n"
     assert Path("o/a/results.json").is_file() and not Path("o/results.json").exists()
 

@@ -1,0 +1,109 @@
+"""What is measured is kept: a later measurement that fails, has no memory or is interrupted takes nothing with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from support.command import Run
+
+from rc_probe import ProbeResult, probe
+from rc_probe.measures import MEASUREMENTS
+from rc_probe.models.load import Loaded
+
+pytestmark = pytest.mark.usefixtures("no_figures")
+
+SMALL = ["--samples", "2", "--length", "12", "--no-init", "--path-samples", "2", "--quiet"]
+LATER = [each for each in MEASUREMENTS if not each.needed]
+MEMORY = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException) -> None:
+    def run(self: Any, context: Any) -> Any:
+        raise error
+
+    kind = type(next(each for each in MEASUREMENTS if each.name == name))
+    monkeypatch.setattr(kind, "run", run)
+
+
+@pytest.fixture(scope="module")
+def whole(demo: Loaded) -> ProbeResult:
+    return probe(demo.model, samples=2, length=12, init=False, path_samples=2, processor=demo.processor)
+
+
+def same_tables(found: ProbeResult, whole: ProbeResult, without: set[str]) -> None:
+    assert set(found.tables) - {"checks"} == set(whole.tables) - without
+    for name in set(found.tables) - {"structure", "checks", "path_counts"}:
+        pd.testing.assert_frame_equal(found.tables[name], whole.tables[name], check_exact=True)
+
+
+@pytest.mark.parametrize("name", [each.name for each in LATER])
+def test_no_memory_for_a_measurement(
+    run: Run, demo: Loaded, whole: ProbeResult, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {key: value.clone() for key, value in demo.model.state_dict().items()}
+    spoil(monkeypatch, name, RuntimeError(MEMORY))
+    code, _, err = run("demo", *SMALL, "--out", "o", "--fail-if", "residual_bulk@last<0.1")
+    assert code == 0, err
+    found = ProbeResult.load("o")
+    gone = {table.name for each in LATER if each.name == name for table in each.tables}
+    same_tables(found, whole, gone)
+    assert found.settings["missing"] == {name: "out of memory. Try a smaller --batch-size or --length"}
+    assert any("not measured: out of memory" in note for note in found.model["notes"])
+    assert "not measured: out of memory" in Path("o/report.html").read_text()
+    assert found.tables["checks"]["passed"].tolist() == [True]
+    assert all(torch.equal(value, before[key]) for key, value in demo.model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", [each.name for each in LATER])
+def test_an_interrupt_in_a_measurement(
+    run: Run, demo: Loaded, whole: ProbeResult, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, name, KeyboardInterrupt())
+    code, _, err = run("demo", *SMALL, "--out", "o", "--fail-if", "residual_bulk@last>0.1")
+    place = next(i for i, each in enumerate(LATER) if each.name == name)
+    left = [each.name for each in LATER[place:]]
+    assert code == 130
+    assert err.splitlines()[-1] == f"rc-probe: interrupted. Saved without {', '.join(left)}: o"
+    found = ProbeResult.load("o")
+    same_tables(found, whole, {table.name for each in LATER[place:] for table in each.tables})
+    assert found.settings["missing"] == dict.fromkeys(left, "interrupted")
+    assert found.tables["checks"]["passed"].tolist() == [False], "it is decided all the same"
+
+
+def test_a_fault_of_ours_is_said_and_loses_nothing(
+    run: Run, whole: ProbeResult, demo: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, "chains", KeyError("tables"))
+    assert run("demo", *SMALL, "--out", "o")[0] == 0
+    same_tables(ProbeResult.load("o"), whole, {"chains"})
+    missing = json.loads(Path("o/results.json").read_text())["settings"]["missing"]
+    assert missing == {"chains": "a fault of rc-probe (KeyError: 'tables')"}
+
+
+def test_the_curves_are_needed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, "curves", RuntimeError(MEMORY))
+    code, _, err = run("demo", *SMALL, "--out", "o")
+    assert (code, err.count("\n")) == (2, 1) and "out of memory" in err
+    assert not Path("o/results.json").exists()
+
+
+def test_from_python_an_interrupt_is_an_interrupt(demo: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, "floor", KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        probe(demo.model, samples=2, length=12, init=False, paths=False, processor=demo.processor)
+
+
+def test_a_run_that_was_interrupted_is_made_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("m.txt").write_text("demo\ndemo --length 14\n")
+    with monkeypatch.context() as spoiled:
+        spoil(spoiled, "chains", KeyboardInterrupt())
+        code, _, err = run("sweep", "m.txt", *SMALL, "--out", "o")
+    assert code == 130 and "interrupted. 0 of 2 runs are finished" in err
+    code, _, err = run("sweep", "m.txt", *[word for word in SMALL if word != "--quiet"], "--out", "o")
+    assert code == 0 and "there already" not in err
+    assert "chains" in ProbeResult.load("o/demo").tables
