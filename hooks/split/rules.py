@@ -72,8 +72,9 @@ def _move(func: Any, *args: Any, **kwargs: Any) -> Any:
 
     whole, spec = tree_flatten(run(lambda s: s.center.expand(s.shape).contiguous()))
     rest = tree_leaves(run(lambda s: s.residual))
-    axes = _axes(func, args, kwargs, leaves, lambda: run(_numbers))
-    if None in axes:
+    found = _axes(func, args, kwargs, leaves, lambda: run(_numbers))
+    axes = [axis for axis in found if axis is not None]
+    if len(axes) < len(found):
         return NotImplemented
     out = [
         Split(center.narrow(axis, 0, 1) if uniform else center, residual, axis)

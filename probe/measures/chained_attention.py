@@ -157,7 +157,8 @@ def first_eigenvector(square: Tensor) -> Tensor:
         power, left = power[~done], left[~done]
     if len(left):
         found[left] = torch.linalg.eigh(square[left]).eigenvectors[..., -1:]
-    return found / torch.linalg.vector_norm(found, dim=1, keepdim=True)
+    unit: Tensor = found / torch.linalg.vector_norm(found, dim=1, keepdim=True)
+    return unit
 
 
 # ---- along the layers of a model

@@ -55,12 +55,13 @@ class MassiveReader(PlainReader):
         real = torch.ones_like(tokens.massive) if mask is None else mask.bool()
         positions = real.cumsum(1)
         ids = self.batch.inputs.get("decoder_input_ids", self.batch.inputs.get("input_ids"))
-        named = isinstance(ids, Tensor) and ids.shape == x.shape[:2]
+        if not isinstance(ids, Tensor) or ids.shape != x.shape[:2]:
+            ids = torch.full(x.shape[:2], -1)
         b, t = places.unbind(1)
         vectors, norms = tokens.x[b, t].double(), tokens.lengths[b, t]
         largest, coordinate = vectors.abs().max(1)
         columns = (
-            positions[b, t], ids.to(x.device)[b, t] if named else torch.full_like(b, -1), norms / tokens.median[b],
+            positions[b, t], ids.to(x.device)[b, t], norms / tokens.median[b],
             (largest / norms).square(), coordinate,
         )  # fmt: skip
         for position, token, norm, share, where in zip(*(c.tolist() for c in columns), strict=True):

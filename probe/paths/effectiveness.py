@@ -174,7 +174,7 @@ class _Run:
     @contextmanager
     def _scoring(self, name: str) -> Iterator[Callable[[Key, Tensor], None]]:
         """Scores streams of a batch by what the model's own head makes of them; without a task nothing."""
-        if self.head is None:
+        if self.head is None or self.prepared is None:
             yield lambda key, stream: None
             return
         tally = self.tallies[name]
