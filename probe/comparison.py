@@ -20,9 +20,10 @@ from rc_probe.hooks.errors import RcProbeError
 from rc_probe.measures import TABLES
 from rc_probe.registry import PAPER, WHOLE
 from rc_probe.results.curves import curves, curves_by_metric, headline
-from rc_probe.results.files import HTML_NAME, JSON_NAME, SCHEMA, save_files, tables_as_json, tidy
+from rc_probe.results.files import HTML_NAME, SCHEMA, tables_as_json, tidy, to_csv
 from rc_probe.results.like_for_like import unlike
 from rc_probe.results.protocols import Failure, Run
+from rc_probe.results.saving import save_whole
 from rc_probe.results.tables import COMPARED, FRAMES, RUN, STEP, Column, Row, page
 from rc_probe.results.tables import Table as Declared
 from rc_probe.results.words import name_of
@@ -144,7 +145,7 @@ class Comparison:
         order = [run.name for run in self.runs if run.name in wide.index]
         return wide.loc[order].dropna(axis="columns") if len(order) == len(self.runs) else pd.DataFrame()
 
-    def to_json(self) -> str:
+    def to_json(self, files: Mapping[str, str] | None = None) -> str:
         return json.dumps(
             {
                 "schema": SCHEMA,
@@ -153,6 +154,7 @@ class Comparison:
                 "settings": {"command": self.command, "like_for_like": not self.differences},
                 "environment": {"rc_probe": rc_probe.__version__, "date": self.date},
                 **tables_as_json(self.tables),
+                **({"files": dict(files)} if files else {}),
             },
             indent=1,
             allow_nan=False,
@@ -166,7 +168,8 @@ class Comparison:
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `results.json`, one CSV per table and `report.html` into `folder`, none half-written."""
-        return save_files(folder, self.tables, {HTML_NAME: self.to_html(), JSON_NAME: self.to_json()})
+        tables = {f"{name}.csv": to_csv(frame) for name, frame in self.tables.items()}
+        return save_whole(folder, tables | {HTML_NAME: self.to_html()}, self.to_json)
 
 
 def compare(*runs: str | os.PathLike[str] | ProbeResult, command: str | None = None) -> Comparison:

@@ -18,11 +18,11 @@ from rc_probe.results.files import (
     frame_of,
     plain,
     read_json,
-    save_files,
     tables_as_json,
     tidy,
-    write_files,
+    to_csv,
 )
+from rc_probe.results.saving import save_whole, write_files
 
 if TYPE_CHECKING:
     from rc_probe.results.checks import Outcome
@@ -129,8 +129,11 @@ class ProbeResult:
             loaded, name = ProbeResult.load(loaded), str(loaded)
         return fail_if(self, Checks.of(conditions, loaded, max_drop, name))
 
-    def to_json(self) -> str:
-        """All of it as JSON: floats at full precision, NaN never. `columns` holds the tables' dtypes."""
+    def to_json(self, files: Mapping[str, str] | None = None) -> str:
+        """All of it as JSON: floats at full precision, NaN never. `columns` holds the tables' dtypes.
+
+        files: digests of the files beside it, which then stand in it, too
+        """
         return json.dumps(
             {
                 "schema": SCHEMA,
@@ -139,6 +142,7 @@ class ProbeResult:
                 "environment": self.environment,
                 "verdict": self.verdict,
                 **tables_as_json(self.tables),
+                **({"files": dict(files)} if files else {}),
             },
             indent=1,
             allow_nan=False,
@@ -155,12 +159,14 @@ class ProbeResult:
         return html
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `results.json`, one CSV per table and `report.html` into `folder`, none half-written.
+        """Write `results.json`, one CSV per table and `report.html` into `folder`, as a whole.
 
-        Tables of an earlier result in the same folder that this one lacks are removed.
-        `RcProbeError` where the folder cannot be written or the disk is full.
+        results.json comes last: while it is there, all files are of this result. Tables of an earlier result in the same
+        folder that this one lacks are removed. `RcProbeError` where the folder cannot be written, the disk is full, or a file
+        of these names is there that rc-probe did not write.
         """
-        return save_files(folder, self.tables, {HTML_NAME: self.to_html(), JSON_NAME: self.to_json()})
+        tables = {f"{name}.csv": to_csv(frame) for name, frame in self.tables.items()}
+        return save_whole(folder, tables | {HTML_NAME: self.to_html()}, self.to_json)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:

@@ -22,7 +22,7 @@ from rc_probe.results.checks import exit_code
 from rc_probe.settings import Settings
 
 from .errors import INTERRUPTED, fail, interrupts, one_line_errors
-from .finished_runs import interrupted
+from .finished_runs import interrupted, placed
 from .generated import with_options
 from .job import Job, folder_name
 from .one_run import conclude, run
@@ -131,6 +131,7 @@ def measure(
             start_or_join(num_processes, job.settings)
         if found:
             raise SystemExit(_follow(ctx, job, found, check))
+        job = placed(job, chosen=out is not None, say=partial(_aside, quiet=quiet))
         done = run(job, check, quiet=quiet)
         if done is None:
             return
@@ -148,6 +149,11 @@ def measure(
         if left := interrupted(result):
             fail(f"interrupted. Saved without {', '.join(left)}: {job.target}", INTERRUPTED)
         raise SystemExit(exit_code(outcomes))
+
+
+def _aside(line: str, *, quiet: bool) -> None:
+    if not quiet and launched() is None:
+        typer.echo(f"rc-probe: {line}", err=True)
 
 
 def _follow(ctx: typer.Context, job: Job, found: list[Checkpoint], check: Callable[[], None]) -> int:

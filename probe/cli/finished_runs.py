@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +41,7 @@ def asked(job: Job) -> dict[str, Any]:
 def finished(job: Job) -> ProbeResult | None:
     """The result in the job's folder, if the job would make the same again; its files are written last."""
     from rc_probe.result import ProbeResult
-    from rc_probe.results.files import HTML_NAME
+    from rc_probe.results.saving import is_whole
 
     try:
         result = ProbeResult.load(job.target)
@@ -48,7 +50,42 @@ def finished(job: Job) -> ProbeResult | None:
     same = result.settings.get("asked") == asked(job)
     version = result.environment.get("rc_probe") == rc_probe.__version__
     whole = not interrupted(result)
-    return result if same and whole and version and (job.target / HTML_NAME).is_file() else None
+    return result if same and whole and version and is_whole(job.target) else None
+
+
+def placed(job: Job, *, chosen: bool, say: Callable[[str], None]) -> Job:
+    """The job with a folder in which no run with other settings stands: NAME, else NAME-2, NAME-3 …
+
+    A folder that was `chosen` by the user is theirs to replace, and a line says so.
+    """
+    wanted, place = _settings(asked(job)), job.target
+    for number in itertools.count(2):
+        there = _asked_there(place)
+        if there is None or there == wanted:
+            break
+        if chosen:
+            say(f"{place} holds a run with other settings, which this one replaces")
+            break
+        place = job.target.with_name(f"{job.target.name}-{number}")
+    if place != job.target:
+        say(f"{job.target} holds a run with other settings; this one goes to {place}")
+    return replace(job, target=place)
+
+
+def _asked_there(folder: Path) -> dict[str, Any] | None:
+    """What the run in the folder was asked for; None where there is none."""
+    from rc_probe.results.files import JSON_NAME, read_json
+
+    try:
+        found: dict[str, Any] | None = read_json(folder / JSON_NAME)["settings"]["asked"]
+    except (RcProbeError, KeyError, TypeError):
+        return None
+    return None if found is None else _settings(found)
+
+
+def _settings(found: dict[str, Any]) -> dict[str, Any]:
+    """Without the state of files: a model that was trained on is measured in the place of the old one."""
+    return {key: value for key, value in found.items() if key not in ("model_files", "data_files")}
 
 
 def interrupted(result: ProbeResult) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from collections.abc import Mapping
@@ -11,10 +10,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from rc_probe.common_options import CommonOptions
-from rc_probe.hooks.errors import RcProbeError
 from rc_probe.processes.launch import launched
 from rc_probe.results.checks import Checks
 from rc_probe.results.protocols import Result
+from rc_probe.results.saving import check_folder
 from rc_probe.settings import Settings
 
 from .generated import chosen_options
@@ -69,10 +68,4 @@ def folder_name(model: str) -> str:
 
 def check_target(target: Path) -> None:
     """Find out before the measurement, not after it, that nothing can be written there."""
-    there = target
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir():
-        raise RcProbeError(f"{there} is a file", where=f"--out {target}", todo="Give a folder")
-    if not os.access(there, os.W_OK):
-        raise RcProbeError(f"{there} cannot be written", where=f"--out {target}", todo="Give another folder")
+    check_folder(target, f"--out {target}")

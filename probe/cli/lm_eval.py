@@ -54,7 +54,7 @@ def lm_eval(
             parse_intervention(text)
         from rc_probe.integrations.lm_eval import ablated_scores
         from rc_probe.models.load import load_model
-        from rc_probe.results.files import write_files
+        from rc_probe.results.saving import write_files
 
         from .terminal import progress_bar
 

@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,12 +71,12 @@ def _planned(source: Path, common: dict[str, Any], target: Path) -> list[Planned
     """One run per line; everything that can be wrong with a line is refused before the first run."""
     lines = _lines(source)
     names = _names([words for _, words in lines])
-    planned = []
+    planned: list[Planned] = []
     for (number, words), name in zip(lines, names, strict=True):
         where = f"{source}, line {number}"
         defaults, own = _parsed(words, where)
         options = defaults | common | own
-        place = target / folder_name(name.replace("/", "_"))
+        place = _free(target / folder_name(name.replace("/", "_")), [each.job.target for each in planned])
         try:
             refuse_processes(options["num_processes"])
             check_trackers(options["log_with"] or (), alone=False)
@@ -127,13 +128,22 @@ def _parsed(words: list[str], where: str) -> tuple[dict[str, Any], dict[str, Any
     return dict(context.params), own
 
 
+def _free(place: Path, taken: Sequence[Path]) -> Path:
+    """The folder, numbered where a line above has it already."""
+    names = (place, *(place.with_name(f"{place.name}-{number}") for number in range(2, len(taken) + 2)))
+    return next(name for name in names if name not in taken)
+
+
 def _names(lines: list[list[str]]) -> list[str]:
-    """Of each line the last part of its model, with its options; the whole model where two were the same."""
-    short = [_name(folder_name(words[0]), words[1:]) for words in lines]
-    count = Counter(short)
+    """Of each line the last part of its model, with its options; more of the model where two were the same."""
+    levels = [
+        [_name(shorten(words[0]), words[1:]) for words in lines]
+        for shorten in (folder_name, lambda model: model.strip("./"), str)
+    ]
+    counts = [Counter(level) for level in levels]
     return [
-        name if count[name] == 1 else _name(words[0].strip("./"), words[1:])
-        for name, words in zip(short, lines, strict=True)
+        next(name for name, count in zip(names, counts, strict=True) if count[name] == 1 or name == names[-1])
+        for names in zip(*levels, strict=True)
     ]
 
 

@@ -1,13 +1,9 @@
 """Results in files: tables as JSON and CSV, saved and loaded without loss."""
 
-import contextlib
-import errno
 import gzip
 import json
 import math
-import os
 import re
-import uuid
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,19 +69,6 @@ def tables_as_json(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     }
 
 
-def save_files(
-    folder: str | os.PathLike[str], tables: Mapping[str, pd.DataFrame], files: Mapping[str, str]
-) -> Path:
-    """Write `files` and one CSV per table into `folder`, none half-written; CSVs of an earlier result go."""
-    home = Path(folder)
-    everything = {f"{name}.csv": to_csv(frame) for name, frame in tables.items()} | dict(files)
-    stale = _csv_names(home) - set(everything)
-    write_files(home, everything)
-    for name in stale:
-        (home / name).unlink(missing_ok=True)
-    return home
-
-
 def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     cells = [_cells(frame[column]) for column in frame]
     names = [str(column) for column in frame]
@@ -133,36 +116,10 @@ def read_json(source: Path) -> dict[str, Any]:
     return saved
 
 
-def _csv_names(home: Path) -> set[str]:
-    """The CSV files of the result that stands in `home`, none where there is no readable one."""
+def csv_names(source: Path) -> set[str]:
+    """The CSV files of a results.json, none where it cannot be read."""
     try:
-        names = read_json(home / JSON_NAME).get("tables", {})
+        names = read_json(source).get("tables", {})
     except RcProbeError:
         return set()
     return {f"{name}.csv" for name in names if _TABLE_NAME.fullmatch(str(name))}
-
-
-def write_files(home: Path, files: Mapping[str, str]) -> None:
-    """Write `files` into `home`: all beside their places first, then moved over them."""
-    fresh: dict[Path, Path] = {}
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            target = home / name
-            if target.is_dir():
-                raise IsADirectoryError(errno.EISDIR, "a folder has its name", str(target))
-            part = home / f".{name}.{uuid.uuid4().hex}.part"
-            fresh[part] = target
-            part.write_bytes(text.encode("utf-8", "backslashreplace"))
-        for part, target in fresh.items():
-            os.replace(part, target)
-    except OSError as error:
-        raise RcProbeError(
-            f"cannot write the results ({error.strerror or error})",
-            where=str(error.filename or home),
-            todo="Free some space or give another folder with --out",
-        ) from error
-    finally:
-        for part in fresh:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)

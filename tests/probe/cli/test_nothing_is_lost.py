@@ -107,3 +107,51 @@ def test_a_run_that_was_interrupted_is_made_again(run: Run, monkeypatch: pytest.
     code, _, err = run("sweep", "m.txt", *[word for word in SMALL if word != "--quiet"], "--out", "o")
     assert code == 0 and "there already" not in err
     assert "chains" in ProbeResult.load("o/demo").tables
+
+
+# ---- folders
+
+
+def test_other_settings_get_a_folder_of_their_own(run: Run) -> None:
+    fast = ["--samples", "2", "--length", "12", "--no-init", "--no-paths", "--no-recursion"]
+    assert run("demo", *fast)[0] == 0
+    first = Path("rc-probe-out/demo/results.json").read_bytes()
+    code, _, err = run("demo", *fast, "--seed", "3")
+    line = (
+        "rc-probe: rc-probe-out/demo holds a run with other settings; this one goes to rc-probe-out/demo-2\n"
+    )
+    assert (code, err) == (0, line)
+    assert Path("rc-probe-out/demo/results.json").read_bytes() == first
+    assert ProbeResult.load("rc-probe-out/demo-2").settings["seed"] == 3
+    assert run("demo", *fast, "--seed", "3")[2] == line, "the same settings overwrite"
+    assert sorted(p.name for p in Path("rc-probe-out").iterdir()) == ["demo", "demo-2"]
+    code, _, err = run("demo", *fast, "--seed", "4", "--out", "rc-probe-out/demo-2")
+    assert (code, err) == (
+        0,
+        "rc-probe: rc-probe-out/demo-2 holds a run with other settings, which this one replaces\n",
+    )
+
+
+def test_a_folder_of_the_users_is_refused_before_anything_is_loaded(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rc_probe.api.load_model", lambda *given, **options: pytest.fail("loaded"))
+    Path("mine").mkdir()
+    Path("mine/report.html").write_text("mine")
+    code, _, err = run("demo", "--out", "mine")
+    assert code == 2 and "report.html is there already, and rc-probe did not write it" in err
+    assert Path("mine/report.html").read_text() == "mine"
+
+
+def test_lines_of_a_sweep_never_share_a_folder(run: Run, demo: Loaded) -> None:
+    from support import tiny
+
+    for place in ("m", "deep/m"):
+        tiny.saved(Path(place), tiny.bert(), tiny.tokenizer())
+    Path("list.txt").write_text("./m\n./deep/../deep/m\nm/\n")
+    fast = ["--samples", "2", "--length", "12", "--no-init", "--no-paths", "--no-recursion", "--quiet"]
+    code, _, err = run("sweep", "list.txt", *fast, "--out", "o")
+    assert code == 0, err
+    folders = [p for p in Path("o").iterdir() if p.is_dir()]
+    assert len(folders) == 3 and all((p / "results.json").is_file() for p in folders)
+    assert len({ProbeResult.load(p).settings["asked"]["model"] for p in folders}) == 3

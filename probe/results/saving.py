@@ -1,0 +1,172 @@
+"""A result saved as a whole: either all files of a folder belong together, or there is no results.json in it.
+
+What is new is written beside its place first; then the old results.json goes, everything else is moved over, and the new
+results.json comes last, with a digest of each of the other files. One writer at a time: a lock for each folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import getpass
+import hashlib
+import os
+import re
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from rc_probe.hooks.errors import RcProbeError
+
+from .files import JSON_NAME, csv_names, read_json
+
+_PART = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}\.part")  # what a save writes beside the place of NAME
+TODO = "Free some space or give another folder with --out"
+
+
+def save_whole(
+    folder: str | os.PathLike[str], files: Mapping[str, str], as_json: Callable[[dict[str, str]], str]
+) -> Path:
+    """Save `files` by name, and results.json, which `as_json` makes of their digests. Returns the folder.
+
+    Files of an earlier result that this one lacks are removed, as is what a killed save left behind.
+    Raises RcProbeError where something that rc-probe did not write would be overwritten, and where nothing can be written.
+    """
+    home = Path(folder)
+    whole = dict(files) | {JSON_NAME: as_json({name: digest(text) for name, text in files.items()})}
+    with _errors(home), _lock(home):
+        _refuse_foreign(home, whole)
+        home.mkdir(parents=True, exist_ok=True)
+        left = _leftovers(home)
+        known = [home / JSON_NAME, *(path for path in left if path.name.startswith(f".{JSON_NAME}."))]
+        stale = set().union(*map(csv_names, known)) - set(whole)
+        fresh = _written(home, whole)
+        try:
+            if (home / JSON_NAME).exists():  # from here to the end there is no result
+                aside = _beside(home, JSON_NAME)  # but what tells which files are of the old one
+                os.replace(home / JSON_NAME, aside)
+                left.append(aside)
+            for name in stale:
+                (home / name).unlink(missing_ok=True)
+            for name in sorted(whole, key=lambda name: name == JSON_NAME):
+                os.replace(fresh[name], home / name)
+        finally:
+            _drop([*fresh.values(), *(left if (home / JSON_NAME).exists() else ())])
+    return home
+
+
+def write_files(home: Path, files: Mapping[str, str]) -> None:
+    """Write single files, none half-written: beside their places first, then moved over them."""
+    with _errors(home), _lock(home):
+        home.mkdir(parents=True, exist_ok=True)
+        fresh = _written(home, files)
+        try:
+            for name in files:
+                os.replace(fresh[name], home / name)
+        finally:
+            _drop(fresh.values())
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the folder holds a result whose files are all there, as they were saved."""
+    try:
+        digests = read_json(folder / JSON_NAME).get("files")
+        return isinstance(digests, dict) and all(
+            digest((folder / name).read_text("utf-8", "surrogateescape")) == one
+            for name, one in digests.items()
+        )
+    except (OSError, ValueError):
+        return False
+
+
+def check_folder(folder: Path, where: str) -> None:
+    """Find out before the measurement, not after it, that nothing can be written there; leaves nothing behind."""
+    made: list[Path] = []
+    try:
+        for place in reversed([folder, *folder.parents]):
+            if not place.exists():
+                place.mkdir()
+                made.append(place)
+        if not folder.is_dir():
+            raise RcProbeError(f"{folder} is a file", where=where, todo="Give a folder")
+        tried = folder / f".try.{uuid.uuid4().hex}.part"
+        tried.write_bytes(b"")
+        tried.unlink()
+        _refuse_foreign(folder, (JSON_NAME, "report.html"))
+    except OSError as error:
+        what = f"{folder} cannot be written ({error.strerror or type(error).__name__})"
+        raise RcProbeError(what, where=where, todo="Give another folder") from error
+    finally:
+        for place in reversed(made):
+            with contextlib.suppress(OSError):
+                place.rmdir()
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def ours(folder: Path) -> bool:
+    """Whether rc-probe has written into this folder: a result of any version, or what a killed save left of one."""
+    with contextlib.suppress(RcProbeError):
+        return bool(read_json(folder / JSON_NAME))
+    return any(_PART.fullmatch(path.name) for path in _leftovers(folder))
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    return [path for path in folder.glob(".*.part") if _PART.fullmatch(path.name)] if folder.is_dir() else []
+
+
+def _refuse_foreign(home: Path, names: Mapping[str, str] | tuple[str, ...]) -> None:
+    there = [name for name in names if (home / name).exists()]
+    if there and not ours(home):
+        what = f"{there[0]} is there already, and rc-probe did not write it"
+        raise RcProbeError(what, where=str(home), todo="Give another folder with --out, or move it away")
+
+
+def _written(home: Path, files: Mapping[str, str]) -> dict[str, Path]:
+    """All files beside their places, by name."""
+    fresh: dict[str, Path] = {}
+    try:
+        for name, text in files.items():
+            target = home / name
+            if target.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "a folder has its name", str(target))
+            fresh[name] = _beside(home, name)
+            fresh[name].write_bytes(text.encode("utf-8", "backslashreplace"))
+    except BaseException:
+        _drop(fresh.values())
+        raise
+    return fresh
+
+
+def _beside(home: Path, name: str) -> Path:
+    return home / f".{name}.{uuid.uuid4().hex}.part"
+
+
+def _drop(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _errors(home: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        what = f"cannot write the results ({error.strerror or error})"
+        raise RcProbeError(what, where=str(error.filename or home), todo=TODO) from error
+
+
+@contextlib.contextmanager
+def _lock(home: Path) -> Iterator[None]:
+    """One writer of a folder at a time. The lock lies among the temporary files, not in the folder."""
+    from filelock import FileLock
+
+    name = hashlib.sha256(str(home.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    locks = Path(tempfile.gettempdir()) / f"rc-probe-{getpass.getuser()}"
+    locks.mkdir(exist_ok=True)
+    with FileLock(locks / f"{name}.lock"):
+        yield
