@@ -116,6 +116,7 @@ def bounds_frame(weights: Sequence[str]) -> pd.DataFrame:
                 "residual_in": 10.0 ** (3 - 3**layer), "residual_out": 10.0 ** (3 - 3**layer) / 50,
                 "bound_out": math.inf if layer == 1 else 10.0 ** (8 - 3**layer),
                 "log10_bound_unrolled": 3.4 * layer, "vacuous": vacuous,
+                "trivial_out": 10.0 ** (9 - 3**layer), "unrolled_vacuous": True, "unrolled_reason": "grows with depth",
                 "reason": "scores spread by more than 1.256" if vacuous else None,
             })  # fmt: skip
     return pd.DataFrame(rows)
