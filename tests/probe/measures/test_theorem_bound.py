@@ -188,6 +188,7 @@ def chained(*, c: float = 0.3, spread: float = 0.2, r1: float = 0.1, trivial: fl
             "",
             "",
         ),  # c r² = .3 × .49; the bounds are 10^-.99 and 10^-3.49, any patterns give 2 and 6
+        (chained(c=1.6), "", ""),  # 1.6 × .49, though 1.6 × .7 is over 1
         (chained(c=3.0), "10^0.167, not below 1", "10^0.167, not below 1"),  # 3 × .49
         (chained(r1=0.4), "", "10^0.672, not below 1"),  # the norm: .15 × 4³ × .49
         (chained(spread=1.3), "spread by 1.3 within", "spread by 1.3 within"),  # a step that is not covered
