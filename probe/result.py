@@ -98,7 +98,7 @@ class ProbeResult:
 
     @property
     def bounds(self) -> pd.DataFrame:
-        """The bound of theorem 2.2 by layer, with its constants."""
+        """The one-layer bound and the unrolled bound of theorem 2.2 by layer, with their constants."""
         return self.table("bounds")
 
     @property

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from rc_probe.result import ProbeResult
 
 BARS = "▁▂▃▄▅▆▇█"
+SHORT = {"pretrained": "pre", "init": "init"}  # names of weights where there is little room
+GAP, LEAST = 2, 8  # columns between two others; of the sparkline at least
 COLOURS = {"healthy": "green", "watch": "yellow", "collapsed": "red"}
 
 
@@ -91,10 +94,19 @@ def no_download_bars() -> Iterator[None]:
             os.environ[name] = before
 
 
-def sparkline(values: list[float | None]) -> str:
-    """One character per layer, from 0 to the largest value but at least 1; a gap where there is none."""
+def sparkline(values: list[float | None], room: int | None = None) -> str:
+    """One character per layer, from 0 to the largest value but at least 1; a gap where there is none.
+
+    room: characters at most. The first and the last layer keep their own, the others share what is left, and
+    each character shows the lowest of its layers.
+    """
     top = max([1.0, *(v for v in values if v is not None)])
-    return "".join(" " if v is None else BARS[min(int(v / top * len(BARS)), len(BARS) - 1)] for v in values)
+    size = min(len(values), room or len(values))
+    inner = max(size - 2, 1)
+    edges = [0, *(1 + round(i * (len(values) - 2) / inner) for i in range(inner + 1)), len(values)]
+    parts = [values[i:j] for i, j in pairwise(edges)] if 2 < size < len(values) else [[v] for v in values]
+    lowest = [min((v for v in part if v is not None), default=None) for part in parts]
+    return "".join(" " if v is None else BARS[min(int(v / top * len(BARS)), len(BARS) - 1)] for v in lowest)
 
 
 def summary(result: ProbeResult, target: Path) -> None:
@@ -104,7 +116,7 @@ def summary(result: ProbeResult, target: Path) -> None:
     rows = result.tables["residuals"]
     rows = rows[rows["metric"] == verdict["metric"]]
     if len(rows):
-        console.print(_curve_table(rows, METRICS[verdict["metric"]].title))
+        console.print(_curve_table(rows, METRICS[verdict["metric"]].title, console.width))
     colour = COLOURS.get(str(verdict.get("level")), "default")
     console.print(f"[bold {colour}]{escape(str(verdict['sentence']))}[/]", soft_wrap=True)
     for reason in verdict.get("reasons", ()):
@@ -119,24 +131,52 @@ def summary(result: ProbeResult, target: Path) -> None:
     console.print(f"Report: [bold]{escape(str(target / 'report.html'))}[/]", soft_wrap=True)
 
 
-def _curve_table(rows: pd.DataFrame, title: str) -> Table:
+def _curve_table(rows: pd.DataFrame, title: str, width: int) -> Table:
+    """The curves in `width` columns: the numbers are whole, the sparkline and the names take what is left."""
     last = int(rows["layer"].max())
-    table = Table(title=f"{title} by layer", title_justify="left", box=None, pad_edge=False)
-    for name in ("weights", "variant", f"layers 0 … {last}"):
-        table.add_column(name, no_wrap=True)
-    for name in ("layer 0", "lowest", f"layer {last}"):
-        table.add_column(name, justify="right", no_wrap=True)
-    floored = False
+    lines = []
     for (weights, variant), curve in rows.groupby(["weights", "variant"], sort=False):
         values = [None if math.isnan(v) else float(v) for v in curve.sort_values("layer")["mean"]]
         floor = float(curve["floor"].max())
         known = [v for v in values if v is not None]
         cells = [_cell(v, floor) for v in (values[0], min(known, default=None), values[-1])]
-        floored = floored or any("*" in c for c in cells)
-        table.add_row(escape(str(weights)), escape(str(variant)), sparkline(values), *cells)
-    if floored:
+        lines.append((str(weights), str(variant), values, cells))
+    heads = ["layer 0", "lowest", f"layer {last}"]
+    wide = [max(len(head), *(len(line[3][i]) for line in lines)) for i, head in enumerate(heads)]
+    left = width - sum(wide) - 5 * GAP  # for both names and the sparkline
+    names = {line[0]: line[0] for line in lines}
+    longest = max(len(line[1]) for line in lines)
+    if max(map(len, names)) + longest + LEAST > left:
+        names |= SHORT
+    first = max(map(len, names.values()))
+    second = max(len("variant"), min(longest, left - first - LEAST))
+    room = max(3, left - first - second)
+    table = Table(title=f"{title} by layer", title_justify="left", box=None, pad_edge=False)
+    for name in (
+        _fitting(["weights", ""], first),
+        "variant",
+        _fitting([f"layers 0 … {last}", f"0 … {last}", "curve"], room),
+    ):
+        table.add_column(name, no_wrap=True)
+    for name in heads:
+        table.add_column(name, justify="right", no_wrap=True)
+    for weights, variant, values, cells in lines:
+        table.add_row(escape(names[weights]), escape(_cut(variant, second)), sparkline(values, room), *cells)
+    if any("*" in cell for line in lines for cell in line[3]):
         table.caption, table.caption_justify = "* at or below the rounding floor: noise", "left"
     return table
+
+
+def _fitting(texts: list[str], room: int) -> str:
+    return next((text for text in texts if len(text) <= room), "")
+
+
+def _cut(text: str, room: int) -> str:
+    """`text`, cut in its middle where there is no room for it."""
+    if len(text) <= room:
+        return text
+    end = (room - 1) // 2
+    return f"{text[: room - 1 - end]}…{text[len(text) - end :]}"
 
 
 def _cell(value: float | None, floor: float) -> str:

@@ -1,4 +1,4 @@
-"""Below the float floor: the residual of pure attention without cancellation, and the theorem's bound on it."""
+"""Below the float floor: the residual of pure attention without cancellation, and the theorem's bounds on it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RECURSION = Table("recursion", "The recursion by layer", (
     Column("residual_direct", "float64", "the same as the model's own arithmetic has it", "plain arithmetic"),
     Column("ratio_cubed", "float64", "residual divided by the cube of the layer before", "r / previous r³"),
 ))  # fmt: skip
-BOUNDS = Table("bounds", "The bound of theorem 2.2 by layer", (
+BOUNDS = Table("bounds", "The one-layer bound, and theorem 2.2 unrolled, by layer", (
     WEIGHTS,
     Column("layer", "int64", "number of the attention layer, from 1"),
     Column("heads", "int64", "H, how many heads it has"),
@@ -30,11 +30,16 @@ BOUNDS = Table("bounds", "The bound of theorem 2.2 by layer", (
     Column("spread", "float64", "how far the scores of a row spread at most; the theorem allows 1.256", "max D"),
     Column("residual_in", "float64", "‖res X‖₁,∞ of the tokens that enter the layer", "residual in"),
     Column("residual_out", "float64", "‖res X‖₁,∞ of what the layer gives", "residual out"),
-    Column("bound_out", "float64", "what the theorem bounds residual_out by; empty beyond floats", "bound"),
-    Column("log10_bound_unrolled", "float64", "log₁₀ of the bound from layer 1 to here; empty beyond floats",
+    Column("bound_out", "float64", "the one-layer bound: of residual_out, from the measured residual_in; empty beyond floats",
+           "one-layer bound"),
+    Column("trivial_out", "float64", "what residual_out cannot exceed, whatever the attention patterns are",
+           "any patterns"),
+    Column("log10_bound_unrolled", "float64", "log₁₀ of theorem 2.2's own bound, from what enters layer 1 to here; empty beyond floats",
            "log₁₀ unrolled bound"),
-    Column("vacuous", "bool", "whether the bound says nothing"),
+    Column("vacuous", "bool", "whether the one-layer bound says nothing"),
     Column("reason", "str", "why it says nothing", "why vacuous"),
+    Column("unrolled_vacuous", "bool", "whether the unrolled bound says nothing", "unrolled vacuous"),
+    Column("unrolled_reason", "str", "why the unrolled bound says nothing", "why unrolled vacuous"),
 ))  # fmt: skip
 
 

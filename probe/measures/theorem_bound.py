@@ -56,7 +56,8 @@ def layer_bound(residual: Tensor, heads: Heads) -> dict[str, Any]:
     """The bound for one layer: residual R (T, D) of the tokens that enter it, from any X = 1 x^T + R.
 
     Returns heads, d_qk, beta, gamma, coefficient, spread (the largest D_i), residual_in (||R||), bound_out
-    (for the residual of the layer's output; None beyond floats), vacuous, reason. All norms are absolute.
+    (for the residual of the layer's output; None beyond floats), trivial_out (what that cannot exceed, whatever the
+    patterns are), vacuous, reason. All norms are absolute.
     """
     size = float(residual.abs().max()) or 1.0
     r = residual / size  # E is of second order: do not let it underflow
@@ -89,6 +90,7 @@ def layer_bound(residual: Tensor, heads: Heads) -> dict[str, Any]:
         "spread": spread,
         "residual_in": residual_in,
         "bound_out": 10**log_bound if log_bound < 308 else None,
+        "trivial_out": trivial,
         "vacuous": bool(reason),
         "reason": reason,
     }
@@ -111,18 +113,51 @@ def _vacuous(spread: float, shrinks: float, log_bound: float, trivial: float) ->
 def unrolled(rows: Sequence[dict[str, Any]]) -> list[float | None]:
     """log10 of theorem 2.2's bound on residual_out after layers 1 … l, c^((3^l - 1)/2) r_0^(3^l).
 
-    rows: coefficient, residual_in, residual_out of consecutive layers. c is the largest coefficient so far,
-    times n^3 where a norm between two layers scales the residual by n (measured; the theorem's network
-    has none). r_0 is the first residual_in. None where it is beyond floats.
+    rows: coefficient, residual_in, residual_out of consecutive layers. r_0 is the first residual_in, c as
+    `_largest_coefficients` has it. None where it is beyond floats.
     """
     found: list[float | None] = []
-    base = -math.inf
-    for number, row in enumerate(rows, start=1):
-        gain = row["residual_in"] / rows[number - 2]["residual_out"] if number > 1 else 1.0
-        base = max(base, _log10(row["coefficient"]) + 3 * _log10(gain))
+    for number, base in enumerate(_largest_coefficients(rows), start=1):
         power = 3.0**number if number < 600 else math.inf
         value = (power - 1) / 2 * base + power * _log10(rows[0]["residual_in"])
         found.append(value if math.isfinite(value) else None)
+    return found
+
+
+def why_unrolled_is_vacuous(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Why the bound of `unrolled` says nothing after layers 1 … l; "" where it says something.
+
+    It says nothing if a layer so far spreads its scores more than the theorem allows; if c r_0^2 >= 1, since it
+    then grows with depth; and if it is not below r_0 times what each layer so far can make of a residual
+    at most, whatever its patterns are: trivial_out / residual_in, and the n of the norm before it.
+    """
+    found = []
+    spread, trivial, start = 0.0, 0.0, _log10(rows[0]["residual_in"]) if rows else 0.0
+    both = zip(_largest_coefficients(rows), unrolled(rows), strict=True)
+    for layer, (base, bound) in enumerate(both, start=1):
+        row = rows[layer - 1]
+        spread = max(spread, row["spread"])
+        trivial += _log10(row["trivial_out"]) - (
+            _log10(rows[layer - 2]["residual_out"]) if layer > 1 else 0.0
+        )
+        reason = ""
+        if spread > SPREAD:
+            reason = f"up to here scores spread by {spread:.3g} within a row, the theorem allows {SPREAD}"
+        elif base + 2 * start >= 0:
+            reason = f"grows with depth (coefficient × residual² at layer 1 = 10^{base + 2 * start:.3g}, not below 1)"
+        elif bound is not None and bound >= trivial:
+            reason = f"not below 10^{trivial:.3g}, which holds for any attention patterns"
+        found.append(reason)
+    return found
+
+
+def _largest_coefficients(rows: Sequence[dict[str, Any]]) -> list[float]:
+    """log10 of the largest coefficient of layers 1 … l, times n^3 where a norm before a layer scales the residual by n
+    (measured; the theorem's network has none)."""
+    found: list[float] = []
+    for place, row in enumerate(rows):
+        gain = row["residual_in"] / rows[place - 1]["residual_out"] if place else 1.0
+        found.append(max([_log10(row["coefficient"]) + 3 * _log10(gain), *found[-1:]]))
     return found
 
 
@@ -151,11 +186,14 @@ class Bounds:
         self.measured.append({"layer": layer, **row, "residual_out": residual_out})
 
     def rows(self) -> list[dict[str, Any]]:
-        """Rows with log10_bound_unrolled; empty if a layer is not covered."""
+        """Rows with the unrolled bound and its flag; empty if a layer is not covered."""
         if self.why:
             return []
-        both = zip(self.measured, unrolled(self.measured), strict=True)
-        return [{**row, "log10_bound_unrolled": log_bound} for row, log_bound in both]
+        whole = self.measured
+        return [
+            {**row, "log10_bound_unrolled": bound, "unrolled_vacuous": bool(why), "unrolled_reason": why}
+            for row, bound, why in zip(whole, unrolled(whole), why_unrolled_is_vacuous(whole), strict=True)
+        ]
 
 
 # ---- the weights of a layer, taken from its own computation

@@ -25,7 +25,7 @@ def judge_massive(result: Result) -> dict[str, Any] | None:
         return None
     count = int(result.settings.get("samples") or frame["samples"].max())
     things = THINGS.get(str(result.settings.get("modality")), "samples")
-    parts = [_told(name, rows, count, things) for name, rows in _groups(frame)]
+    parts = [_told(name, rows, count, things) for name, rows in groups(frame)]
     shown, more = parts[:SHOWN], len(parts) - SHOWN
     others = f"; and {many(more, 'others')}" if more > 0 else ""
     return {
@@ -37,7 +37,7 @@ def judge_massive(result: Result) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def _groups(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+def groups(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """Rows that one phrase tells: of one position whatever stands there, or of one token wherever it stands."""
     found, left = [], frame
     while len(left):

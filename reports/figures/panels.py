@@ -38,6 +38,7 @@ class Key:
     band: bool = False
     mark: str = ""
     hollow: bool = False
+    width: float = 2.4  # of the line
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,10 @@ def draw_line(
 
 
 def draw(
-    panel: Panel, shown: Mapping[str, Curve], styles: Styles = STYLES, *, band: bool = True, width: float = 2
-) -> None:
-    """Curves by name with bands of ± 1 std and a mark per layer, hollow where it is rounding noise."""
+    panel: Panel, shown: Mapping[str, Curve], styles: Styles = STYLES, *, band: bool = True, width: float = 2,
+    size: float = 4.6,
+) -> None:  # fmt: skip
+    """Curves by name with bands of ± 1 std and a mark per layer of this size, hollow where it is rounding noise."""
     if not shown:
         return
     axes = panel.axes
@@ -118,7 +120,7 @@ def draw(
     for name, curve in shown.items():
         noise = [curve.at_floor(i) for i in range(len(curve.layers))]
         texts = [_hover(name, curve, i) for i in range(len(curve.layers))]
-        draw_marks(panel, curve.layers, curve.means, styles[name][0], texts, hollow=noise)
+        draw_marks(panel, curve.layers, curve.means, styles[name][0], texts, hollow=noise, size=size)
         panel.words.append(ends(name, curve))
 
 
@@ -129,13 +131,13 @@ def lowest(axes: Axes) -> float:
 
 def draw_marks(
     panel: Panel, xs: Sequence[float], values: Sequence[float], colour: str, texts: list[str], *,
-    hollow: Sequence[bool],
+    hollow: Sequence[bool], size: float = 4.6,
 ) -> None:  # fmt: skip
     """A mark for each value with its text to hover on."""
     heights = np.maximum(np.asarray(values, dtype=float), lowest(panel.axes))
     looks: tuple[dict[str, Any], ...] = (
-        {"mfc": colour, "mec": (0, 0, 0, 0), "mew": 7, "ms": 4.6},  # a wide clear edge to hover on
-        {"mfc": PANEL, "mec": colour, "mew": 1.1, "ms": 4.8},
+        {"mfc": colour, "mec": (0, 0, 0, 0), "mew": 7, "ms": size},  # a wide clear edge to hover on
+        {"mfc": PANEL, "mec": colour, "mew": 1.1, "ms": size + 0.2},
     )
     for kind, look in enumerate(looks):
         where = (np.array(hollow, dtype=bool) == bool(kind)) & np.isfinite(heights)

@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from rc_probe.registry import METRICS, PAPER, WHOLE
-from rc_probe.results.curves import Curve, Curves
+from rc_probe.registry import MASSIVE, METRICS, PAPER, WHOLE
+from rc_probe.results.curves import BULK, RESIDUAL, Curve, Curves
 from rc_probe.results.words import WEIGHTS, number, power_of_ten
 
 from .canvas import fitted, panel_of
@@ -34,8 +34,17 @@ from .svg import ACCENT, BASE_SIZE, FG, MUTED, SAN, SAN_MLP, THEME, TRANSFORMER
 MOST_PANELS, MOST_ROWS = 12, 40  # what a figure of ablations holds; the tables hold all
 
 
-def residual_figure(found: Curves, init_seeds: pd.DataFrame, metric: str) -> Figure | None:
-    """The paper's figure: its variants by layer, pretrained beside init, on a linear and on a log scale."""
+_ALL_TOKENS = "all tokens (the paper’s residual)"
+
+
+def residual_figure(
+    found: Curves, init_seeds: pd.DataFrame, metric: str, beside: Mapping[str, Curve], *, apart: bool
+) -> Figure | None:
+    """The paper's figure: its variants by layer, pretrained beside init, on a linear and on a log scale.
+
+    beside: the whole model's residual of all tokens by weights, where massive tokens make it another
+    apart: somewhere in `found` it is another
+    """
     shown = [weights for weights in WEIGHTS if any(key[0] == weights for key in found)]
     if not shown:
         return None
@@ -46,9 +55,12 @@ def residual_figure(found: Curves, init_seeds: pd.DataFrame, metric: str) -> Fig
         for weights in shown:
             part = {v: found[weights, v] for v in variants if (weights, v) in found}
             panels.append(
-                _residual_panel(init_seeds, weights, part, list(found.values()), log=scale == "log")
+                _residual_panel(
+                    init_seeds, weights, part, beside, [*found.values(), *beside.values()], log=scale == "log"
+                )
             )
     keys = keys_of(variants)
+    keys += [Key(_ALL_TOKENS, THEME[FG], width=1.2)] if beside else []
     seeds = _seeds(init_seeds)
     if any(math.isfinite(std) for curve in found.values() for std in curve.stds):
         over = "samples and seeds" if seeds > 1 and "init" in shown else "samples"
@@ -56,9 +68,22 @@ def residual_figure(found: Curves, init_seeds: pd.DataFrame, metric: str) -> Fig
     keys.append(Key("rounding floor", THEME[MUTED], svg_dashes((3, 2))))
     caption = (
         "How far each layer’s token matrix is from one whose tokens are all equal: 0 is full collapse. "
-        f"{_means(seeds)}{spelt(variants)} Below the rounding floor (hatched, hollow marks) a number is noise."
+        f"{_which(metric, apart, bool(beside))}{_means(seeds)}{spelt(variants)} Below the rounding floor (hatched, hollow marks) a number is noise."
     )
-    return Figure("residual", f"{METRICS[metric].title} by layer", caption, keys, panels)
+    title = METRICS[metric if apart else RESIDUAL].title
+    return Figure("residual", f"{title} by layer", caption, keys, panels)
+
+
+def _which(metric: str, apart: bool, beside: bool) -> str:
+    """Which residual is drawn: of the bulk or of all tokens."""
+    if metric != BULK:
+        return ""
+    if not apart:
+        return (
+            "No token is massive: the bulk is all tokens, and this is the residual as the paper defines it. "
+        )
+    thin = " The thin line is the whole model with all tokens, as the paper defines it." if beside else ""
+    return f"Drawn is the bulk: all tokens but massive ones, of over {MASSIVE} times the median norm.{thin} "
 
 
 def _seeds(init_seeds: pd.DataFrame) -> int:
@@ -75,8 +100,9 @@ def _means(seeds: int) -> str:
 
 
 def _residual_panel(
-    seeds: pd.DataFrame, weights: str, part: Mapping[str, Curve], every: list[Curve], *, log: bool
-) -> str:
+    seeds: pd.DataFrame, weights: str, part: Mapping[str, Curve], beside: Mapping[str, Curve],
+    every: list[Curve], *, log: bool,
+) -> str:  # fmt: skip
     name = f"r{weights[0]}{'log' if log else 'lin'}"
     title = WEIGHTS[weights] + (", log scale" if log else "")
     with panel_of(name, title) as panel:
@@ -88,6 +114,9 @@ def _residual_panel(
         draw_floor(panel, list(part.values()))
         if weights == "init":
             _draw_seeds(panel.axes, seeds)
+        if weights in beside:  # below the others: seen where it is another
+            thin = {_ALL_TOKENS: beside[weights]}
+            draw(panel, thin, {_ALL_TOKENS: (FG, ())}, band=False, width=1, size=2.4)
         draw(panel, part)
     return panel.svg
 
@@ -102,14 +131,19 @@ def _draw_seeds(axes: Axes, table: pd.DataFrame) -> None:
         draw_line(axes, line["layer"].tolist(), line["mean"].tolist(), style, linewidth=0.7, alpha=0.5)
 
 
-_TRUE, _PLAIN, _CUBE, _BOUND = "cancellation-free", "plain arithmetic", "cube of the layer before", "bound"
+_TRUE, _PLAIN, _CUBE, _BOUND = (
+    "cancellation-free",
+    "plain arithmetic",
+    "cube of the layer before",
+    "one-layer bound",
+)
 _RECURSION: Styles = {
     _BOUND: (SAN_MLP, (6.5, 2, 1.2, 2)), _PLAIN: (MUTED, (5, 2.2)), _TRUE: (SAN, ()), _CUBE: (TRANSFORMER, (1.2, 1.8)),
 }  # fmt: skip
 
 
 def recursion_figure(table: pd.DataFrame, bounds: pd.DataFrame) -> Figure | None:
-    """Pure attention below the float floor: the recursion, plain arithmetic, the cubic law, the bound."""
+    """Pure attention below the float floor: the recursion, plain arithmetic, the cubic law, the one-layer bound."""
     if table.empty:
         return None
     keys = [Key(name, THEME[_RECURSION[name][0]], svg_dashes(_RECURSION[name][1]))
@@ -120,8 +154,11 @@ def recursion_figure(table: pd.DataFrame, bounds: pd.DataFrame) -> Figure | None
     )
     if len(bounds):
         colour, dashes = _RECURSION[_BOUND]
-        keys.append(Key("bound of theorem 2.2, hollow where vacuous", THEME[colour], svg_dashes(dashes)))
-        caption += " The bound is drawn as many times above the residual as it is above what it bounds."
+        keys.append(Key(f"{_BOUND}, hollow where vacuous", THEME[colour], svg_dashes(dashes)))
+        caption += (
+            " The one-layer bound starts from the measured residual that enters the layer; it is drawn as many "
+            "times above the residual as it is above what it bounds."
+        )
     panels = [
         _recursion_panel(weights, rows.sort_values("layer"), bounds[bounds["weights"] == weights])
         for weights in WEIGHTS

@@ -3,6 +3,7 @@
 from .ablations import Ablations
 from .below_float_floor import BelowFloatFloor
 from .chains import Chains
+from .massive import MassiveTokens
 from .metrics import OtherMetrics
 from .paths import Paths
 from .residual import Residual
@@ -11,6 +12,7 @@ from .view import View
 
 SECTIONS: tuple[Section[View], ...] = (
     Residual(),
+    MassiveTokens(),
     Ablations(),
     Paths(),
     Chains(),

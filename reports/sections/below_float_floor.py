@@ -1,4 +1,4 @@
-"""Pure attention below the float floor, and the theorem's bound."""
+"""Pure attention below the float floor, and the theorem's bounds."""
 
 import pandas as pd
 
@@ -10,7 +10,7 @@ from .view import View
 
 
 class BelowFloatFloor:
-    """The recursion, and at how many layers the bound says something."""
+    """The recursion, and at how many layers the bounds say something."""
 
     measurement, title = "floor", "Below the float floor"
 
@@ -19,17 +19,20 @@ class BelowFloatFloor:
         recursion, bounds = view.whole("recursion"), view.whole("bounds")
         if figure is None and bounds is None:
             return None
-        folded = [*Folded.of("The numbers", recursion), *Folded.of("The bound and its constants", bounds)]
+        folded = [*Folded.of("The numbers", recursion), *Folded.of("The bounds and their constants", bounds)]
         return Shown(figures=[figure] if figure else [], after=_told(view.table("bounds")), folded=folded)
 
 
 def _told(bounds: pd.DataFrame) -> list[str]:
-    """At how many layers the theorem's bound says something, a sentence for each weights."""
+    """At how many layers each bound says something, a sentence for each weights."""
     sentences = []
     for weights, rows in bounds.groupby("weights", sort=False):
-        useful = int((~rows["vacuous"].astype(bool)).sum())
-        said = f"not vacuous at {useful} of the" if 0 < useful < len(rows) else "vacuous at none of the"
-        said = said if useful else "vacuous at all"
-        name = WEIGHTS.get(str(weights), str(weights))
-        sentences.append(f"{name}: the bound of theorem 2.2 is {said} {many(len(rows), 'layers')} measured.")
+        said = f"the one-layer bound says something at {_useful(rows['vacuous'])} of the {many(len(rows), 'layers')} measured"
+        if rows["unrolled_vacuous"].notna().all():  # results of older versions do not say it
+            said += f", theorem 2.2 unrolled from layer 1 at {_useful(rows['unrolled_vacuous'])}"
+        sentences.append(f"{WEIGHTS.get(str(weights), str(weights))}: {said}.")
     return sentences
+
+
+def _useful(vacuous: pd.Series) -> str:
+    return str(int((~vacuous.astype(bool)).sum()) or "none")

@@ -34,6 +34,14 @@ class View:
         """The curves of one metric (None: of the headline) by weights and variant; none where it was not measured."""
         return self.by_metric.get(metric or self.metric, {})
 
+    def same(self, one: str, other: str) -> bool:
+        """Whether two metrics have the same values everywhere, both measured for the same curves."""
+        first, second = self.curves(one), self.curves(other)
+        return first.keys() == second.keys() and all(
+            (curve.layers, curve.means) == (second[key].layers, second[key].means)
+            for key, curve in first.items()
+        )
+
     def declared(self, name: str) -> Table:
         """The title and the columns of a table."""
         return self.result.declared[name]

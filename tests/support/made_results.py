@@ -116,6 +116,7 @@ def bounds_frame(weights: Sequence[str]) -> pd.DataFrame:
                 "residual_in": 10.0 ** (3 - 3**layer), "residual_out": 10.0 ** (3 - 3**layer) / 50,
                 "bound_out": math.inf if layer == 1 else 10.0 ** (8 - 3**layer),
                 "log10_bound_unrolled": 3.4 * layer, "vacuous": vacuous,
+                "trivial_out": 10.0 ** (9 - 3**layer), "unrolled_vacuous": True, "unrolled_reason": "grows with depth",
                 "reason": "scores spread by more than 1.256" if vacuous else None,
             })  # fmt: skip
     return pd.DataFrame(rows)
@@ -180,3 +181,34 @@ def make_result(
         },
         tables=tables,
     )  # fmt: skip
+
+
+def with_bulk(result: ProbeResult, *, massive: bool) -> ProbeResult:
+    """The same result with metrics of the bulk: those of all tokens, or apart by massive tokens in layers 3 to 5.
+
+    Of the whole pretrained model: the residual of all tokens is .4 larger there, one token of 64 is massive,
+    up to 160 times the median at layer 4.
+    """
+    rows = result.tables["residuals"]
+    of_bulk = rows[rows["metric"].isin(["residual", "cosine", "effective_rank", "stable_rank"])].copy()
+    of_bulk["metric"] += "_bulk"
+    share = rows[rows["metric"] == "norm"].assign(metric="massive_share", mean=0.0, std=0.0)
+    there = [(table["weights"] == "pretrained") & (table["variant"] == "transformer") & table["layer"].between(3, 5)
+             for table in (rows, share)]  # fmt: skip
+    if massive:
+        rows.loc[there[0] & (rows["metric"] == "residual"), "mean"] += 0.4
+        share.loc[there[1], "mean"] = 1 / 64
+        result.tables["massive"] = pd.DataFrame([
+            {"layer": layer, "position": position, "token": token, "samples": samples, "norm_over_median": times,
+             "coordinate": 7, "coordinate_share": 0.9}
+            for layer, position, token, samples, times in (
+                (3, 1, "[CLS]", 32, 12.0), (4, 1, "[CLS]", 32, 160.0), (4, 9, " The", 1, 6.0), (5, 1, "[CLS]", 30, 8.0),
+            )
+        ])  # fmt: skip
+        levels = rows[there[0] & (rows["metric"] == "residual")]
+        result.tables["massive_levels"] = pd.DataFrame([
+            {"massive": factor, "layer": row.layer, "mean": row.mean - 0.4, "floor": row.floor}
+            for factor in (3, 5, 10) for row in levels.itertuples()
+        ])  # fmt: skip
+    result.tables["residuals"] = pd.concat([rows, of_bulk, share], ignore_index=True)
+    return result

@@ -30,6 +30,7 @@ from rc_probe.measures.theorem_bound import (
     one_sample,
     take_apart,
     unrolled,
+    why_unrolled_is_vacuous,
 )
 from rc_probe.metrics.norms import composite_norm as composite
 
@@ -171,6 +172,58 @@ def test_the_unrolled_bound_is_theorem_2_2() -> None:
     rows[1]["residual_in"] = 0.4  # a norm that makes the residual four times larger
     assert unrolled(rows)[1] == pytest.approx(4 * math.log10(c / 2 * 64) + 9 * math.log10(r0), rel=1e-12)
     assert unrolled(rows * 300)[-1] is None
+
+
+def chained(*, c: float = 0.3, spread: float = 0.2, r1: float = 0.1, trivial: float = 0.3) -> list[Any]:
+    """Two layers: .7 enters, .1 leaves, `r1` enters; any patterns give at most 2 and `trivial`."""
+    first = {"coefficient": c, "residual_in": 0.7, "residual_out": 0.1, "spread": spread, "trivial_out": 2.0}
+    return [first, first | {"coefficient": 0.15, "residual_in": r1, "spread": 0.1, "trivial_out": trivial}]
+
+
+@pytest.mark.parametrize(
+    ("rows", "first", "second"),
+    [
+        (
+            chained(),
+            "",
+            "",
+        ),  # c r² = .3 × .49; the bounds are 10^-.99 and 10^-3.49, any patterns give 2 and 6
+        (chained(c=1.6), "", ""),  # 1.6 × .49, though 1.6 × .7 is over 1
+        (chained(c=3.0), "10^0.167, not below 1", "10^0.167, not below 1"),  # 3 × .49
+        (chained(r1=0.4), "", "10^0.672, not below 1"),  # the norm: .15 × 4³ × .49
+        (chained(spread=1.3), "spread by 1.3 within", "spread by 1.3 within"),  # a step that is not covered
+        (chained(trivial=2e-5), "", ""),  # 2 × 2e-5 / .1 = 10^-3.40
+        (chained(trivial=1e-5), "", "not below 10^-3.7, which holds for any"),  # 2 × 1e-5 / .1
+    ],
+)
+def test_where_the_unrolled_bound_is_vacuous(rows: list[Any], first: str, second: str) -> None:
+    for said, wanted in zip(why_unrolled_is_vacuous(rows), (first, second), strict=True):
+        assert bool(said) == bool(wanted) and wanted in said
+
+
+def test_an_unrolled_bound_beyond_floats() -> None:
+    """Below all floats it says something, above all it does not; nothing is divided by zero."""
+    deep = chained() + [chained()[1]] * 700
+    assert unrolled(deep)[-1] is None and set(why_unrolled_is_vacuous(deep)) == {""}
+    loud = [chained(c=3.0)[0]] * 700
+    assert unrolled(loud)[-1] is None and all(why_unrolled_is_vacuous(loud))
+    assert why_unrolled_is_vacuous([]) == []
+
+
+def test_the_unrolled_bound_of_a_random_network_is_flagged_where_one_layer_is_not() -> None:
+    """The bound of a layer starts from the measured residual, which is small by then; the unrolled one does not."""
+    g = torch.Generator().manual_seed(0)
+    x, rows = torch.randn(8, 16, generator=g).double() * 0.02, []
+    for scale in (1.0, 0.01, 0.01):  # the first layer lets its residual through
+        heads = Heads(*(torch.randn(4, *s, generator=g).double() for s in ((16, 4),) * 3 + ((4, 16),)))
+        heads = Heads(heads.w_q, heads.w_k, heads.w_v * scale, heads.w_o)
+        row = layer_bound(x - x.mean(0), heads)
+        x = run_layer(x, heads, torch.zeros(4, 1, 4).double())
+        rows.append(row | {"residual_out": float(composite(x - x.mean(0)))})
+    assert not rows[-1]["vacuous"]
+    found = unrolled(rows)[-1]
+    assert found is not None and found > math.log10(rows[0]["residual_in"])
+    assert "grows with depth" in why_unrolled_is_vacuous(rows)[-1]
 
 
 def test_the_unrolled_bound_holds_for_a_network_with_norms() -> None:
