@@ -132,8 +132,15 @@ def _branches(
         convolves = any(node.op in CONVOLUTIONS for node in nodes)
         nested = _nested(nodes, inner, call)
         reads = max((i for i, earlier in enumerate(before) if earlier.bit & above), default=-1)
-        found.append(CandidateBranch(site, tuple(mine), own, outside, convolves, nested, reads))
+        source = _source(tape, tape.nodes[add.operands[operand]], call)
+        found.append(CandidateBranch(site, tuple(mine), own, outside, convolves, nested, reads, source))
     return tuple(found)
+
+
+def _source(tape: Tape, value: Node, call: Call) -> str:
+    """The module inside the block in which a value was made, by its name there; "" for the block's own code."""
+    name = tape.calls[value.call].name if value.call >= 0 else ""
+    return name.removeprefix(call.name).removeprefix(".") if value.call != call.index else ""
 
 
 def _nested(nodes: list[Node], inner: int, call: Call) -> int:

@@ -58,6 +58,7 @@ class CandidateBranch:
     convolves: bool  # has a convolution or pooling, which may move little between tokens
     inner: int  # residual adds inside the branch, which stay as they are
     reads: int  # the last junction of the block whose sum it is computed from; -1: what enters the block
+    source: str  # the module inside the block that makes it, by its name there
 
     @property
     def attends(self) -> bool:
@@ -70,6 +71,7 @@ class Branch(CandidateBranch):
     """What a block adds to the stream."""
 
     kind: Kind
+    constant: bool  # adds the same to every token, whatever enters it: its kind is that of its siblings
 
     @property
     def heads(self) -> int:
