@@ -56,6 +56,7 @@ def find_structure(
 
     Raises RcProbeError, naming the block and what did not match, when anything cannot be proved.
     """
+    refuse_mps(model)
     given = example_inputs(model) if inputs is None else inputs
     key = signature(given), switches(model), implementation_name(model), stack, blocks
     known = _known.setdefault(model, {})
@@ -63,6 +64,13 @@ def find_structure(
         with measuring(model), full_precision(model), eager():
             known[key] = _attach(model, given, stack, blocks)
     return known[key]
+
+
+def refuse_mps(model: nn.Module) -> None:
+    """Raises RcProbeError where a part of the model is on Apple's GPU."""
+    if any(parameter.device.type == "mps" for parameter in model.parameters()):
+        what = "it is on mps, which has no float64, and rc-probe sums its statistics in float64"
+        raise RcProbeError(what, where=type(model).__name__, todo="Move it first: model.to('cpu')")
 
 
 def _first_pass(model: nn.Module, given: dict[str, Any]) -> tuple[dict[str, Any], list[Tensor]]:
