@@ -55,7 +55,9 @@ def prove_block(candidate: Candidate, block: CandidateBlock, blocks: Replay) -> 
     if scaled:
         prove_scaling(blocks, block, x)
     blocks.run(block, _every_other_like_the_next(x, block), _branches_off(block, moved))
-    proved = {branch: _prove_branch(candidate, block, branch, clean, moved, blocks) for branch in block.branches}
+    proved = {
+        branch: _prove_branch(candidate, block, branch, clean, moved, blocks) for branch in block.branches
+    }
     off = everywhere([block], zero)
     if not torch.equal(blocks.run(block, x, off), blocks.run(block, noise_like(x), off)):
         raise candidate.error(

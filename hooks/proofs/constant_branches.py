@@ -65,7 +65,11 @@ def _block(candidate: Candidate, one: Proved, proved: Sequence[Proved]) -> Block
 
 
 def _kind_of_siblings(
-    candidate: Candidate, block: CandidateBlock, branch: CandidateBranch, number: int, proved: Sequence[Proved]
+    candidate: Candidate,
+    block: CandidateBlock,
+    branch: CandidateBranch,
+    number: int,
+    proved: Sequence[Proved],
 ) -> Kind:
     kinds = set(_sibling_kinds(candidate, block, branch, number, proved))
     if len(kinds) == 1:
@@ -75,9 +79,7 @@ def _kind_of_siblings(
     if kinds:
         why = f", and in blocks built alike it is {' or '.join(sorted(kinds))}"
     else:
-        why = (
-            ", and so it is in every block built alike: whether it is attention or an MLP cannot be shown"
-        )
+        why = ", and so it is in every block built alike: whether it is attention or an MLP cannot be shown"
     raise candidate.error(
         block,
         what + why,
@@ -87,7 +89,11 @@ def _kind_of_siblings(
 
 
 def _sibling_kinds(
-    candidate: Candidate, block: CandidateBlock, branch: CandidateBranch, number: int, proved: Sequence[Proved]
+    candidate: Candidate,
+    block: CandidateBlock,
+    branch: CandidateBranch,
+    number: int,
+    proved: Sequence[Proved],
 ) -> Iterator[Kind]:
     """The kinds of the same branch in blocks of the same modules, where these are proved."""
     mine = _modules(candidate, block)
