@@ -21,6 +21,7 @@ from rc_probe.hooks.structure.structure import (
     NormAfter,
     Site,
 )
+from rc_probe.hooks.structure.tape import walk
 
 from .constant_branches import Proved, is_constant
 from .replay import Replay, every_other, everywhere, noise_like, rounding, token_axes, token_axis, tolerance
@@ -106,7 +107,9 @@ def _refuse_unless_constant(
     """What a branch adds did not change with every other token: it must be the same everywhere, for noise, too."""
     other, x = Branches(), blocks.stream(block)
     blocks.run(block, noise_like(x), _branches_off(block, other))
-    if is_constant(value, other.added[branch.site], x.shape, block.feature_axis):
+    if is_constant(
+        block.outside(value, x.shape), block.outside(other.added[branch.site], x.shape), block.feature_axis
+    ):
         return
     where = next(j.where for j in block.junctions if branch in j.branches)
     raise candidate.error(
@@ -119,7 +122,8 @@ def _refuse_unless_constant(
 
 def _normed(candidate: Candidate, block: CandidateBlock, norm: NormAfter, x: Tensor) -> Tensor:
     try:
-        out: Tensor = candidate.model.get_submodule(norm.name)(x)
+        outputs = walk(candidate.model.get_submodule(norm.name)(x))
+        out = next(tensor for _, tensor in outputs)  # some return a scale of a number format beside it
     except Exception as error:  # the module's own, of any kind
         what = f"its {norm.name} cannot be applied to the stream alone ({type(error).__name__})"
         raise candidate.error(block, what, f"This block cannot be probed. {REPORT}") from error
@@ -127,12 +131,12 @@ def _normed(candidate: Candidate, block: CandidateBlock, norm: NormAfter, x: Ten
 
 
 def _is_identity(candidate: Candidate, block: CandidateBlock, x: Tensor, out: Tensor) -> bool:
-    expected = x
+    expected = block.inside(x)
     for norm in (n for j in block.junctions for n in j.norms):
         if norm.turn < 0:
             return True  # a norm without a module cannot be applied from here; (3) and (4) still hold
         expected = _normed(candidate, block, norm, expected)
-    return torch.equal(expected, out)
+    return torch.equal(expected, block.inside(out))
 
 
 def _prove_skips(candidate: Candidate, block: CandidateBlock, blocks: Replay, x: Tensor) -> None:
@@ -155,7 +159,7 @@ def _prove_skips(candidate: Candidate, block: CandidateBlock, blocks: Replay, x:
         edits.at(junction.skip, keep(skips, zero))
         for branch in junction.branches:
             edits.at(branch.site, keep(branches, lambda value: value))
-    out = blocks.run(block, x, edits)
+    out = block.inside(blocks.run(block, x, edits))
     for junction, branches, after in zip(block.junctions, kept, [*skips[1:], out], strict=True):
         if any(norm.turn < 0 for norm in junction.norms):
             continue
@@ -193,7 +197,7 @@ def _leaks(block: CandidateBlock, clean: Tensor, moved: Tensor, shape: torch.Siz
     """Whether a change of the first sample reaches others, by more than kernels round."""
     if block.batch_axis is None:
         return False
-    change = (moved - clean).abs().reshape(shape)
+    change = block.outside((moved - clean).abs(), shape)
     others = change.narrow(block.batch_axis, 1, shape[block.batch_axis] - 1)
     return bool(others.amax() > tolerance(clean) * clean.abs().amax())
 
@@ -202,7 +206,7 @@ def _changed(
     branch: CandidateBranch, block: CandidateBlock, clean: Tensor, moved: Tensor, shape: torch.Size
 ) -> Tensor:
     """Which tokens differ by more than rounding, next to their own size; one value for all features."""
-    before, after = clean.reshape(shape), moved.reshape(shape)
+    before, after = block.outside(clean, shape), block.outside(moved, shape)
     change = (after - before).abs().amax(block.feature_axis, keepdim=True)
     return change > rounding(clean, branch) * before.abs().amax(block.feature_axis, keepdim=True)
 

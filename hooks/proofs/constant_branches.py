@@ -34,12 +34,10 @@ class Proved:
     scaled: bool
 
 
-def is_constant(value: Tensor, other: Tensor, shape: torch.Size, feature_axis: int) -> bool:
+def is_constant(value: Tensor, other: Tensor, feature_axis: int) -> bool:
     """Whether what a branch adds is the same for all tokens of all samples, and for both inputs, bit by bit."""
-    if not torch.equal(value, other):
-        return False
-    rows = value.reshape(shape).movedim(feature_axis, -1).flatten(0, -2)
-    return bool((rows == rows[0]).all())
+    rows = value.movedim(feature_axis, -1).flatten(0, -2)
+    return torch.equal(value, other) and bool((rows == rows[0]).all())
 
 
 def with_kinds(candidate: Candidate, proved: Sequence[Proved]) -> tuple[Block, ...]:
