@@ -22,6 +22,7 @@ from rc_probe.hooks.edits.attention_interface import implementation_name
 from rc_probe.hooks.edits.model_state import eager, full_precision, measuring, switches
 from rc_probe.hooks.proofs.attention_routing import gated_pass
 from rc_probe.hooks.proofs.block_proofs import prove_block
+from rc_probe.hooks.proofs.constant_branches import with_kinds
 from rc_probe.hooks.proofs.replay import Replay, everywhere
 from rc_probe.hooks.structure.example_inputs import (
     batch_size,
@@ -55,6 +56,7 @@ def find_structure(
 
     Raises RcProbeError, naming the block and what did not match, when anything cannot be proved.
     """
+    refuse_mps(model)
     given = example_inputs(model) if inputs is None else inputs
     key = signature(given), switches(model), implementation_name(model), stack, blocks
     known = _known.setdefault(model, {})
@@ -62,6 +64,13 @@ def find_structure(
         with measuring(model), full_precision(model), eager():
             known[key] = _attach(model, given, stack, blocks)
     return known[key]
+
+
+def refuse_mps(model: nn.Module) -> None:
+    """Raises RcProbeError where a part of the model is on Apple's GPU."""
+    if any(parameter.device.type == "mps" for parameter in model.parameters()):
+        what = "it is on mps, which has no float64, and rc-probe sums its statistics in float64"
+        raise RcProbeError(what, where=type(model).__name__, todo="Move it first: model.to('cpu')")
 
 
 def _first_pass(model: nn.Module, given: dict[str, Any]) -> tuple[dict[str, Any], list[Tensor]]:
@@ -121,7 +130,7 @@ def _prove(candidate: Candidate, run: Callable[[], list[Tensor]], plain: list[Te
         _same(plain, gated), candidate.model, "its output changes although every gate is 1", REPORT
     )
     replay = Replay(candidate, replay.calls)
-    blocks = tuple(prove_block(candidate, block, replay) for block in candidate.blocks)
+    blocks = with_kinds(candidate, [prove_block(candidate, block, replay) for block in candidate.blocks])
     return Structure(
         **vars(candidate) | {"blocks": blocks, "proved": tuple(_proofs(blocks, candidate.unowned))}
     )
@@ -141,6 +150,9 @@ def _proofs(blocks: Sequence[Block], unowned: str) -> Iterator[str]:
     yield "with everything off a block's output no longer depends on its input"
     yield "with a skip off the branch alone goes on"
     yield "kinds of branches confirmed by perturbing every other token"
+    if constant := [f"{b.index + 1} ({r.kind})" for b in blocks for r in b.branches if r.constant]:
+        same = "add the same to every token (zeros, or a bias): their kinds are those of blocks built alike"
+        yield f"branches of blocks {', '.join(constant)} {same}"
     if unowned:
         yield f"attention operations are intercepted one by one, and not by the library's interface: {unowned}"
     if nested:

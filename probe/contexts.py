@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rc_probe.hooks.attach import find_structure
+from rc_probe.hooks.attach import find_structure, refuse_mps
 from rc_probe.hooks.edits.edits import Editing
 from rc_probe.hooks.edits.forward_calls import Listening
 from rc_probe.hooks.edits.gates import Gate
@@ -119,6 +119,7 @@ class Attached(AbstractContextManager["Attached"]):
         self._exit = ExitStack()
 
     def __enter__(self) -> Attached:
+        refuse_mps(self.structure.model)  # it may have moved since
         self._exit.enter_context(Tap(self.structure, self._on_stream, stop=self.stop))
         holders = [self.structure.model.get_submodule(name) for name in self.structure.ancestors]
         self._exit.enter_context(Listening(holders, self._see_mask, self._end_pass))

@@ -132,7 +132,7 @@ class BlockMode(TorchFunctionMode):
         if len(args) < 2 or not (isinstance(args[0], Tensor) and isinstance(args[1], Tensor)):
             return args
         a, b = args[:2]
-        axis = self.block.feature_axis
+        axis = self.block.add_axis
         if not a.ndim or not b.ndim or max(form(a.shape, axis), form(b.shape, axis)) not in self.block.forms:
             return args
         edits = self.plan.operands.get(self.adds)

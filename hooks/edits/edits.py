@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rc_probe.hooks.structure.structure import INTERFACE, AttentionOp, Candidate, CandidateBlock, Site
+from rc_probe.hooks.structure.tape import walk
 
 from .attention_interface import OpCall, RunOp, owned
 from .block_mode import BlockMode, Function, OpEdit, OpKey, OpWatch, Plan
@@ -219,4 +220,5 @@ class Editing(BlockWatch):
         if (module, turn) not in mode.plan.norms:
             return None
         x = args[0] if args else next(iter(kwargs.values()))
-        return x.clone() if x.dtype == output.dtype else x.to(output.dtype)
+        place, out = next(walk(output))  # some return a scale of a number format beside it
+        return replace(output, place, x.clone() if x.dtype == out.dtype else x.to(out.dtype))

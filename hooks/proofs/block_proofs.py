@@ -14,17 +14,16 @@ from rc_probe.hooks.structure.structure import (
     INTERFACE,
     REPORT,
     AttentionOp,
-    Block,
-    Branch,
     Candidate,
     CandidateBlock,
     CandidateBranch,
-    Junction,
     Kind,
     NormAfter,
     Site,
 )
+from rc_probe.hooks.structure.tape import walk
 
+from .constant_branches import Proved, is_constant
 from .replay import Replay, every_other, everywhere, noise_like, rounding, token_axes, token_axis, tolerance
 from .scaled_skips import prove_scaling
 
@@ -37,7 +36,7 @@ class Branches:
     ops: dict[AttentionOp, Tensor] = field(default_factory=dict)
 
 
-def prove_block(candidate: Candidate, block: CandidateBlock, blocks: Replay) -> Block:
+def prove_block(candidate: Candidate, block: CandidateBlock, blocks: Replay) -> Proved:
     """The block with what (2) to (5) prove of it, such as the kinds of its branches.
 
     Raises RcProbeError for what does not hold.
@@ -57,7 +56,9 @@ def prove_block(candidate: Candidate, block: CandidateBlock, blocks: Replay) -> 
     if scaled:
         prove_scaling(blocks, block, x)
     blocks.run(block, _every_other_like_the_next(x, block), _branches_off(block, moved))
-    proved = {branch: _prove_branch(candidate, block, branch, clean, moved, x) for branch in block.branches}
+    proved = {
+        branch: _prove_branch(candidate, block, branch, clean, moved, blocks) for branch in block.branches
+    }
     off = everywhere([block], zero)
     if not torch.equal(blocks.run(block, x, off), blocks.run(block, noise_like(x), off)):
         raise candidate.error(
@@ -68,10 +69,10 @@ def prove_block(candidate: Candidate, block: CandidateBlock, blocks: Replay) -> 
         )
     if not scaled:
         _prove_skips(candidate, block, blocks, x)
-    junctions = (
-        Junction(**vars(j) | {"branches": tuple(proved[b] for b in j.branches)}) for j in block.junctions
-    )
-    return Block(**vars(block) | {"junctions": tuple(junctions), "scaled": scaled})
+    branches = {old.site: new for old, (new, _) in proved.items()}
+    junctions = (replace(j, branches=tuple(branches[b.site] for b in j.branches)) for j in block.junctions)
+    kinds = {branch.site: kind for branch, kind in proved.values()}
+    return Proved(replace(block, junctions=tuple(junctions)), kinds, scaled)
 
 
 def _prove_branch(
@@ -80,15 +81,16 @@ def _prove_branch(
     branch: CandidateBranch,
     clean: Branches,
     moved: Branches,
-    x: Tensor,
-) -> Branch:
+    blocks: Replay,
+) -> tuple[CandidateBranch, Kind | None]:
+    """The branch with the heads that are proved, and its kind; None where it is constant."""
+    x = blocks.stream(block)
     before, after = clean.added[branch.site], moved.added[branch.site]
+    ops = tuple(_proved_heads(op, block, x, clean.ops, moved.ops) for op in branch.ops)
+    proved = replace(branch, ops=ops)
     if torch.equal(before, after):
-        raise candidate.error(
-            block,
-            "one of its branches does not depend on what enters it",
-            f"This block cannot be probed. {REPORT}",
-        )
+        _refuse_unless_constant(candidate, block, branch, before, blocks)
+        return proved, None
     if _leaks(block, before, after, x.shape):
         raise candidate.error(
             block,
@@ -96,14 +98,32 @@ def _prove_branch(
             "The first axis of the inputs must count samples (wrap a model that takes time first); "
             "int8 that shares one scale over the batch cannot be probed: use one scale a token (torchao)",
         )
-    ops = tuple(_proved_heads(op, block, x, clean.ops, moved.ops) for op in branch.ops)
-    proved = replace(branch, ops=ops)
-    return Branch(**vars(proved), kind=_kind(proved, block, before, after, x.shape))
+    return proved, _kind(proved, block, before, after, x.shape)
+
+
+def _refuse_unless_constant(
+    candidate: Candidate, block: CandidateBlock, branch: CandidateBranch, value: Tensor, blocks: Replay
+) -> None:
+    """What a branch adds did not change with every other token: it must be the same everywhere, for noise, too."""
+    other, x = Branches(), blocks.stream(block)
+    blocks.run(block, noise_like(x), _branches_off(block, other))
+    if is_constant(
+        block.outside(value, x.shape), block.outside(other.added[branch.site], x.shape), block.feature_axis
+    ):
+        return
+    where = next(j.where for j in block.junctions if branch in j.branches)
+    raise candidate.error(
+        block,
+        f"what it adds to the stream at {where} is not computed from the stream that enters it, but from "
+        "another value that it is given: this module is not a whole block",
+        f"Name the modules that hold whole blocks (--blocks), if there are any. {REPORT}",
+    )
 
 
 def _normed(candidate: Candidate, block: CandidateBlock, norm: NormAfter, x: Tensor) -> Tensor:
     try:
-        out: Tensor = candidate.model.get_submodule(norm.name)(x)
+        outputs = walk(candidate.model.get_submodule(norm.name)(x))
+        out = next(tensor for _, tensor in outputs)  # some return a scale of a number format beside it
     except Exception as error:  # the module's own, of any kind
         what = f"its {norm.name} cannot be applied to the stream alone ({type(error).__name__})"
         raise candidate.error(block, what, f"This block cannot be probed. {REPORT}") from error
@@ -111,12 +131,12 @@ def _normed(candidate: Candidate, block: CandidateBlock, norm: NormAfter, x: Ten
 
 
 def _is_identity(candidate: Candidate, block: CandidateBlock, x: Tensor, out: Tensor) -> bool:
-    expected = x
+    expected = block.inside(x)
     for norm in (n for j in block.junctions for n in j.norms):
         if norm.turn < 0:
             return True  # a norm without a module cannot be applied from here; (3) and (4) still hold
         expected = _normed(candidate, block, norm, expected)
-    return torch.equal(expected, out)
+    return torch.equal(expected, block.inside(out))
 
 
 def _prove_skips(candidate: Candidate, block: CandidateBlock, blocks: Replay, x: Tensor) -> None:
@@ -139,7 +159,7 @@ def _prove_skips(candidate: Candidate, block: CandidateBlock, blocks: Replay, x:
         edits.at(junction.skip, keep(skips, zero))
         for branch in junction.branches:
             edits.at(branch.site, keep(branches, lambda value: value))
-    out = blocks.run(block, x, edits)
+    out = block.inside(blocks.run(block, x, edits))
     for junction, branches, after in zip(block.junctions, kept, [*skips[1:], out], strict=True):
         if any(norm.turn < 0 for norm in junction.norms):
             continue
@@ -177,7 +197,7 @@ def _leaks(block: CandidateBlock, clean: Tensor, moved: Tensor, shape: torch.Siz
     """Whether a change of the first sample reaches others, by more than kernels round."""
     if block.batch_axis is None:
         return False
-    change = (moved - clean).abs().reshape(shape)
+    change = block.outside((moved - clean).abs(), shape)
     others = change.narrow(block.batch_axis, 1, shape[block.batch_axis] - 1)
     return bool(others.amax() > tolerance(clean) * clean.abs().amax())
 
@@ -186,7 +206,7 @@ def _changed(
     branch: CandidateBranch, block: CandidateBlock, clean: Tensor, moved: Tensor, shape: torch.Size
 ) -> Tensor:
     """Which tokens differ by more than rounding, next to their own size; one value for all features."""
-    before, after = clean.reshape(shape), moved.reshape(shape)
+    before, after = block.outside(clean, shape), block.outside(moved, shape)
     change = (after - before).abs().amax(block.feature_axis, keepdim=True)
     return change > rounding(clean, branch) * before.abs().amax(block.feature_axis, keepdim=True)
 

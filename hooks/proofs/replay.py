@@ -93,9 +93,11 @@ def every_other(shape: Sequence[int], block: CandidateBlock) -> Tensor:
 
 
 def noise_like(x: Tensor) -> Tensor:
-    """Noise of the size of `x`, the same for the same shape."""
+    """Noise of the size of `x`, the same for the same shape; of size 1 where `x` is one number everywhere."""
     generator = torch.Generator().manual_seed(0x5EED0F9B0BE)  # a user's own input may be randn of seed 0
-    return torch.randn(x.shape, generator=generator).to(x) * x.std() + x.mean()
+    spread = x.std()
+    size = torch.where(spread > 0, spread, torch.ones_like(spread))
+    return torch.randn(x.shape, generator=generator).to(x) * size + x.mean()
 
 
 def tolerance(x: Tensor) -> float:

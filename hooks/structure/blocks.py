@@ -42,9 +42,11 @@ def read_block(tape: Tape, call: Call, spine: list[Node], index: int, batch: int
     stream, entry = max(entries, key=lambda pair: pair[0])
     shape = tape.nodes[stream].shape
     batch_axis = _batch_axis(shape, batch, where)
-    features = _feature_axis(call.module, shape, where)
-    forms = frozenset(form(n.shape, features) for n in spine)
-    adds = [n for n in nodes if n.operands is not None and form(n.shape, features) in forms]
+    turned = _turned(shape, spine)
+    features = 1 if turned else _feature_axis(call.module, shape, where)
+    inside = -1 if turned else features
+    forms = frozenset(form(n.shape, inside) for n in spine)
+    adds = [n for n in nodes if n.operands is not None and form(n.shape, inside) in forms]
     ops = [n for n in nodes if is_attention_op(n.op, n.shape)]
     out = tape.nodes[call.outputs[exits[0]]]
     junctions = []
@@ -61,7 +63,7 @@ def read_block(tape: Tape, call: Call, spine: list[Node], index: int, batch: int
     turns = sum(c.module is call.module for c in tape.calls)
     return CandidateBlock(
         index, call.name, call.turn, turns, tuple(junctions), entry, exits[0], forms, len(adds), len(ops), len(shape),
-        shape[features], batch_axis, features, 0, read_flow(tape, call, adds, exits[0]),
+        shape[features], batch_axis, features, inside, 0, read_flow(tape, call, adds, exits[0]),
     )  # fmt: skip
 
 
@@ -89,6 +91,12 @@ def _feature_axis(block: nn.Module, shape: tuple[int, ...], where: str) -> int:
         f"its stream {shape} has weights that fit its second and its last axis: which one are the features?"
     )
     raise RcProbeError(what, where=where, todo="Give images of another size")
+
+
+def _turned(shape: tuple[int, ...], spine: list[Node]) -> bool:
+    """Whether a stream (batch, features, height, width) has its features last at all adds of the block."""
+    last = (shape[0], *shape[2:], shape[1]) if len(shape) == 4 else shape
+    return last != shape and all(node.shape == last for node in spine)
 
 
 def _site(block: int, adds: list[Node], node: Node, operand: int, call: Call) -> Site:
@@ -132,8 +140,15 @@ def _branches(
         convolves = any(node.op in CONVOLUTIONS for node in nodes)
         nested = _nested(nodes, inner, call)
         reads = max((i for i, earlier in enumerate(before) if earlier.bit & above), default=-1)
-        found.append(CandidateBranch(site, tuple(mine), own, outside, convolves, nested, reads))
+        source = _source(tape, tape.nodes[add.operands[operand]], call)
+        found.append(CandidateBranch(site, tuple(mine), own, outside, convolves, nested, reads, source))
     return tuple(found)
+
+
+def _source(tape: Tape, value: Node, call: Call) -> str:
+    """The module inside the block in which a value was made, by its name there; "" for the block's own code."""
+    name = tape.calls[value.call].name if value.call >= 0 else ""
+    return name.removeprefix(call.name).removeprefix(".") if value.call != call.index else ""
 
 
 def _nested(nodes: list[Node], inner: int, call: Call) -> int:

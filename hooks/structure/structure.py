@@ -6,10 +6,11 @@ Discovery returns a `Candidate`. Attach proves it and returns a `Structure`: the
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from rc_probe.hooks.errors import RcProbeError
 
@@ -58,6 +59,7 @@ class CandidateBranch:
     convolves: bool  # has a convolution or pooling, which may move little between tokens
     inner: int  # residual adds inside the branch, which stay as they are
     reads: int  # the last junction of the block whose sum it is computed from; -1: what enters the block
+    source: str  # the module inside the block that makes it, by its name there
 
     @property
     def attends(self) -> bool:
@@ -70,6 +72,7 @@ class Branch(CandidateBranch):
     """What a block adds to the stream."""
 
     kind: Kind
+    constant: bool  # adds the same to every token, whatever enters it: its kind is that of its siblings
 
     @property
     def heads(self) -> int:
@@ -130,12 +133,23 @@ class CandidateBlock:
     dim: int
     batch_axis: int | None
     feature_axis: int  # -1; 1 in convolutional blocks, whose stream is (batch, features, height, width)
+    add_axis: int  # the same at its adds: -1 where a block turns such a stream to have its features last
     routed: int  # how many calls of the attention interface one call makes, where we own it
     flow: Flow  # which of its operations and modules are used for what
 
     @property
     def branches(self) -> tuple[CandidateBranch, ...]:
         return tuple(b for j in self.junctions for b in j.branches)
+
+    def outside(self, value: Tensor, shape: Sequence[int]) -> Tensor:
+        """A value of an add inside, in the layout of the stream outside, whose shape is `shape`."""
+        if self.add_axis == self.feature_axis:
+            return value.reshape(shape)
+        return value.movedim(self.add_axis, self.feature_axis)
+
+    def inside(self, value: Tensor) -> Tensor:
+        """A stream as it is outside, in the layout that it has at the adds."""
+        return value.movedim(self.feature_axis, self.add_axis)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rc_probe.contexts import DEFAULT_METRICS, Attached
 from rc_probe.data.batches import batches, long_enough
 from rc_probe.data.samples import load_samples
-from rc_probe.hooks.attach import find_structure
+from rc_probe.hooks.attach import find_structure, refuse_mps
 from rc_probe.hooks.edits.model_state import full_precision, measuring
 from rc_probe.hooks.edits.stream_taps import run_stopped
 from rc_probe.hooks.errors import RcProbeError
@@ -86,6 +86,7 @@ class Monitor:
             tuple[dict[str, Any], Any]
         ]  # the model's inputs, and what Attached is given as mask
         inner = _whole(model)
+        refuse_mps(inner)
         with same_random():
             data, first = _peek(data)
             if _is_batch(first):
@@ -121,6 +122,7 @@ class Monitor:
         `collapse_layer`: the first layer whose bulk is at its rounding floor or below a tenth of what entered
         block 1; L + 1 where none is, NaN where the stream is not finite
         """
+        refuse_mps(self.model)  # it may have moved since
         attached = Attached(self.structure, self.metrics, None, stop=True)
         with same_random(), measuring(self.model), full_precision(self.model), attached:
             for number in range(len(self.batches)):

@@ -124,7 +124,7 @@ def check_dtype(dtype: str) -> Any:
 
 
 def check_device(device: str | None) -> torch.device:
-    """The torch device of that name; None is CUDA, else the CPU (MPS has no float64 for our sums)."""
+    """The torch device of that name; None is CUDA, else the CPU. MPS has no float64 for our sums."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -132,7 +132,10 @@ def check_device(device: str | None) -> torch.device:
     except RuntimeError:
         todo = "Use cpu, cuda or cuda:1"
         raise RcProbeError(f"no such device {device!r}", where="--device", todo=todo) from None
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if target.type == "mps":
+        what = "mps has no float64, and rc-probe sums its statistics in float64"
+        raise RcProbeError(what, where="--device", todo="Use cpu, or leave --device out")
+    there = {"cpu": 1, "cuda": torch.cuda.device_count()}
     if (target.index or 0) >= there.get(target.type, 0):
         todo = "Use cpu, or leave --device out"
         raise RcProbeError(f"{device} is not available here", where="--device", todo=todo)

@@ -57,6 +57,11 @@ def gates_at_one(structure: Structure, inputs: Inputs) -> int:
     return 1
 
 
+def _normed(norm: nn.Module, x: Tensor) -> Tensor:
+    out = norm(x)
+    return out[0] if isinstance(out, tuple) else out  # type: ignore[no-any-return]
+
+
 class Checks:
     """The checks of one proved stack, on one batch of inputs for its model."""
 
@@ -140,7 +145,7 @@ class Checks:
                 continue  # which scaling, nothing here knows
             with torch.no_grad():
                 for norm in norms:
-                    x = self.model.get_submodule(norm.name)(x)  # noqa: PLW2901
+                    x = _normed(self.model.get_submodule(norm.name), x)  # noqa: PLW2901
             if not torch.equal(x, out):
                 raise Wrong(f"block {index + 1} with its branches off is not the identity or its norms")
             count += 1
@@ -198,7 +203,7 @@ class Checks:
         with torch.no_grad():
             value = kept[-1].reshape(alone.shape)
             for norm in norms:
-                value = self.model.get_submodule(norm.name)(value)
+                value = _normed(self.model.get_submodule(norm.name), value)
         if not torch.equal(value, alone):
             raise Wrong(f"a skip off in block {block.index + 1} leaves not the norm of the branch alone")
         return 1
