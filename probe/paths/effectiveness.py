@@ -30,6 +30,7 @@ from rc_probe.tasks import FULL, Task
 from .decompose import BIAS, Decomposition, decompose, hops
 from .live import draw_paths, live, summed
 from .sample import sample
+from .summaries import mean_of, over_repeats, over_samples
 
 Key = tuple[str, int, str, int | None, int]  # estimator, paths drawn, scope, length, repeat
 EXACT, SAMPLED, LIVE = "exact", "sampled", "live"
@@ -209,7 +210,7 @@ class _Run:
                 "projection": _projection(whole.source(name), whole.value, whole.mask),
             }
             self.found.sources += [
-                {"source": name, "metric": metric, **_summary(value.double().cpu())}
+                {"source": name, "metric": metric, **over_samples(value.double().cpu(), metric)}
                 for metric, value in values.items()
             ]
 
@@ -230,15 +231,20 @@ class _Run:
 
     def effects(self) -> Effects:
         grouped: dict[tuple[str, int, str, int | None, str], dict[int, list[Tensor]]] = {}
+        weights = self.tallies[EXACT].counts() if self.tallies else None
         for ((name, n, scope, k, repeat), metric), values in self._all():
             grouped.setdefault((name, n, scope, k, metric), {}).setdefault(repeat, []).extend(values)
         for (name, n, scope, k, metric), repeats in grouped.items():
             values = [torch.cat(parts) for parts in repeats.values()]
-            each = values[0] if name == EXACT else torch.stack([v.mean() for v in values])
+            summary = (
+                over_samples(values[0], metric, weights)
+                if name == EXACT
+                else over_repeats(torch.stack([mean_of(v, metric, weights) for v in values]), metric)
+            )
             self.found.rows.append(
                 {
                     "length": k, "count": None if k is None else str(self.counts[k]), "estimator": name,
-                    "drawn": n or None, "scope": scope, "metric": metric, **_summary(each),
+                    "drawn": n or None, "scope": scope, "metric": metric, **summary,
                 }
             )  # fmt: skip
         self._reference_rows()
@@ -260,12 +266,14 @@ class _Run:
         for metric, value in tally.baselines().items():
             self.found.rows.append(_reference("baseline", metric, torch.tensor([value], dtype=torch.float64)))
         for metric, values in tally.scores()[FULL].items():
-            self.found.rows.append(_reference("full", metric, values))
+            row = _reference("full", metric, values, tally.counts())
+            itself = {"low": math.nan, "high": math.nan} if metric == "agreement" else {}  # by definition 1
+            self.found.rows.append(row | itself)
 
 
-def _reference(name: str, metric: str, values: Tensor) -> Row:
+def _reference(name: str, metric: str, values: Tensor, weights: Tensor | None = None) -> Row:
     return {"length": None, "count": None, "estimator": name, "drawn": None, "scope": name, "metric": metric,
-            **_summary(values)}  # fmt: skip
+            **over_samples(values, metric, weights)}  # fmt: skip
 
 
 def _streams(whole: Decomposition) -> Iterator[Tensor]:
@@ -310,15 +318,3 @@ def _cosine(part: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return each.mean(1)
     return (each * mask).sum(1) / mask.sum(1).clamp_min(1)
-
-
-def _summary(values: Tensor) -> Row:
-    """Mean, standard deviation (ddof 1) and the 95 % interval of the mean (Student's t), NaN of one value."""
-    mean, n = float(values.mean()), len(values)
-    if n < 2:
-        return {"mean": mean, "std": math.nan, "low": math.nan, "high": math.nan}
-    from scipy.stats import t
-
-    std = float(values.std())
-    half = float(t.ppf(0.975, n - 1)) * std / math.sqrt(n)
-    return {"mean": mean, "std": std, "low": mean - half, "high": mean + half}

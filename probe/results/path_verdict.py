@@ -24,7 +24,7 @@ FULL, BASELINE, NONE = "full", "baseline", "none"  # scopes without a length
 
 @dataclass(frozen=True)
 class Series:
-    """One metric by length, with the 95 % interval of each mean (NaN where there is one value)."""
+    """One metric by length, with the 95 % interval of each mean (NaN where there are too few values)."""
 
     lengths: list[int]
     means: list[float]
@@ -238,8 +238,8 @@ def _aside(result: Result, up_to: Series, place: int) -> str:
     parts = [str(entry["task"])] if entry.get("task") else []
     parts += [things(result, int(count))] if count else []
     low, high = up_to.lows[place], up_to.highs[place]
-    if count == 1 or not math.isfinite(high - low):
-        known = "one value, so no interval"
+    if not math.isfinite(high - low):
+        known = "one value, so no interval" if count == 1 else "too few for an interval"
     elif (
         low == high and count and 3 / count > WIDE
     ):  # the rule of three: what no spread among few leaves open

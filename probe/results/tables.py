@@ -89,7 +89,11 @@ STREAM = (
 )
 SPREAD = (
     Column("std", "float64", "standard deviation (ddof 1); empty for one value"),
-    Column("low", "float64", "lower end of the 95 % interval of the mean"),
+    Column(
+        "low",
+        "float64",
+        "lower end of the 95 % interval of the mean; empty for a mean of fewer than 8 samples",
+    ),
     Column("high", "float64", "upper end of it"),
 )
 BASELINE = (

@@ -10,6 +10,7 @@ ablations), and hands the outputs over:
         tally.start(prepared, task.model(**prepared.inputs))   # the full model: what the others are compared with
         tally.add("length ≤ 2", output_of_that_sum)            # any number of them
     tally.scores()["length ≤ 2"]["agreement"]                  # (samples,)
+    tally.counts()                                             # (samples,): how many predictions each is about
 """
 
 from __future__ import annotations
@@ -125,6 +126,10 @@ class Tally(ABC):
 
         In the same order for all versions, without the samples that have no position to score. Never NaN.
         """
+
+    @abstractmethod
+    def counts(self) -> Tensor:
+        """How many predictions the scores of each sample are about: float64 (samples,), in the order of `scores`."""
 
     @abstractmethod
     def baselines(self) -> dict[str, float]:

@@ -160,19 +160,24 @@ class PredictionTally(Tally):
     """agreement: share of a sample's positions where the class is the full model's; accuracy: where it is the right
     one; loss: mean −log p of the right one, in nats."""
 
+    _COUNTS = "predictions"  # key of how many each sample has
+
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         self._chosen: Counter[int] = Counter()  # by the full model; each sample weighs 1
         self._right: Counter[int] = Counter()
+        self._targets: Counter[int] = Counter()  # each token weighs 1
 
     def _begin(self) -> None:
         prepared = self._prepared
         self._row = prepared.row.cpu()
         self._counts = torch.bincount(self._row, minlength=prepared.rows).double()
+        self._put(self._COUNTS, {"count": self._counts[self._counts > 0]})
         weight = 1 / self._counts[self._row]
         _weigh(self._chosen, self._reference["prediction"], weight)
         if prepared.targets is not None:
             _weigh(self._right, prepared.targets.cpu(), weight)
+            _weigh(self._targets, prepared.targets.cpu(), torch.ones_like(weight))
 
     def _keep(self, key: Hashable, readout: Readout) -> None:
         chosen, targets = readout["prediction"], self._prepared.targets
@@ -192,16 +197,23 @@ class PredictionTally(Tally):
         assert isinstance(other, PredictionTally)
         self._chosen.update(other._chosen)
         self._right.update(other._right)
+        self._targets.update(other._targets)
 
     def scores(self) -> dict[Hashable, dict[str, Tensor]]:
-        return self._joined()
+        found = self._joined()
+        found.pop(self._COUNTS, None)
+        return found
+
+    def counts(self) -> Tensor:
+        return self._joined()[self._COUNTS]["count"]
 
     def baselines(self) -> dict[str, float]:
-        """agreement, accuracy: of the best constant class; loss: of the best constant distribution, its entropy."""
+        """agreement, accuracy: of the best constant class, samples weighing alike, as in the scores; loss: of the best
+        constant distribution over all targets, its entropy."""
         found = {"agreement": max(_shares(self._chosen), default=0.0)}
         if self._right:
-            shares = _shares(self._right)
-            found |= {"accuracy": max(shares), "loss": -sum(p * log(p) for p in shares)}
+            loss = -sum(p * log(p) for p in _shares(self._targets))
+            found |= {"accuracy": max(_shares(self._right)), "loss": loss}
         return found
 
 

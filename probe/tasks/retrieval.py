@@ -94,6 +94,10 @@ class EmbeddingTally(Tally):
         full = self._found(found[FULL])
         return {key: self._score(embeddings, full) for key, embeddings in found.items()}
 
+    def counts(self) -> Tensor:
+        numbers = self._joined()[self._ORDER]["number"]
+        return torch.ones(len(numbers) // 2 if self.task.paired else len(numbers), dtype=torch.float64)
+
     def _embeddings(self) -> dict[Hashable, Tensor]:
         """For each version, (samples, dim) in the order of the samples."""
         joined = self._joined()

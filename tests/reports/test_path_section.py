@@ -97,6 +97,9 @@ def test_a_wide_interval_and_a_single_value_are_told() -> None:
     one = make_result(blocks=3, samples=1).verdict["paths"]
     assert "(masked token, 1 text; one value, so no interval)" in one["sentence"]
     assert one["low"] is None
+    few = make_result(blocks=3, samples=1)
+    few.model["paths"]["samples"] = 7
+    assert "(masked token, 7 texts; too few for an interval)" in few.verdict["paths"]["sentence"]
 
 
 def test_few_that_all_agree_have_no_interval() -> None:

@@ -81,19 +81,24 @@ def test_next_token(trained_causal: Loaded) -> None:
     assert (task.name, task.metrics) == ("next token", ("agreement", "accuracy", "loss"))
     expected: dict[Any, list[Any]] = {FULL: [], "twist": []}
     right: Counter[int] = Counter()
+    targets: Counter[int] = Counter()
     for text in TEXTS:
         ids = [4 + int(word[1:]) for word in text.split()]
         for key, logits in zip((FULL, "twist"), alone(trained_causal, ids), strict=True):
             expected[key].append(numbers(logits[:-1], alone(trained_causal, ids)[0][:-1], ids[1:]))
         for i in ids[1:]:
             right[i] += 1 / (len(ids) - 1) / len(TEXTS)
+        targets.update(ids[1:])
     found = tally(trained_causal, task)
+    assert found.counts().tolist() == [len(text.split()) - 1 for text in TEXTS]
     check(found, expected)
     assert found.scores()[FULL]["accuracy"].mean() > 0.85  # all but the first step of a walk can be known
     assert 0 < found.scores()["twist"]["agreement"].mean() < 1
-    shares = np.array(list(right.values()))
     base = found.baselines()
-    assert base["accuracy"] == pytest.approx(max(shares))
+    assert base["accuracy"] == pytest.approx(max(right.values()))
+    shares = np.array(list(targets.values())) / sum(
+        targets.values()
+    )  # losses are of tokens, accuracies of texts
     assert base["loss"] == pytest.approx(-np.sum(shares * np.log(shares)))
 
 
@@ -174,7 +179,7 @@ def test_texts_without_a_place_to_score_are_left_out(trained_causal: Loaded, tra
             for metric, values in scores.items():
                 torch.testing.assert_close(values, alike[key][metric], atol=1e-5, rtol=0)
         nothing = tally(loaded, chosen(loaded, samples(["unknown words"])))
-        assert nothing.scores()[FULL]["loss"].shape == (0,)
+        assert nothing.scores()[FULL]["loss"].shape == nothing.counts().shape == (0,)
         assert nothing.baselines()["agreement"] == 0
 
 
@@ -232,6 +237,7 @@ def test_tallies_of_parts_merge(trained_causal: Loaded) -> None:
     parts = [tally(trained_causal, chosen(trained_causal, samples(TEXTS[a:b]))) for a, b in ((0, 5), (5, 13))]
     parts[0].merge(parts[1])
     assert parts[0].baselines() == pytest.approx(whole.baselines())
+    assert torch.equal(parts[0].counts(), whole.counts())
     for key, scores in whole.scores().items():
         for metric, values in scores.items():
             torch.testing.assert_close(parts[0].scores()[key][metric], values, atol=1e-5, rtol=0)
