@@ -19,7 +19,7 @@ import rc_probe
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.measures import TABLES
 from rc_probe.registry import PAPER, WHOLE
-from rc_probe.results.curves import curves, curves_by_metric, headline
+from rc_probe.results.curves import BULK, RESIDUAL, curves, curves_by_metric, headline, metrics_of
 from rc_probe.results.files import HTML_NAME, SCHEMA, tables_as_json, tidy, to_csv
 from rc_probe.results.like_for_like import unlike
 from rc_probe.results.protocols import Failure, Run
@@ -67,8 +67,9 @@ class Comparison:
     @property
     def metric(self) -> str:
         """The metric that all runs are compared by."""
-        measured = [set(curves_by_metric(run.result)) for run in self.runs]
-        return headline(set.intersection(*measured) if measured else set())
+        measured = [metrics_of(run.result) & {RESIDUAL, BULK} for run in self.runs]
+        some = [metrics for metrics in measured if metrics]
+        return headline(set.intersection(*some) if some else set())
 
     @property
     def training(self) -> bool:

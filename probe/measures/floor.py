@@ -65,7 +65,7 @@ class Floor(Measurement):
         if context.before is not None:
             return context.before
         context.advance("below the float floor")
-        from .below_float_floor import below_the_floor
+        from .below_floor.below_float_floor import below_the_floor
 
         below = below_the_floor(context.structure, context.first, context.weights)
         return Found({"recursion": below.recursion, "bounds": below.bounds}, below.notes)

@@ -64,10 +64,11 @@ class Curves:
         return found
 
     def _see(self, mask: Tensor | None) -> None:
-        """Rows of fewer than two tokens are no samples. Waits for the device once for a mask, not for each layer."""
+        """Rows of fewer than two tokens are no samples. Only on the CPU, where nothing waits, is it seen whether there are any."""
         if mask is not self._seen:
             enough = None if mask is None else mask.sum(1) >= 2
-            self._seen, self._counted = mask, None if enough is None or bool(enough.all()) else enough
+            all_count = enough is None or (enough.device.type == "cpu" and bool(enough.all()))
+            self._seen, self._counted = mask, None if all_count else enough
 
     def add(self, layer: int, measured: Measured) -> None:
         self._see(self.mask)

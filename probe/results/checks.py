@@ -15,7 +15,7 @@ from rc_probe.hooks.errors import RcProbeError
 from rc_probe.registry import METRICS, PAPER
 
 from .conditions import Condition, Drop, parse_condition, parse_drop
-from .curves import curves_by_metric, headline
+from .curves import headline, metrics_of
 from .like_for_like import unlike
 from .protocols import Measured, Result
 from .tables import RUN_TABLES
@@ -99,7 +99,7 @@ class Checks:
             raise RcProbeError("it needs --baseline", where="--max-drop", todo=todo)
         if baseline is None:
             return cls(conditions)
-        default = headline(curves_by_metric(baseline))
+        default = headline(metrics_of(baseline))
         drops = tuple(parse_drop(text, default) for text in dict.fromkeys(limits or [DEFAULT_DROP]))
         return cls(conditions, drops, baseline, name)
 

@@ -53,6 +53,12 @@ def headline(metrics: Container[str]) -> str:
     return BULK if BULK in metrics or RESIDUAL not in metrics else RESIDUAL
 
 
+def metrics_of(result: Result) -> set[str]:
+    """Names of the metrics of the table `residuals`."""
+    table = result.tables.get("residuals")
+    return set() if table is None or "metric" not in table else set(map(str, table["metric"].unique()))
+
+
 def curves(result: Result, metric: str | None = None) -> Curves:
     """The curves of a metric, None: of the headline, in the order of the table `residuals`."""
     found = curves_by_metric(result)

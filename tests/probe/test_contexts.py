@@ -22,7 +22,7 @@ def test_attach_measures_what_the_user_runs(demo: Loaded) -> None:
         out = demo.model(**inputs).last_hidden_state
         demo.model(**inputs)
     frame = probe.frame()
-    assert list(frame["metric"].unique()) == ["residual", "residual_frobenius", "cosine"]
+    assert list(frame["metric"].unique()) == ["residual", "residual_bulk", "residual_frobenius", "cosine"]
     last = frame.query("metric == 'residual' and layer == 6").iloc[0]
     assert last["count"] == 6
     wanted = residual(out, inputs["attention_mask"].bool()).mean()

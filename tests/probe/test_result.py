@@ -126,7 +126,9 @@ def test_who_reads_the_earlier_result_meanwhile_reads_it_whole(tmp_path: Path) -
     full_result().save(tmp_path)
     with (tmp_path / "results.json").open() as reader:
         make_result(blocks=1).save(tmp_path)
-        assert reader.read() == full_result().to_json()
+        found, wanted = json.loads(reader.read()), json.loads(full_result().to_json())
+        assert found.pop("files").keys() >= {"report.html", "residuals.csv"}
+        assert found == wanted
 
 
 def test_an_interrupt_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +147,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "out" / "report.html").mkdir(parents=True)
     result = make_result(blocks=1, init=False)
     for folder in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "out", Path("/proc/rc-probe")):
-        with pytest.raises(RcProbeError, match="cannot write the results") as caught:
+        with pytest.raises(RcProbeError, match=r"cannot write the results|did not write it") as caught:
             result.save(folder)
         assert str(folder).split("/below")[0] in str(caught.value) and "\n" not in str(caught.value)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.html"]

@@ -9,7 +9,7 @@ from support import zoo
 from rc_probe.data.batches import Batch, batches
 from rc_probe.data.samples import load_samples
 from rc_probe.hooks.attach import find_structure
-from rc_probe.measures.below_float_floor import below_the_floor, first_sample
+from rc_probe.measures.below_floor.below_float_floor import below_the_floor, first_sample
 from rc_probe.models.load import Loaded
 
 

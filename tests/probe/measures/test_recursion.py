@@ -15,7 +15,7 @@ from transformers import BertConfig, BertModel
 
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.split.rules import Split
-from rc_probe.measures.recursion import recursion, relative_residual
+from rc_probe.measures.below_floor.recursion import recursion, relative_residual
 from rc_probe.models.load import Loaded
 
 BIOGRAPHY = (

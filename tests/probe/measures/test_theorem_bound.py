@@ -20,8 +20,8 @@ from rc_probe.hooks.edits.model_state import measuring
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.split.rules import Split
 from rc_probe.interventions.paper import paper_variants
-from rc_probe.measures.recursion import recursion
-from rc_probe.measures.theorem_bound import (
+from rc_probe.measures.below_floor.recursion import recursion
+from rc_probe.measures.below_floor.theorem_bound import (
     SPREAD,
     Bounds,
     Heads,

@@ -18,12 +18,12 @@ from rc_probe.hooks.split.rules import Split
 from rc_probe.hooks.structure.example_inputs import with_no_cache
 from rc_probe.hooks.structure.structure import Block, Structure
 from rc_probe.interventions.paper import paper_variants
+from rc_probe.measures.variant_passes import stream_pass
 from rc_probe.metrics.layer_curves import Curves
 from rc_probe.results.tables import Row
 
 from .recursion import recursion
 from .theorem_bound import Bounds, attention_branch
-from .variant_passes import stream_pass
 
 
 def first_sample(batch: Batch) -> Batch:
