@@ -112,7 +112,7 @@ class ProbeResult:
         baseline: "str | os.PathLike[str] | ProbeResult | None" = None,
         max_drop: str | float | Sequence[str | float] | None = None,
     ) -> "list[Outcome]":
-        """AssertionError where a condition such as `residual@last<0.1` holds; for tests of your own.
+        """AssertionError where a condition such as `residual_bulk@last<0.1` holds; for tests of your own.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""Conditions on a result, written as text: `residual@last<0.1`, `cosine@max:SAN+skip>0.99`.
+"""Conditions on a result, written as text: `residual_bulk@last<0.1`, `cosine@max:SAN+skip>0.99`.
 
 No torch and no pandas here: a misspelt condition is refused before anything is loaded.
 """

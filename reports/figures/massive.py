@@ -20,8 +20,10 @@ LOOKS = ((TRANSFORMER, ()), (SAN, (5, 2.2)), (SAN_SKIP, (1.2, 1.8)), (SAN_MLP, (
 FRESH: tuple[str, tuple[float, ...]] = (MUTED, (5, 2.2))
 
 
-def massive_figure(groups: Groups, share: Curves, last: int) -> Figure:
+def massive_figure(groups: Groups, share: Curves, last: int) -> Figure | None:
     """Norms of the first groups of tokens by layer, and the share of massive tokens of the whole model."""
+    if not groups:
+        return None
     shown = dict(groups[: len(LOOKS)])
     styles = dict(zip(shown, LOOKS, strict=False))
     panels = [_norms_panel(shown, styles, last)]

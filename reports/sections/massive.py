@@ -12,7 +12,7 @@ from rc_probe.results.words import number
 from .section import Folded, Shown
 from .view import View
 
-MOST_ROWS = 150  # of the table on the page; the file has all
+MOST_ROWS = 100  # of the table on the page; the file has all
 
 
 class MassiveTokens:
@@ -32,11 +32,12 @@ class MassiveTokens:
             f"A massive token is one whose norm is over {MASSIVE} times the median norm of its sample at that layer. "
             f"The bulk is all other tokens.{_excluded(view)}"
         )
+        figure = massive_figure(groups(frame), view.curves("massive_share"), last)
         return Shown(
             lead=lead,
             finding=found["sentence"],
             reasons=found.get("reasons", ()),
-            figures=[massive_figure(groups(frame), view.curves("massive_share"), last)],
+            figures=[figure] if figure else [],
             folded=Folded.of(
                 "The numbers", _table(view.declared("massive"), frame), view.whole("massive_levels")
             ),

@@ -61,7 +61,7 @@ def test_each_section_belongs_to_a_measurement() -> None:
     of = {type(section).__name__: section.measurement for section in sections.SECTIONS}
     assert of == {
         "Residual": "curves", "Ablations": "ablations", "Paths": "paths", "Chains": "chains",
-        "BelowFloatFloor": "floor", "OtherMetrics": "curves",
+        "BelowFloatFloor": "floor", "OtherMetrics": "curves", "MassiveTokens": "massive",
     }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import pytest
 
 FIGURES = {  # what draws on which page
     "run": ("residual_figure", "recursion_figure", "metrics_figure", "ablation_figure"),
+    "massive": ("massive_figure",),
     "paths": ("effect_figure", "lengths_figure", "chains_figure"),
     "comparison": ("curves_figure", "changes_figure", "training_figures"),
 }
