@@ -31,6 +31,7 @@ from rc_probe.hooks.structure.example_inputs import (
     small,
     with_no_cache,
 )
+from rc_probe.hooks.structure.refusals import past_hooks
 from rc_probe.hooks.structure.stacks import read_stacks
 from rc_probe.hooks.structure.structure import REPORT, Block, Candidate, Structure
 from rc_probe.hooks.structure.tape import Tape, walk
@@ -109,7 +110,7 @@ def _attach(model: nn.Module, given: dict[str, Any], stack: str | None, blocks: 
             return replace(structure, refused=(*candidate.refused, *map(str, refused)))
         except RcProbeError as error:
             refused.append(error)
-    raise refused[0]
+    raise past_hooks(tape) or refused[0]
 
 
 def named(names: list[str], stack: str, where: str) -> str:

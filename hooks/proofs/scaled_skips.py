@@ -35,10 +35,12 @@ def prove_scaling(blocks: Replay, block: CandidateBlock, x: Tensor) -> None:
     elementwise = torch.equal(run(torch.where(mask, x, y)), torch.where(mask, of_x, of_y))
     if not elementwise or not close(run((x + y) / 2), (of_x + of_y) / 2):
         norms = any(j.norms for j in block.junctions)
+        first = block.normed_before
+        why = f": the stream itself goes through the norm {first} before the first add" if first else ""
         raise blocks.structure.error(
             block,
             f"with every branch off it is not {'its norms applied to its input' if norms else 'the identity'}, "
-            f"or a fixed scaling of it (adds at {', '.join(j.where for j in block.junctions)})",
+            f"or a fixed scaling of it (adds at {', '.join(j.where for j in block.junctions)}){why}",
             f"This block cannot be probed exactly. {REPORT}",
         )
     for junction in block.junctions:

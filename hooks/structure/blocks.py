@@ -7,6 +7,7 @@ from torch import nn
 from rc_probe.hooks.errors import RcProbeError
 
 from .flow import read_flow
+from .refusals import normed_before, not_through
 from .structure import (
     REPORT,
     AttentionOp,
@@ -18,12 +19,11 @@ from .structure import (
     form,
     is_attention_op,
 )
-from .tape import NORMS, SDPA, Call, Node, Tape
+from .tape import NORMS, PRODUCTS, SDPA, Call, Node, Tape
 
 # State-space models multiply two values of the stream, too, but convolve or sum along the tokens first.
 SCANS = {"conv1d", "cumsum", "cumprod"}
 CONVOLUTIONS = {"conv1d", "conv2d", "conv3d", "avg_pool1d", "avg_pool2d", "max_pool1d", "max_pool2d"}
-PRODUCTS = {SDPA, "matmul", "bmm", "baddbmm", "einsum", "__matmul__", "grid_sample"}  # the last: deformable
 
 
 def read_block(tape: Tape, call: Call, spine: list[Node], index: int, batch: int) -> CandidateBlock:
@@ -34,8 +34,9 @@ def read_block(tape: Tape, call: Call, spine: list[Node], index: int, batch: int
     exits = [p for p, n in call.outputs.items() if tape.nodes[n].carried & last.bit]
     if not entries or not exits:
         raise RcProbeError(
-            f"the stream of the add at {last.where} does not {'enter' if not entries else 'leave'} the block "
-            "as one of its tensors",
+            f"the stream of the add at {(spine[0] if not entries else last).where} does not "
+            f"{'enter' if not entries else 'leave'} the block as one of its tensors"
+            + not_through(tape, call, last if entries else spine[0], entry=not entries),
             where=where,
             todo=f"This block cannot be probed. {REPORT}",
         )
@@ -64,6 +65,7 @@ def read_block(tape: Tape, call: Call, spine: list[Node], index: int, batch: int
     return CandidateBlock(
         index, call.name, call.turn, turns, tuple(junctions), entry, exits[0], forms, len(adds), len(ops), len(shape),
         shape[features], batch_axis, features, inside, 0, read_flow(tape, call, adds, exits[0]),
+        normed_before(tape, call, stream, spine[0]),
     )  # fmt: skip
 
 

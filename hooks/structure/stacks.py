@@ -15,14 +15,10 @@ from torch import nn
 
 from rc_probe.hooks.errors import RcProbeError
 
-from .blocks import PRODUCTS, read_block
+from .blocks import read_block
+from .refusals import no_blocks, past_hooks, places
 from .structure import REPORT, Candidate, CandidateBlock, is_attention_op
-from .tape import Call, Node, Tape
-
-NO_BLOCKS = (
-    "rc-probe needs a stack of blocks whose branches are added to a stream; "
-    "name them by hand if it has one (--blocks 'encoder.layer.*')"
-)
+from .tape import PRODUCTS, Call, Node, Tape
 
 
 def read_stacks(tape: Tape, model: nn.Module, batch: int, named: str | None = None) -> list[Candidate]:
@@ -36,8 +32,7 @@ def read_stacks(tape: Tape, model: nn.Module, batch: int, named: str | None = No
     """
     adds = [node for node in tape.nodes if node.skip >= 0]
     if not adds:
-        what = "no residual adds were found: this does not look like a transformer"
-        raise RcProbeError(what, where=type(model).__name__, todo=NO_BLOCKS)
+        raise past_hooks(tape) or no_blocks(tape, [])
     if named:
         return [_read_stack(tape, _named_calls(tape, adds, named), model, batch)]
     found: dict[int, Candidate] = {}  # by the call of the last block
@@ -68,7 +63,7 @@ def read_stacks(tape: Tape, model: nn.Module, batch: int, named: str | None = No
             if all(_within(tape, call, calls_lost) for call in calls_read):
                 found.pop(last, None)
     if not found:
-        raise failed[0]
+        raise past_hooks(tape) or failed[0]
     return _named_apart([found[last] for last in sorted(found)], failed)
 
 
@@ -128,12 +123,13 @@ def _named_calls(tape: Tape, adds: list[Node], pattern: str) -> dict[int, list[N
         last, first = spine[-1], chosen[0].first
         same = [n for n in adds if n.index >= first and (n.bit & last.carried or last.bit & n.carried)]
         if outside := [n for n in same if not any(_inside(n, call) for call in chosen)]:
-            what = f"the stream has {len(outside)} adds outside of these blocks ({_places(outside)})"
+            what = f"the stream has {len(outside)} adds outside of these blocks ({places(outside)})"
             raise RcProbeError(what, where=where, todo="Name all the blocks that add to it")
     calls = {call.index: [node for node in spine if _inside(node, call)] for call in chosen}
     empty = [tape.calls[c].name for c, nodes in calls.items() if not nodes]
     if empty:
-        what = f"no add of the stream was found in {_some(empty)}"
+        why = no_blocks(tape, _spine(adds, _end(tape, adds))).what if len(empty) == len(calls) else ""
+        what = f"no add of the stream was found in {_some(empty)}" + (why and f": {why}")
         raise RcProbeError(what, where=where, todo="Name the modules that add their branches to one stream")
     return calls
 
@@ -278,17 +274,8 @@ def _block_calls_by_child(tape: Tape, spine: list[Node], stacks: list[list[int]]
     while child and child[-1] < 0:
         child, spine = child[:-1], spine[:-1]
     if not child or -1 in child:
-        raise RcProbeError(
-            f"its residual adds ({_places(every)}) are not held by modules that repeat, "
-            "one call for each block: this does not look like a transformer",
-            where=type(tape.model).__name__,
-            todo=NO_BLOCKS,
-        )
+        raise no_blocks(tape, every)
     return _group(child, spine)
-
-
-def _places(nodes: list[Node]) -> str:
-    return ", ".join(dict.fromkeys(node.where for node in nodes))
 
 
 def _group(holders: list[int], spine: list[Node]) -> dict[int, list[Node]]:

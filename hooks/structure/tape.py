@@ -34,6 +34,7 @@ HEAVY = {
     "avg_pool1d", "avg_pool2d", "max_pool1d", "max_pool2d", "_grouped_mm", "grouped_mm", "_scaled_mm",
     "cumsum", "cumprod", "lstm", "gru", SDPA, MHA, "opaque",
 }  # fmt: skip
+PRODUCTS = {SDPA, "matmul", "bmm", "baddbmm", "einsum", "__matmul__", "grid_sample"}  # the last: deformable
 KEEPS_FIRST = {
     "view", "reshape", "view_as", "reshape_as", "transpose", "swapaxes", "permute", "movedim", "t", "contiguous",
     "to", "type", "type_as", "float", "double", "half", "bfloat16", "clone", "detach", "dropout", "dropout_",
