@@ -184,12 +184,12 @@ def test_the_layer_of_collapse() -> None:
     assert collapse_layer([(1.0, 0.0), (0.5, 0.0), (0.1, 0.0)]) == 3
     assert collapse_layer([(1.0, 0.0), (0.5, 0.5), (0.4, 0.0)]) == 1
     assert collapse_layer([(1e-8, 1e-7), (0.5, 0.0)]) == 0
-    row = {"metric": "residual", "floor": 0.0}
+    row = {"metric": "residual_bulk", "floor": 0.0}
     told = summarise(
         [{**row, "layer": i, "mean": mean} for i, mean in enumerate([0.1, 0.5, float("nan"), 0.7])]
     )
-    assert told["residual_last"] == 0.7
-    assert np.isnan(told["residual_min"]) and np.isnan(told["collapse_layer"])
+    assert told["residual_bulk_last"] == 0.7
+    assert np.isnan(told["residual_bulk_min"]) and np.isnan(told["collapse_layer"])
 
 
 def test_tensorboard_shows_the_metrics(tmp_path: Path) -> None:
