@@ -26,9 +26,9 @@ except ImportError:  # before 6
 class CollapseEvaluator(BaseEvaluator):  # type: ignore[misc]
     """How far the tokens of a sentence-transformers model are from collapse, as one of its evaluators.
 
-    A call returns `residual_first`, `residual_last`, `residual_min`, `collapse_layer` and so on, each
+    A call returns `residual_bulk_first`, `residual_bulk_last`, `residual_bulk_min`, `collapse_layer` and so on, each
     with `name` and a `_` in front (`Monitor.measure` says what they are). The primary metric is
-    `residual_last`, and more is better. Among several evaluators the library takes the last one's
+    `residual_bulk_last`, and more is better. Among several evaluators the library takes the last one's
     primary metric as the score.
 
     Parameters
@@ -48,7 +48,7 @@ class CollapseEvaluator(BaseEvaluator):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.texts, self.name, self.options = texts, name, {"metrics": metrics, **options}
-        self.greater_is_better, self.primary_metric = True, "residual_last"
+        self.greater_is_better, self.primary_metric = True, "residual_bulk_last"
         self._monitor: Monitor | None = None
         self._model: Any = None
 

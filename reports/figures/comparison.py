@@ -33,7 +33,10 @@ COLOURS = (TRANSFORMER, SAN, SAN_SKIP, SAN_MLP, *MORE)
 DASHES: tuple[Dashes, ...] = ((), (5, 2.2), (1.2, 1.8), (6.5, 2, 1.2, 2))
 MOST_CURVES = len(COLOURS) * len(DASHES)  # told apart by colour and dashes
 MOST_CELLS, SHADES = 1500, 10
-WHAT = "The relative residual of the whole model, pretrained weights, mean over samples: 0 is full collapse."
+WHAT = (
+    "The relative residual of the whole model (of its bulk, without massive tokens, where every run has it), pretrained "
+    "weights, mean over samples: 0 is full collapse."
+)
 NOISE = "Hollow marks are rounding noise."
 
 

@@ -22,7 +22,7 @@ class KeyNumbers:
     def show(self, view: ComparedView, /) -> Shown | None:
         table = _table(view.comparison.tables["runs"])
         first = view.comparison.runs[0].name
-        lead = f"The relative residual of the whole model: 0 is full collapse. A change is the difference from {first}."
+        lead = f"The relative residual of the whole model, without massive tokens where every run has it: 0 is full collapse. A change is the difference from {first}."
         return Shown(lead=lead, tables=[table]) if table else None
 
 

@@ -25,11 +25,11 @@ def test_an_evaluator_by_itself(demo: Loaded, tmp_path: Path) -> None:
     singles = [dict(demo.processor(text, return_tensors="pt")) for text in REAL]
     curve = alone(demo.model, singles, 7)
     assert told["dev_residual_first"] == pytest.approx(curve[0], rel=1e-5)
-    assert told["dev_residual_last"] == pytest.approx(curve[6], rel=1e-5)
+    assert told["dev_residual_bulk_last"] == pytest.approx(curve[6], rel=1e-5)
     assert told["dev_residual_min"] == pytest.approx(min(curve[1:]), rel=1e-5)
     assert told["dev_collapse_layer"] == 7
     assert {"dev_cosine_last", "dev_cosine_max"} <= told.keys()
-    assert evaluator.primary_metric == "dev_residual_last" and evaluator.greater_is_better
+    assert evaluator.primary_metric == "dev_residual_bulk_last" and evaluator.greater_is_better
     written = pd.read_csv(tmp_path / "eval" / "collapse_dev.csv")
     assert written.query("metric == 'residual'")["mean"].tolist() == pytest.approx(curve, rel=1e-5)
 
@@ -68,5 +68,5 @@ def test_among_other_evaluators(tmp_path: Path) -> None:
     trained = model()
     state = torch.get_rng_state()
     told = both(trained)
-    assert told["sequential_score"] == told["dev_residual_last"] and "sts_spearman_cosine" in told
+    assert told["sequential_score"] == told["dev_residual_bulk_last"] and "sts_spearman_cosine" in told
     assert torch.equal(state, torch.get_rng_state())
