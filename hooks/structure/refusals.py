@@ -22,7 +22,7 @@ WRAP = "Give each block a module of its own that takes the stream and returns it
 
 def no_blocks(tape: Tape, spine: list[Node]) -> RcProbeError:
     """The refusal of a model none of whose modules hold the residual adds `spine` of one stream."""
-    if count := streams_side_by_side(tape):
+    if count := streams_side_by_side(tape, spine):
         what = f"its blocks hand on {count} streams side by side and mix them, and no skip carries one of them as it is"
         todo = SEVERAL
     elif lists := parts_in_lists(tape, spine):
@@ -67,9 +67,11 @@ def made(tape: Tape, node: Node) -> str:
     return f"{by} anew by `{first.op}`{where}"
 
 
-def streams_side_by_side(tape: Tape) -> int:
+def streams_side_by_side(tape: Tape, spine: list[Node]) -> int:
     """How many streams the modules of a list hand on in one tensor, which has an axis more than what they read; else 0."""
     for call in _in_lists(tape):
+        if spine and not any(call.first <= node.index <= call.last for node in spine):
+            continue
         given = {tape.nodes[n].shape for n in call.args.values()}
         handed = {tape.nodes[n].shape for n in call.outputs.values()} & given
         read = {tape.nodes[n].shape for c in tape.calls if c.parent == call.index for n in c.args.values()}
@@ -105,9 +107,10 @@ def parts_in_lists(tape: Tape, spine: list[Node]) -> list[str]:
 def run_past_hooks(tape: Tape) -> str:
     """A module of a list whose parts were called and it was not, as its `forward` was called instead; else ""."""
     called = {call.name for call in tape.calls}
-    for name, module in tape.model.named_modules():
+    modules: dict[str, nn.Module] = dict(tape.model.named_modules())
+    for name, module in modules.items():
         lists = _list_of(name)
-        if not lists or name in called or not isinstance(tape.model.get_submodule(lists), nn.ModuleList):
+        if not lists or name in called or not isinstance(modules[lists], nn.ModuleList):
             continue
         own: Any = type(module).forward
         if own is not nn.Module.forward and any(c.startswith(f"{name}.") for c in called):

@@ -94,7 +94,8 @@ def _short(error: RcProbeError) -> str:
 
 def _other_stacks(model: nn.Module, inputs: dict[str, Any], first: Structure, row: Row) -> list[Structure]:
     found = []
-    refused = [text for text in first.refused if "not held by modules" not in text]
+    no_stack = ("not held by modules", "hand on no stream as it is", "are no modules")
+    refused = [text for text in first.refused if not any(words in text for words in no_stack)]
     for name in first.others:
         try:
             found.append(find_structure(model, inputs, stack=name))
