@@ -34,6 +34,7 @@ from rc_probe.registry import select
 
 from .tokens import Reading, Tokens, ratio
 
+SVD_NOISE = 8.0  # of a singular value, in eps of σ₁; of equal rows (400, 150) LAPACK's are off by up to 4.5
 ONE_THREAD = 2**22  # entries of a stream up to which one CPU thread measures it (16 MiB of float32)
 
 MetricFunction = Callable[..., Tensor]  # (x (B, T, D), mask (B, T) or None) -> values (B,)
@@ -148,13 +149,13 @@ def cosine(t: Tokens) -> Reading:
     Source: Shi et al. 2022 (arXiv 2202.08625), their measure of over-smoothing. Floor: two tokens, each
     turned by the noise.
     """
-    return t.mean_cosine(t.x, t.lengths)
+    return t.mean_cosine(t.x, t.lengths, t.moved)
 
 
 @_metric
 def cosine_bulk(t: Tokens) -> Reading:
     """`cosine` of the bulk (see `residual_bulk`)."""
-    return t.bulk.mean_cosine(t.bulk.x, t.bulk.lengths)
+    return t.bulk.mean_cosine(t.bulk.x, t.bulk.lengths, t.bulk.moved)
 
 
 @_metric
@@ -163,10 +164,10 @@ def cosine_centred(t: Tokens) -> Reading:
 
     The common part of the tokens hides in it; what is left shows whether the rest spreads out or lies on a
     line.
-    Floor: as for `cosine`, but the noise is that of the whole token and the vector may be short, so it
-    nears 2 when the stream has collapsed.
+    Floor: as for `cosine`, but the noise is that of the whole token and of the mean, and the vector may be
+    short, so it nears 2 when the stream has collapsed.
     """
-    return t.mean_cosine(t.centred, t.centred_lengths)
+    return t.mean_cosine(t.centred, t.centred_lengths, t.centred_moved)
 
 
 @_metric
@@ -190,8 +191,8 @@ def effective_rank(t: Tokens) -> Reading:
 
     Source: Roy, Vetterli 2007, definition 1. (Not RankMe's with an added eps, nor the entropy of σ².)
     Floor: the noise E has ‖E‖_F = noise ‖X‖_F, and moves the k singular values by at most sqrt(k) ‖E‖_F in
-    all (Mirsky), so p by δ = that / Σσ in total variation, and the entropy by δ ln(k - 1) + h(δ) (Fannes,
-    Audenaert).
+    all (Mirsky), and the SVD itself, in float64, each by at most SVD_NOISE eps σ₁. So p moves by δ = that / Σσ
+    in total variation, and the entropy by δ ln(k - 1) + h(δ) (Fannes, Audenaert).
     """
     return _effective_rank(t)
 
@@ -201,7 +202,9 @@ def _effective_rank(t: Tokens) -> Reading:
     total, most = s.sum(1), t.count.clamp(max=t.x.shape[2])
     entropy = torch.special.entr(ratio(s, total[:, None])).sum(1)
     rank = entropy.exp().where(total != 0, 0.0)
-    delta = ratio(t.noise * most.sqrt() * torch.linalg.vector_norm(s, dim=1), total).clamp(max=0.5)
+    noise = t.noise * most.sqrt() * torch.linalg.vector_norm(s, dim=1)
+    noise = noise + SVD_NOISE * torch.finfo(s.dtype).eps * most * s.amax(1)
+    delta = ratio(noise, total).clamp(max=0.5)
     binary = torch.special.entr(delta) + torch.special.entr(1 - delta)
     moved = delta * (most - 1).clamp_min(1).log() + binary
     return rank, torch.minimum(rank * moved.expm1(), most)

@@ -111,6 +111,16 @@ class Tokens:
         return lengths
 
     @cached_property
+    def moved(self) -> Tensor:
+        """How far the noise moves each token (B, T)."""
+        return self.noise * self.lengths
+
+    @cached_property
+    def centred_moved(self) -> Tensor:
+        """How far it moves x_i - mean (B, T): the mean moves too, with a massive token more than others do."""
+        return self.moved + (self.moved.sum(1) / self.count)[:, None]
+
+    @cached_property
     def singular_values(self) -> Tensor:
         """Singular values of X (B, min(T, D)), in float64; NaN for a sample that is not finite."""
         x = self.x.double()
@@ -134,19 +144,19 @@ class Tokens:
         """(B,) of one value."""
         return torch.full_like(self.count, value)
 
-    def mean_cosine(self, vectors: Tensor, lengths: Tensor) -> Reading:
+    def mean_cosine(self, vectors: Tensor, lengths: Tensor, noise: Tensor) -> Reading:
         """Mean cosine over pairs of different real tokens (B,), in O(T D).
 
         The squared length of the sum of the unit vectors is the sum of all cosines, the diagonal included.
-        vectors: (B, T, D) and their lengths (B, T), padding 0. A token's noise turns it by at most
-        noise ‖x_i‖ / length (at most 1 is counted), and a cosine moves by no more than its two angles: the
-        floor.
+        vectors: (B, T, D) and their lengths (B, T), padding 0; noise (B, T): how far rounding moves a vector.
+        That turns it by at most noise / length (at most 1 is counted), and a cosine moves by no more than its
+        two angles: the floor.
         """
         absent = lengths == 0
         units = vectors / lengths.masked_fill(absent, 1)[..., None].to(vectors.dtype)
         total = units.sum(1).double().square().sum(1)  # (B,)
         cosine = (total - (~absent).sum(1)) / (self.count * (self.count - 1))
-        turn = (self.noise * self.lengths / lengths).clamp(max=1).masked_fill(absent, 1)[..., None]
+        turn = (noise / lengths).clamp(max=1).masked_fill(absent, 1)[..., None]
         floor = 2 * (turn if self.real is None else turn * self.real[..., None]).sum(dim=(1, 2)) / self.count
         return cosine.clamp(-1, 1).where(self.count != 1, torch.nan), floor
 
