@@ -114,7 +114,7 @@ def run_past_hooks(tape: Tape) -> str:
             continue
         own: Any = type(module).forward
         if own is not nn.Module.forward and any(c.startswith(f"{name}.") for c in called):
-            return name
+            return str(name)
     return ""
 
 

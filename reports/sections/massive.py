@@ -61,4 +61,4 @@ def _table(declared: tables.Table, frame: pd.DataFrame) -> Table:
     title = declared.title
     if len(shown) < len(frame):
         title += f": the {len(shown)} largest of {len(frame)} rows, all are in massive.csv"
-    return Table(declared.name, title, [columns[name] for name in frame], rows)
+    return Table(declared.name, title, [columns[str(name)] for name in frame], rows)
