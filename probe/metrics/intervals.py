@@ -68,7 +68,7 @@ def student(values: ArrayLike, weights: ArrayLike | None = None) -> Interval:
 
     The weighted mean m = Σ wᵢ xᵢ / Σ wᵢ is a ratio of two sums over samples. Its variance is that of
     Σ wᵢ (xᵢ − m) to first order: n / (n − 1) Σ wᵢ² (xᵢ − m)² / (Σ wᵢ)² (Cochran 1977, "Sampling
-    Techniques", section 6.4). Of 1, 2, 3, 4, 5 it gives 1.0368 to 4.9632; (NaN, NaN) for one value.
+    Techniques", chapter 6). Of 1, 2, 3, 4, 5 it gives 1.0368 to 4.9632; (NaN, NaN) for one value.
     """
     from scipy.stats import t
 
@@ -88,7 +88,7 @@ def bootstrap(values: ArrayLike) -> Interval:
 
     Plain 2.5 and 97.5 % quantiles are too narrow for small n, by the ratio of z √(1 − 1/n) to Student's t; the
     ones taken are as far out as that needs (Hesterberg 2015, "What teachers should know about the bootstrap",
-    section 5.3, the expanded percentile interval). The draws depend on n alone and the values are sorted first, so
+    the expanded percentile interval). The draws depend on n alone and the values are sorted first, so
     that the same samples give the same interval in any order and any batches.
     """
     from scipy.stats import norm, t

@@ -222,16 +222,29 @@ def _held_up(found: dict[tuple[str, str], Curve], weights: str, level: str | Non
 
 
 def _costliest(found: dict[tuple[str, str], Curve], weights: str) -> list[str]:
-    """The ablation, beside the paper's variants, after which the residual is lowest."""
+    """The ablation, beside the paper's variants, after which the residual is lowest; those with equal curves are one."""
     whole = found.get((weights, WHOLE))
-    others = {v: c for (w, v), c in found.items() if w == weights and v not in PAPER}
-    if whole is None or not others:
+    curves = {v: c for (w, v), c in found.items() if w == weights and v not in PAPER}
+    if whole is None or not curves:
         return []
-    worst = min(others, key=lambda name: others[name].means[-1])
-    before, after = whole.means[-1], others[worst].means[-1]
-    change = f"{number(before)} → {number(after)}"
-    if len(others) == 1:
-        return [f"Ablating {worst} {'lowers' if after < before else 'does not lower'} it: {change}."]
-    if after >= before:
-        return [f"None of {len(others)} ablations lowers it."]
-    return [f"Of {len(others)} ablations, {worst} lowers it most: {change}."]
+    alike: dict[tuple[float, ...], list[str]] = {}
+    for name, curve in curves.items():
+        alike.setdefault(tuple(curve.means), []).append(name)
+    names = min(alike.values(), key=lambda names: curves[names[0]].means[-1])
+    lower, change = _change(whole, curves[names[0]])
+    if len(alike) == 1:
+        return [f"Ablating {' or '.join(names)} {'lowers' if lower else 'does not lower'} it: {change}."]
+    if not lower:
+        return [f"None of {len(curves)} ablations lowers it."]
+    most = "lowers it most" if len(names) == 1 else "lower it most, by the same"
+    return [f"Of {len(curves)} ablations, {' and '.join(names)} {most}: {change}."]
+
+
+def _change(whole: Curve, ablated: Curve) -> tuple[bool, str]:
+    """Whether the last value is lower beyond rounding, and from what to what, in digits that show a difference."""
+    before, after = whole.means[-1], ablated.means[-1]
+    noise = sum(floor for floor in (whole.floors[-1], ablated.floors[-1]) if math.isfinite(floor))
+    if abs(after - before) <= noise:
+        return False, f"{number(before)}, the same up to rounding"
+    digits = next((d for d in range(2, 9) if number(before, d) != number(after, d)), 9)
+    return after < before, f"{number(before, digits)} → {number(after, digits)}"

@@ -481,6 +481,48 @@ def test_the_costliest_ablation_is_named() -> None:
     assert "Ablating attention@1-2 does not lower it: 0.76 → 0.78." in reasons(ablations=["attention@1-2"])
 
 
+def ending(changes: dict[str, float], floor: float = 1e-7) -> str:
+    """The reasons where ablations end so far from the whole model's last residual, 0.60494."""
+    result = make_result(ablations=list(changes), init=False)
+    table = result.tables["residuals"]
+    last = table["layer"] == table["layer"].max()
+    for name, change in {"transformer": 0.0, **changes}.items():
+        here = last & (table["variant"] == name) & (table["weights"] == "pretrained")
+        table.loc[here, ["mean", "floor"]] = (0.60494 + change, floor)
+    return " ".join(result.verdict["reasons"])
+
+
+def test_a_small_change_has_the_digits_that_show_it() -> None:
+    assert "Ablating mlp@7 lowers it: 0.6049 → 0.6045." in ending({"mlp@7": -0.00043})
+    assert "Ablating mlp@7 does not lower it: 0.6049 → 0.6050." in ending({"mlp@7": 0.00004})
+    both = ending({"mlp@7": -0.00043, "attention@1-2": 0.1})
+    assert "Of 2 ablations, mlp@7 lowers it most: 0.6049 → 0.6045." in both
+
+
+def test_a_change_within_rounding_is_none() -> None:
+    assert "Ablating mlp@7 does not lower it: 0.60, the same up to rounding." in ending(
+        {"mlp@7": -0.00043}, 3e-4
+    )
+    assert "Ablating mlp@7 lowers it: 0.6049 → 0.6045." in ending(
+        {"mlp@7": -0.00043}, 2e-4
+    )  # the floors of both
+    assert "None of 2 ablations lowers it." in ending({"mlp@7": -0.00043, "attention@1-2": -0.0002}, 3e-4)
+
+
+def test_ablations_that_are_the_same_are_named_once() -> None:
+    def same(*names: str, others: tuple[str, ...] = ()) -> str:
+        result = make_result(ablations=[*names, *others], init=False)
+        table = result.tables["residuals"]
+        means = table.loc[table["variant"] == names[0], "mean"].to_numpy()
+        for name in names[1:]:
+            table.loc[table["variant"] == name, "mean"] = means
+        return " ".join(result.verdict["reasons"])
+
+    assert "Ablating mlp@7 or head@2:5 lowers it: 0.76 → 0.71." in same("mlp@7", "head@2:5")
+    three = same("mlp@7", "head@2:5", others=("attention@1-2",))
+    assert "Of 3 ablations, mlp@7 and head@2:5 lower it most, by the same: 0.76 → 0.71." in three
+
+
 def test_directions_that_come_together_are_told() -> None:
     result = make_result(metrics=["residual", "cosine"], init=False)
     cosine = (result.tables["residuals"]["metric"] == "cosine") & (result.tables["residuals"]["layer"] == 12)
