@@ -20,7 +20,8 @@ from rc_probe.hooks.errors import RcProbeError
 from rc_probe.measures import TABLES
 from rc_probe.registry import PAPER, WHOLE
 from rc_probe.results.curves import BULK, RESIDUAL, curves, curves_by_metric, headline, metrics_of
-from rc_probe.results.files import HTML_NAME, SCHEMA, tables_as_json, tidy, to_csv
+from rc_probe.results.files import tables_as_json, tidy, to_csv
+from rc_probe.results.json_file import HTML_NAME, SCHEMA
 from rc_probe.results.like_for_like import unlike
 from rc_probe.results.protocols import Failure, Run
 from rc_probe.results.saving import save_whole

@@ -11,17 +11,8 @@ from typing import TYPE_CHECKING, Any, Self
 import pandas as pd
 
 from rc_probe.hooks.errors import RcProbeError
-from rc_probe.results.files import (
-    HTML_NAME,
-    JSON_NAME,
-    SCHEMA,
-    frame_of,
-    plain,
-    read_json,
-    tables_as_json,
-    tidy,
-    to_csv,
-)
+from rc_probe.results.files import frame_of, plain, tables_as_json, tidy, to_csv
+from rc_probe.results.json_file import HTML_NAME, JSON_NAME, SCHEMA, read_json
 from rc_probe.results.saving import save_whole, write_files
 
 if TYPE_CHECKING:

@@ -74,7 +74,7 @@ def placed(job: Job, *, chosen: bool, say: Callable[[str], None]) -> Job:
 
 def _asked_there(folder: Path) -> dict[str, Any] | None:
     """What the run in the folder was asked for; None where there is none."""
-    from rc_probe.results.files import JSON_NAME, read_json
+    from rc_probe.results.json_file import JSON_NAME, read_json
 
     try:
         found: dict[str, Any] | None = read_json(folder / JSON_NAME)["settings"]["asked"]

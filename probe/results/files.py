@@ -1,25 +1,15 @@
 """Results in files: tables as JSON and CSV, saved and loaded without loss."""
 
-import gzip
-import json
 import math
-import re
-import zlib
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from rc_probe.hooks.errors import RcProbeError
 
-if TYPE_CHECKING:
-    pass
-
-SCHEMA = 1
-JSON_NAME, HTML_NAME = "results.json", "report.html"
-_TABLE_NAME = re.compile(r"[a-z][a-z0-9_]*")  # a table's name is a file's name
+from .json_file import TABLE_NAME
 
 
 def plain(value: Any) -> Any:
@@ -42,7 +32,7 @@ def plain(value: Any) -> Any:
 
 def tidy(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     """`frame` with a plain index and no infinity: a number that overflowed is a missing number."""
-    if not _TABLE_NAME.fullmatch(name):
+    if not TABLE_NAME.fullmatch(name):
         raise RcProbeError(f"{name!r} cannot name a table", todo="Use lower-case letters, digits and _")
     frame = frame.reset_index(drop=True)
     floats = frame.select_dtypes("float").columns
@@ -83,43 +73,3 @@ def frame_of(rows: list[dict[str, Any]], dtypes: dict[str, str] | None) -> pd.Da
         name: pd.Series([row[name] for row in rows], dtype=dtype) for name, dtype in dtypes.items()
     }
     return pd.DataFrame(columns)
-
-
-def _refuse_constant(token: str) -> None:
-    raise ValueError(f"{token} is not JSON")
-
-
-def read_json(source: Path) -> dict[str, Any]:
-    try:
-        content = source.read_bytes()
-        text = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-        saved = json.loads(text, parse_constant=_refuse_constant)
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise RcProbeError(f"damaged ({error})", where=str(source), todo="Download it again") from error
-    except OSError as error:
-        raise RcProbeError(
-            f"cannot read the results ({error.strerror})",
-            where=str(source),
-            todo=f"Give a folder that rc-probe wrote, or its {JSON_NAME}",
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise RcProbeError(
-            f"not a file of results ({error})", where=str(source), todo=f"Give the {JSON_NAME} of a probe"
-        ) from error
-    if not isinstance(saved, dict) or saved.get("schema") != SCHEMA:
-        schema = saved.get("schema") if isinstance(saved, dict) else None
-        raise RcProbeError(
-            f"schema {schema!r}, and this version reads schema {SCHEMA}",
-            where=str(source),
-            todo="Load it with the version of rc-probe that wrote it, or run the probe again",
-        )
-    return saved
-
-
-def csv_names(source: Path) -> set[str]:
-    """The CSV files of a results.json, none where it cannot be read."""
-    try:
-        names = read_json(source).get("tables", {})
-    except RcProbeError:
-        return set()
-    return {f"{name}.csv" for name in names if _TABLE_NAME.fullmatch(str(name))}

@@ -19,10 +19,10 @@ from pathlib import Path
 
 from rc_probe.hooks.errors import RcProbeError
 
-from .files import JSON_NAME, csv_names, read_json
+from .json_file import JSON_NAME, csv_names, read_json
 
 _PART = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}\.part")  # what a save writes beside the place of NAME
-BEGINS = b'{\n "schema":'  # every results.json
+BEGINS = re.compile(rb'\{\s*"schema":')  # every results.json
 TODO = "Free some space or give another folder with --out"
 
 
@@ -111,7 +111,7 @@ def digest(text: str) -> str:
 def ours(folder: Path) -> bool:
     """Whether rc-probe has written into this folder: a result, be it damaged, or what a killed save left of one."""
     with contextlib.suppress(OSError), (folder / JSON_NAME).open("rb") as file:
-        return file.read(len(BEGINS)) == BEGINS
+        return BEGINS.match(file.read(100)) is not None
     return any(_PART.fullmatch(path.name) for path in _leftovers(folder))
 
 

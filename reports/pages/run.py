@@ -83,7 +83,8 @@ class Download:
 
 def downloads(result: Tables, room: int = MOST_EMBEDDED) -> list[Download]:
     """The CSV files and the JSON, the smallest ones inside the page as far as there is `room` (bytes)."""
-    from rc_probe.results.files import JSON_NAME, to_csv
+    from rc_probe.results.files import to_csv
+    from rc_probe.results.json_file import JSON_NAME
 
     links = {
         f"{name}.csv": "data:text/csv;charset=utf-8,"

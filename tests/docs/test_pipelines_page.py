@@ -66,7 +66,7 @@ def test_sentence_transformers() -> None:
     names = run(
         "sentence-transformers", texts=["A text.", "Another text, of more words."], sentence_model=sentences()
     )
-    assert names["evaluator"].primary_metric == "dev_residual_last"
+    assert names["evaluator"].primary_metric == "dev_residual_bulk_last"
 
 
 def sentences() -> Any:

@@ -115,8 +115,9 @@ def short_and_full(folder: str) -> Any:
     from rc_probe import engine
     from rc_probe.data.batches import Batch
     from rc_probe.hooks.attach import find_structure
+    from rc_probe.interventions.grammar import parse_intervention
+    from rc_probe.interventions.paper import paper_variants
     from rc_probe.measures.variant_passes import measure_variants
-    from rc_probe.measures.variants import paper_variants, parse_ablation
 
     with World.join(cpu=True) as world:
         model = transformers.AutoModel.from_pretrained(folder).eval()
@@ -128,7 +129,7 @@ def short_and_full(folder: str) -> Any:
             for i in shares
         ]
         structure = find_structure(model, made[0].inputs)
-        variants = [*paper_variants(structure), parse_ablation("mlp@2"), parse_ablation("head@2:1")]
+        variants = [*paper_variants(structure), parse_intervention("mlp@2"), parse_intervention("head@2:1")]
         both = []
         for proof in (engine.shortcut_problem, lambda *_: "as a test"):
             engine.shortcut_problem = proof
