@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from support import massive, tiny
 from support.command import Run
 
 from rc_probe import ProbeResult, probe
@@ -31,8 +32,17 @@ def spoil(monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException) -> N
 
 
 @pytest.fixture(scope="module")
-def whole(demo: Loaded) -> ProbeResult:
-    return probe(demo.model, samples=2, length=12, init=False, path_samples=2, processor=demo.processor)
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a small BERT of random weights, where every measurement has something to say."""
+    torch.manual_seed(0)
+    return tiny.saved(
+        tmp_path_factory.mktemp("model") / "m", massive.gpt2(2.8e5, equal=False), tiny.tokenizer()
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(model: str) -> ProbeResult:
+    return probe(model, samples=2, length=12, init=False, path_samples=2)
 
 
 def same_tables(found: ProbeResult, whole: ProbeResult, without: set[str]) -> None:
@@ -43,11 +53,10 @@ def same_tables(found: ProbeResult, whole: ProbeResult, without: set[str]) -> No
 
 @pytest.mark.parametrize("name", [each.name for each in LATER])
 def test_no_memory_for_a_measurement(
-    run: Run, demo: Loaded, whole: ProbeResult, name: str, monkeypatch: pytest.MonkeyPatch
+    run: Run, model: str, whole: ProbeResult, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = {key: value.clone() for key, value in demo.model.state_dict().items()}
     spoil(monkeypatch, name, RuntimeError(MEMORY))
-    code, _, err = run("demo", *SMALL, "--out", "o", "--fail-if", "residual_bulk@last<0.1")
+    code, _, err = run(model, *SMALL, "--out", "o", "--fail-if", "residual_bulk@last<0.1")
     assert code == 0, err
     found = ProbeResult.load("o")
     gone = {table.name for each in LATER if each.name == name for table in each.tables}
@@ -56,15 +65,14 @@ def test_no_memory_for_a_measurement(
     assert any("not measured: out of memory" in note for note in found.model["notes"])
     assert "not measured: out of memory" in Path("o/report.html").read_text()
     assert found.tables["checks"]["passed"].tolist() == [True]
-    assert all(torch.equal(value, before[key]) for key, value in demo.model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", [each.name for each in LATER])
 def test_an_interrupt_in_a_measurement(
-    run: Run, demo: Loaded, whole: ProbeResult, name: str, monkeypatch: pytest.MonkeyPatch
+    run: Run, model: str, whole: ProbeResult, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil(monkeypatch, name, KeyboardInterrupt())
-    code, _, err = run("demo", *SMALL, "--out", "o", "--fail-if", "residual_bulk@last>0.1")
+    code, _, err = run(model, *SMALL, "--out", "o", "--fail-if", "residual_bulk@last>0.1")
     place = next(i for i, each in enumerate(LATER) if each.name == name)
     left = [each.name for each in LATER[place:]]
     assert code == 130
@@ -76,37 +84,44 @@ def test_an_interrupt_in_a_measurement(
 
 
 def test_a_fault_of_ours_is_said_and_loses_nothing(
-    run: Run, whole: ProbeResult, demo: Loaded, monkeypatch: pytest.MonkeyPatch
+    run: Run, whole: ProbeResult, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil(monkeypatch, "chains", KeyError("tables"))
-    assert run("demo", *SMALL, "--out", "o")[0] == 0
+    assert run(model, *SMALL, "--out", "o")[0] == 0
     same_tables(ProbeResult.load("o"), whole, {"chains"})
     missing = json.loads(Path("o/results.json").read_text())["settings"]["missing"]
     assert missing == {"chains": "a fault of rc-probe (KeyError: 'tables')"}
 
 
-def test_the_curves_are_needed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_curves_are_needed(run: Run, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, "curves", RuntimeError(MEMORY))
-    code, _, err = run("demo", *SMALL, "--out", "o")
+    code, _, err = run(model, *SMALL, "--out", "o")
     assert (code, err.count("\n")) == (2, 1) and "out of memory" in err
     assert not Path("o/results.json").exists()
 
 
 def test_from_python_an_interrupt_is_an_interrupt(demo: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the model that the user holds is as it was."""
+    before = {key: value.clone() for key, value in demo.model.state_dict().items()}
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in demo.model.modules())
     spoil(monkeypatch, "floor", KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         probe(demo.model, samples=2, length=12, init=False, paths=False, processor=demo.processor)
+    assert all(torch.equal(value, before[key]) for key, value in demo.model.state_dict().items())
+    assert hooks == sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in demo.model.modules())
 
 
-def test_a_run_that_was_interrupted_is_made_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("m.txt").write_text("demo\ndemo --length 14\n")
+def test_a_run_that_was_interrupted_is_made_again(
+    run: Run, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("m.txt").write_text(f"{model}\n{model} --length 14\n")
     with monkeypatch.context() as spoiled:
         spoil(spoiled, "chains", KeyboardInterrupt())
         code, _, err = run("sweep", "m.txt", *SMALL, "--out", "o")
     assert code == 130 and "interrupted. 0 of 2 runs are finished" in err
     code, _, err = run("sweep", "m.txt", *[word for word in SMALL if word != "--quiet"], "--out", "o")
     assert code == 0 and "there already" not in err
-    assert "chains" in ProbeResult.load("o/demo").tables
+    assert "chains" in ProbeResult.load("o/m").tables
 
 
 # ---- folders
@@ -144,8 +159,6 @@ def test_a_folder_of_the_users_is_refused_before_anything_is_loaded(
 
 
 def test_lines_of_a_sweep_never_share_a_folder(run: Run, demo: Loaded) -> None:
-    from support import tiny
-
     for place in ("m", "deep/m"):
         tiny.saved(Path(place), tiny.bert(), tiny.tokenizer())
     Path("list.txt").write_text("./m\n./deep/../deep/m\nm/\n")

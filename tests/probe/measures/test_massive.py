@@ -135,19 +135,3 @@ def test_the_table_by_hand() -> None:
     alone = float(measure(x[:1], None, ["residual"])["residual"][0])
     assert ten == pytest.approx((alone + 0.0) / 2), "a token of ten times is not over ten times"
     assert whole.rows(0, str) == []
-
-
-def test_a_real_decoder() -> None:
-    """SmolLM2 writes a massive token at position 1 in block 12, which stays until layer 29."""
-    result = rc_probe.probe(
-        "demo-decoder", samples=2, length=48, init=False, recursion=False, paths=False, metrics=("residual", "residual_bulk"),
-    )  # fmt: skip
-    paper, bulk = (
-        result.residuals.query(f"metric == '{name}' and variant == 'transformer'")["mean"].tolist()
-        for name in ("residual", "residual_bulk")
-    )
-    first = result.tables["massive"].query("position == 1 and norm_over_median > 12.5")
-    assert (int(first["layer"].min()), int(first["layer"].max())) == (12, 29)
-    assert set(first["coordinate"]) == {507}
-    assert paper[12] > 1.1 and bulk[12] < 0.7 and abs(paper[30] - bulk[30]) < 0.1
-    assert "position 1 in 2 of 2 texts" in result.verdict["massive"]["sentence"]

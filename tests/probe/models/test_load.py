@@ -18,8 +18,6 @@ from rc_probe.hooks.errors import RcProbeError
 from rc_probe.models.fresh_weights import fresh_model
 from rc_probe.models.libraries import hub_problem, quiet
 from rc_probe.models.load import Loaded, load_model
-from rc_probe.models.locate import locate
-from rc_probe.models.packaged import DEMOS
 
 WEIGHTS = "model.safetensors"
 
@@ -368,22 +366,6 @@ def test_fresh_model_that_cannot_be() -> None:
 
     with pytest.raises(RcProbeError, match=r"Odd: no fresh copy.*more.*--no-init"):
         fresh_model(Odd(transformers.BertConfig(**tiny.SIZES), 1))
-
-
-def test_a_gguf_file_is_a_decoder_with_its_tokenizer() -> None:
-    """SmolLM2: 30 Llama blocks whose grouped heads, tied head and words are those of the original."""
-    place = DEMOS["demo-decoder"].find("demo-decoder")
-    loaded = load_model(str(place), device="cpu")
-    config = loaded.config
-    assert (loaded.modality, loaded.id, type(loaded.model).__name__) == (
-        "text",
-        str(place),
-        "LlamaForCausalLM",
-    )
-    assert (config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads) == (30, 9, 3)
-    assert loaded.processor("hello world")["input_ids"] == [28120, 905]
-    assert loaded.notes == ["The weights of the GGUF file were de-quantised; the model computes with these."]
-    assert locate("demo-decoder", None, False).options == locate(str(place), None, False).options
 
 
 def test_a_gguf_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

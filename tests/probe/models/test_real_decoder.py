@@ -1,0 +1,62 @@
+"""A real decoder from a GGUF file: SmolLM2-135M, whose massive token stands at position 1 from block 12 to layer 29."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.loops import numpy_residual
+
+import rc_probe
+from rc_probe.data.batches import batches
+from rc_probe.data.samples import load_samples
+from rc_probe.interventions.intervention import Variant
+from rc_probe.measures.massive import FACTORS, MOST
+from rc_probe.measures.massive_reader import MassiveReader
+from rc_probe.measures.variant_passes import measure_variants
+from rc_probe.models.load import Loaded, load_model
+from rc_probe.models.locate import locate
+from rc_probe.models.packaged import DEMOS
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Loaded:
+    return load_model(str(DEMOS["demo-decoder"].find("demo-decoder")), device="cpu")
+
+
+def test_a_gguf_file_is_a_decoder_with_its_tokenizer(decoder: Loaded) -> None:
+    """30 Llama blocks whose grouped heads, tied head and words are those of the original."""
+    config: Any = decoder.config
+    assert (decoder.modality, type(decoder.model).__name__) == ("text", "LlamaForCausalLM")
+    assert (config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads) == (30, 9, 3)
+    assert decoder.processor("hello world")["input_ids"] == [28120, 905]
+    assert decoder.notes == ["The weights of the GGUF file were de-quantised; the model computes with these."]
+    assert locate("demo-decoder", None, False).options == locate(decoder.id, None, False).options
+
+
+def test_the_curves_and_the_massive_token_are_those_of_the_hidden_states(decoder: Loaded) -> None:
+    made = batches(load_samples(None, modality="text", samples=2), decoder, length=48)
+    with rc_probe.attach(decoder.model) as attached:
+        structure = attached.structure
+    reader = MassiveReader(FACTORS)
+    found, _ = measure_variants(
+        structure, made, [Variant("transformer")], ["residual", "residual_bulk"], readers=[reader]
+    )
+    curves = {(row["metric"], row["layer"]): row["mean"] for row in found["transformer"].rows()}
+    (batch,) = made
+    with torch.no_grad():
+        states = decoder.model(**batch.inputs, output_hidden_states=True).hidden_states
+    for layer, state in enumerate(states[:30]):  # the library norms the last one
+        wanted: dict[str, list[float]] = {"residual": [], "residual_bulk": []}
+        for x in state.double().numpy():
+            norms = np.linalg.norm(x, axis=1)
+            wanted["residual"].append(numpy_residual(x))
+            wanted["residual_bulk"].append(numpy_residual(x[norms <= 5 * np.median(norms)]))
+        for metric, values in wanted.items():
+            assert curves[metric, layer] == pytest.approx(float(np.mean(values)), abs=1e-3), (metric, layer)
+    assert curves["residual", 12] > 1.1 and curves["residual_bulk", 12] < 0.7
+    rows = [row for row in reader.rows(MOST, str) if row["position"] == 1 and row["norm_over_median"] > 12.5]
+    assert {row["layer"] for row in rows} == set(range(12, 30))
+    assert {row["coordinate"] for row in rows} == {507}
