@@ -171,7 +171,7 @@ class _Run:
         """The weights that are measured, of which fresh ones are not there yet."""
         yield self.context
         for nth in range(self.chosen.init_seeds if self.chosen.init else 0):
-            yield replace(self.context, weights="init", seed=self.chosen.seed + nth, nth=nth)
+            yield replace(self.context, weights="init", seed=self.chosen.seed + nth)
 
     def _of(self, context: Context) -> list[Measurement]:
         return [each for each in self.wanted if each.on_fresh or context.weights == "pretrained"]
@@ -195,9 +195,7 @@ class _Run:
     def _measure(self, planned: Context) -> None:
         try:
             context = planned if planned.seed is None else self._fresh(planned, planned.seed)
-        except (
-            Exception
-        ) as error:  # such as output projections that start at zero, or no memory for a second model
+        except Exception as error:  # output projections that start at zero, no memory for a second model
             if planned.seed is None or not _others_go_on(error):
                 raise
             self._leave_out("init", "Fresh weights were", error)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rc_probe.results.saving import check_folder
 from rc_probe.settings import Settings
 
 from .errors import interrupts, one_line_errors
 from .generated import with_options
-from .job import check_target
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +46,7 @@ def lm_eval(
     """
     with one_line_errors(), interrupts() as check:
         if out is not None:
-            check_target(out)
+            check_folder(out, f"--out {out}", names=())
         from rc_probe.interventions.grammar import parse_intervention
 
         ablate = list(dict.fromkeys(chosen.pop("ablate") or ()))

@@ -22,7 +22,7 @@ class Context:
     """One model with its weights, the run's batches, and what was found before.
 
     settings: an instance of Settings, and so of the measurement's own options
-    name: the model's, for tables. weights: `pretrained` or `init`; seed: of fresh weights, nth: which, from 0
+    name: the model's, for tables. weights: `pretrained` or `init`; seed: of fresh weights
     plans: what each measurement's own `plan` gave, by its name
     readers: of all measurements that read the curves' passes, by name
     before: what it found on earlier fresh weights. found: by other measurements on these weights, by name
@@ -38,7 +38,6 @@ class Context:
     name: str
     weights: str = "pretrained"
     seed: int | None = None
-    nth: int = 0
     plans: Mapping[str, Any] = field(default_factory=dict)
     readers: Mapping[str, Any] = field(default_factory=dict)
     before: Found | None = None

@@ -14,12 +14,12 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rc_probe.hooks.errors import RcProbeError
 
-from .json_file import JSON_NAME, csv_names, read_json
+from .json_file import HTML_NAME, JSON_NAME, csv_names, read_json
 
 _PART = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}\.part")  # what a save writes beside the place of NAME
 BEGINS = re.compile(rb'\{\s*"schema":')  # every results.json
@@ -81,8 +81,8 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
-def check_folder(folder: Path, where: str) -> None:
-    """Find out before the measurement, not after it, that nothing can be written there; leaves nothing behind."""
+def check_folder(folder: Path, where: str, names: Sequence[str] = (JSON_NAME, HTML_NAME)) -> None:
+    """Find out before the measurement that `names` cannot be written there; leaves nothing behind."""
     made: list[Path] = []
     try:
         for place in reversed([folder, *folder.parents]):
@@ -94,7 +94,7 @@ def check_folder(folder: Path, where: str) -> None:
         tried = folder / f".try.{uuid.uuid4().hex}.part"
         tried.write_bytes(b"")
         tried.unlink()
-        _refuse_foreign(folder, (JSON_NAME, "report.html"))
+        _refuse_foreign(folder, names)
     except OSError as error:
         what = f"{folder} cannot be written ({error.strerror or type(error).__name__})"
         raise RcProbeError(what, where=where, todo="Give another folder") from error
@@ -119,7 +119,7 @@ def _leftovers(folder: Path) -> list[Path]:
     return [path for path in folder.glob(".*.part") if _PART.fullmatch(path.name)] if folder.is_dir() else []
 
 
-def _refuse_foreign(home: Path, names: Mapping[str, str] | tuple[str, ...]) -> None:
+def _refuse_foreign(home: Path, names: Iterable[str]) -> None:
     there = [name for name in names if (home / name).exists()]
     if there and not ours(home):
         what = f"{there[0]} is there already, and rc-probe did not write it"
