@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
 
 import torch
 import transformers
+from timing import cpu
 
 from rc_probe.data.batches import Batch
 from rc_probe.hooks.attach import find_structure
@@ -24,12 +23,6 @@ from rc_probe.interventions.grammar import parse_intervention
 from rc_probe.interventions.intervention import Variant
 from rc_probe.interventions.paper import paper_variants
 from rc_probe.measures.variant_passes import measure_variants
-
-
-def cpu(run: Callable[[], object]) -> float:
-    start = time.process_time()
-    run()
-    return time.process_time() - start
 
 
 def main() -> None:

@@ -14,14 +14,13 @@ import argparse
 import os
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 import transformers
+from timing import cpu
 
 import rc_probe
 from rc_probe.data.batches import batches
@@ -29,12 +28,6 @@ from rc_probe.data.samples import load_samples
 from rc_probe.models.load import hold_model, load_model
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-
-
-def cpu(run: Callable[[], object]) -> float:
-    start = time.process_time()
-    run()
-    return time.process_time() - start
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from support import reference, zoo
+from support.nets import Net
 from support.streams import same, streams
 from torch import Tensor, nn
 
@@ -173,18 +174,6 @@ class Gated(nn.Module):
         heads = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         x = x + self.on * self.out(heads)
         return x + self.down(self.up(self.norm2(x)).relu())
-
-
-class Net(nn.Module):
-    def __init__(self, *blocks: nn.Module) -> None:
-        super().__init__()
-        self.embed, self.blocks = nn.Embedding(20, 16), nn.ModuleList(blocks)
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        x = self.embed(input_ids)
-        for block in self.blocks:
-            x = block(x)
-        return x
 
 
 def test_a_block_of_other_modules_is_no_sibling() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from support import zoo
+from support.nets import Net
 from support.odd_models import Plain
 from support.random_models import make, randomise
 from torch import Tensor, nn
@@ -20,18 +21,6 @@ def refusal(model: nn.Module, inputs: dict[str, Any] | None = None, **chosen: An
         find_structure(model.eval(), INPUTS if inputs is None else inputs, **chosen)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-class Net(nn.Module):
-    def __init__(self, *blocks: nn.Module) -> None:
-        super().__init__()
-        self.embed, self.blocks = nn.Embedding(20, 16), nn.ModuleList(blocks)
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        x = self.embed(input_ids)
-        for block in self.blocks:
-            x = block(x)
-        return x
 
 
 class Lists(nn.Module):
