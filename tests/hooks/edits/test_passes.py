@@ -89,6 +89,19 @@ def called(model: Any) -> tuple[list[str], list[Any]]:
     return names, [vars(m).pop for m in model.modules()]
 
 
+def called_by(model: nn.Module, structure: Structure, inputs: dict[str, Any], edits: Edits) -> list[str]:
+    """Names of the modules that an edited pass calls, which gives what a whole one gives, bitwise."""
+    with measuring(model):
+        passes = Passes(structure, inputs, [edits])
+        passes.plain()
+        names, remove = called(model)
+        output = passes.edited(edits)
+        for pop in remove:
+            pop("forward")
+        assert same(output, Passes(structure, inputs, shortcuts=False).edited(edits))
+    return names
+
+
 def test_what_is_removed_and_what_comes_before_is_not_called() -> None:
     model, inputs, structure = attached("bert_mlm")
     edits = gate_edits(structure, [Gate("mlp", (3,))])
@@ -125,14 +138,7 @@ HEAVY = {"c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"}
 def test_modules_done_before_the_first_edit_of_a_block_are_not_called(gate: Gate, runs: set[str]) -> None:
     model, inputs, structure = attached("gpt2_lm")
     edits = gate_edits(structure, [gate])
-    with measuring(model):
-        passes = Passes(structure, inputs, [edits])
-        passes.plain()
-        names, remove = called(model)
-        output = passes.edited(edits)
-        for pop in remove:
-            pop("forward")
-        assert same(output, Passes(structure, inputs, shortcuts=False).edited(edits))
+    names = called_by(model, structure, inputs, edits)
     for number, expected in ((0, set()), (1, runs), (2, HEAVY)):
         inside = [name for name in names if f".h.{number}." in name]
         assert {end for end in HEAVY if any(name.endswith(end) for name in inside)} == expected
@@ -259,12 +265,5 @@ def test_the_encoder_of_a_decoder_runs_once() -> None:
     }
     structure = find_structure(model, inputs)
     edits = gate_edits(structure, [Gate("cross", (2,))])
-    with measuring(model):
-        passes = Passes(structure, inputs, [edits])
-        passes.plain()
-        names, remove = called(model)
-        output = passes.edited(edits)
-        for pop in remove:
-            pop("forward")
-        assert same(output, Passes(structure, inputs, shortcuts=False).edited(edits))
+    names = called_by(model, structure, inputs, edits)
     assert not any(name.startswith("encoder") for name in names)
