@@ -119,7 +119,10 @@ def measure(
     run.measure()
     return ProbeResult(
         model=run.describe(),
-        settings=_settings(chosen, loaded, samples, made, command, together) | {"missing": run.missing},
+        settings=_settings(
+            chosen, loaded, samples, made, command or _as_command(model, loaded, chosen), together
+        )
+        | {"missing": run.missing},
         environment=_environment(time.monotonic() - started),
         tables=run.tables(),
     )
@@ -308,7 +311,7 @@ def _why(error: BaseException) -> str:
 
 
 def _settings(
-    chosen: CommonOptions, loaded: Loaded, samples: Samples, made: Batches, command: str | None, world: World
+    chosen: CommonOptions, loaded: Loaded, samples: Samples, made: Batches, command: str, world: World
 ) -> dict[str, Any]:
     count, idle = len(samples.items), max(world.size - len(made), 0)
     waits = (
@@ -318,20 +321,25 @@ def _settings(
     return {
         "data": samples.source, "digest": digest_of(samples.items), "modality": loaded.modality, "samples": count, "length": made.length,
         "batch_size": chosen.batch_size, "tokens": made.tokens, "truncated": made.truncated,
-        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "dtype": _dtype(loaded.model),
         "device": ", ".join(sorted({str(place) for place in places.values()})), "processes": world.size,
         "seed": chosen.seed, "init_seeds": chosen.init_seeds if chosen.init else 0,
         "special_tokens": chosen.special_tokens,
         **{key: value for each in MEASUREMENTS for key, value in each.entries(chosen, count).items()},
         "notes": [note for note in (samples.note, made.note, waits) if note],
-        "command": command or _as_command(loaded, chosen),
+        "command": command,
     }  # fmt: skip
 
 
-def _as_command(loaded: Loaded, chosen: CommonOptions) -> str:
+def _as_command(model: Any, loaded: Loaded, chosen: CommonOptions) -> str:
     """The command that repeats a probe made from Python, as far as a command can."""
-    dtype = str(loaded.model.dtype).removeprefix("torch.")
-    return shlex.join(replace(chosen, dtype=dtype, revision=loaded.revision).words(loaded.id))
+    if not isinstance(model, str):  # which may have been cast
+        chosen = replace(chosen, dtype=_dtype(loaded.model))
+    return shlex.join(replace(chosen, revision=loaded.revision).words(loaded.id))
+
+
+def _dtype(model: Any) -> str:
+    return str(model.dtype).removeprefix("torch.")
 
 
 def _environment(seconds: float) -> dict[str, Any]:

@@ -25,7 +25,7 @@ LABEL_HELP = (
     "Column with the correct answers: a class by name or number; for embeddings also a paired text, or TEXT,SCORE. Of a folder "
     "of images or sounds: 'folder', the names of the folders in it."
 )
-DTYPE_HELP = "float32, float64, bfloat16, float16, or auto."
+DTYPE_HELP = "float32, float64, bfloat16, float16; auto is the one of the checkpoint's weights."
 DEVICE_HELP = "cpu, cuda, cuda:1 … (default: cuda if there is one)"
 REVISION_HELP = "Branch, tag or commit of a Hub model."
 OFFLOAD_HELP = "For what the device map puts on disk."
@@ -37,7 +37,7 @@ class CommonOptions(Options):
     """How to run. None: what is found, or the default of the library."""
 
     revision: str | None = option(None, REVISION_HELP, panel=MODEL)
-    dtype: str = option("float32", DTYPE_HELP, panel=MODEL)
+    dtype: str = option("auto", DTYPE_HELP, panel=MODEL)
     device: str | None = option(None, DEVICE_HELP, panel=MODEL)
     device_map: Any = option(None, MAP_HELP, panel=MODEL, typed=str | None)  # from Python also a dict
     offload_folder: str | None = option(None, OFFLOAD_HELP, panel=MODEL)

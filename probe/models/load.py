@@ -25,6 +25,7 @@ from rc_probe.hooks.structure.unwrap import unwrapped
 from .adapter import add_adapter, base_of, brought
 from .libraries import first_line, quiet
 from .locate import SAVE, Source, load_config, locate
+from .stored_dtype import stored_dtype
 from .towers import Part, pick
 from .towers import modality as modality_of
 
@@ -60,7 +61,7 @@ def load_model(
     model_id: str,
     *,
     revision: str | None = None,
-    dtype: str = "float32",
+    dtype: str = "auto",
     device: str | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
@@ -74,9 +75,8 @@ def load_model(
 
     The folder of a PEFT adapter loads its base model, with the adapter on it.
 
-    The class is the one that the config names (its head included), else AutoModel. `dtype` is float32
-    unless told, whatever the checkpoint stores, because residuals fall below the rounding of half precision
-    within a few layers; "auto" takes the checkpoint's. `device` is CUDA where there is one, else the CPU.
+    The class is the one that the config names (its head included), else AutoModel. `dtype` "auto" is the one that the
+    weights are stored in, whatever the config says. `device` is CUDA where there is one, else the CPU.
     `device_map` spreads the model over several devices instead: one of accelerate's names, a dict {module: device}
     or a JSON file of one; what it puts on "disk" goes to `offload_folder`.
     Only safetensors are read unless `allow_pickle`; its own code runs only with `trust_remote_code`.
@@ -88,6 +88,8 @@ def load_model(
     source = base_of(adapter) or adapter
     with quiet():
         config = load_config(source)
+        _check_there(source, allow_pickle)
+        wanted = stored_dtype(source) if wanted == "auto" else wanted
         spread = {"device_map": places, "offload_folder": offload_folder} if places is not None else {}
         model, notes, random = _load_weights(source, config, wanted, allow_pickle, spread)
         if source is not adapter:
@@ -179,19 +181,24 @@ def _model_class(config: Any, source: Source) -> Any:
     return transformers.AutoModel
 
 
-def _load_weights(
-    source: Source, config: Any, dtype: Any, allow_pickle: bool, spread: dict[str, Any]
-) -> tuple[Any, list[str], tuple[str, ...]]:
-    """The model, notes about weights that its checkpoint lacks or that it does not use, and the ones it lacks."""
-    pickle_only = source.error(
-        "the weights are only there as a pickle, which can run code",
-        "If you trust its author, allow it with --allow-pickle",
-    )
+def _check_there(source: Source, allow_pickle: bool) -> None:
+    """RcProbeError for a folder without weights, or with a pickle that is not allowed."""
     if source.folder and not any(source.folder.glob("*.safetensors")):
         if not any(source.folder.glob("pytorch_model*.bin")):
             raise source.error("no weights in this folder (model.safetensors)", SAVE)
         if not allow_pickle:
-            raise pickle_only
+            raise _pickle_only(source)
+
+
+def _pickle_only(source: Source) -> RcProbeError:
+    what = "the weights are only there as a pickle, which can run code"
+    return source.error(what, "If you trust its author, allow it with --allow-pickle")
+
+
+def _load_weights(
+    source: Source, config: Any, dtype: Any, allow_pickle: bool, spread: dict[str, Any]
+) -> tuple[Any, list[str], tuple[str, ...]]:
+    """The model, notes about weights that its checkpoint lacks or that it does not use, and the ones it lacks."""
     cls = _model_class(config, source)
     # The bar of de-quantisation is of a kind that no setting switches off.
     bars = contextlib.redirect_stderr(io.StringIO()) if source.gguf else contextlib.nullcontext()
@@ -216,7 +223,7 @@ def _load_weights(
             what = "the pickle is corrupt, or holds more than tensors"
             raise source.error(what, "Ask for the model as safetensors") from error
         if isinstance(error, OSError) and "with `safetensors`" in str(error):
-            raise pickle_only from error
+            raise _pickle_only(source) from error
         todo = "Check the checkpoint and config.json" + (
             ", --device-map and --offload-folder" if spread else ""
         )

@@ -34,7 +34,7 @@ def run(
     def loading(model_id: str, **options: Any) -> Loaded:
         return (
             demo
-            if model_id == "demo" and (options["dtype"], options["device"]) == ("float32", None)
+            if model_id == "demo" and (options["dtype"], options["device"]) == ("auto", None)
             else load.load_model(model_id, **options)
         )
 

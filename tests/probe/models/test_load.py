@@ -7,6 +7,8 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import gguf
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -18,6 +20,8 @@ from rc_probe.hooks.errors import RcProbeError
 from rc_probe.models.fresh_weights import fresh_model
 from rc_probe.models.libraries import hub_problem, quiet
 from rc_probe.models.load import Loaded, load_model
+from rc_probe.models.locate import Source
+from rc_probe.models.stored_dtype import stored_dtype
 
 WEIGHTS = "model.safetensors"
 
@@ -84,11 +88,52 @@ def test_weights_are_those_of_the_checkpoint(folder: Path) -> None:
     assert torch.equal(loaded.model.state_dict()[name], stored[name])
 
 
-def test_dtype(folder: Path) -> None:
-    tiny.saved(folder, tiny.bert().to(torch.float16))
-    assert load_model(str(folder), device="cpu").model.dtype == torch.float32
-    assert load_model(str(folder), device="cpu", dtype="auto").model.dtype == torch.float16
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_checkpoint_has_its_own_dtype(folder: Path, dtype: torch.dtype) -> None:
+    """Whatever its config says: that of the weights, of one file and of shards; another one where it is asked for."""
+    model = tiny.bert().to(dtype)
+    model.save_pretrained(folder, max_shard_size="10KB")
+    (folder / WEIGHTS).unlink(missing_ok=True)
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    wanted = model.state_dict()["encoder.layer.1.output.dense.weight"]
+    for said in (None, "float32", "bfloat16"):
+        edit_config(folder, dtype=said, torch_dtype=said)
+        loaded = load_model(str(folder), device="cpu").model
+        assert {p.dtype for p in loaded.parameters()} == {dtype}
+        assert torch.equal(loaded.state_dict()["encoder.layer.1.output.dense.weight"], wanted)
+    model.save_pretrained(folder)
+    assert load_model(str(folder), device="cpu").model.dtype == dtype
     assert load_model(str(folder), device="cpu", dtype="float64").model.dtype == torch.float64
+
+
+def test_the_dtype_is_that_of_most_numbers(folder: Path) -> None:
+    """Norms kept in float32 among weights of half precision; whole numbers count for nothing."""
+
+    def mixed(weights: dict[str, torch.Tensor]) -> None:
+        for name, x in weights.items():
+            weights[name] = x.to(torch.bfloat16 if x.ndim > 1 else torch.float32)
+        weights["extra"] = torch.zeros(99999, dtype=torch.int32)
+
+    edit_weights(folder, mixed)
+    loaded = load_model(str(folder), device="cpu").model
+    assert loaded.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("kind", "wanted"), [("F16", "float16"), ("BF16", "bfloat16"), ("Q8_0", "float32")])
+def test_the_dtype_of_a_gguf_file(tmp_path: Path, kind: str, wanted: str) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_array("tokenizer.ggml.tokens", ["a", "", "ccc"])
+    writer.add_array("tokenizer.ggml.scores", [1.0, 2.0, 3.0])
+    writer.add_bool("flag", True)
+    writer.add_string("chat", "x" * 300)
+    number = getattr(gguf.GGMLQuantizationType, kind)
+    writer.add_tensor("w", gguf.quantize(np.ones((64, 32), np.float32), number), raw_dtype=number)
+    writer.add_tensor("norm", np.ones(32, np.float32))
+    for step in ("header", "kv_data", "tensors"):
+        getattr(writer, f"write_{step}_to_file")()
+    writer.close()
+    source = Source("m", str(tmp_path), {"gguf_file": "m.gguf"})
+    assert stored_dtype(source) == getattr(torch, wanted)
 
 
 def test_image_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
