@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import datetime
-import gc
 import platform
 import shlex
 import time
-from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -19,30 +17,15 @@ from rc_probe.common_options import CommonOptions
 from rc_probe.data.batches import Batches, batches, long_enough
 from rc_probe.data.digest import digest_of
 from rc_probe.data.samples import Samples, load_samples
-from rc_probe.hooks.attach import find_structure
-from rc_probe.hooks.errors import RcProbeError, out_of_memory, reason
-from rc_probe.hooks.structure.structure import Structure
-from rc_probe.interventions.paper import mixer_note
-from rc_probe.measures import MEASUREMENTS, TABLES
-from rc_probe.measures.context import Context
-from rc_probe.measures.measurement import Found, Measurement
-from rc_probe.models.fresh_weights import fresh_model
+from rc_probe.measures import MEASUREMENTS
 from rc_probe.models.load import Loaded, hold_model, load_model
 from rc_probe.models.locate import on_hub
-from rc_probe.models.packaged import DEMOS
-from rc_probe.models.structure_table import structure_rows
 from rc_probe.processes.agreement import facts, own_device
-from rc_probe.processes.heartbeat import ElsewhereError
 from rc_probe.processes.world import World
-from rc_probe.results.tables import Row
 
 from .result import ProbeResult
+from .run import Progress, Run
 from .settings import Settings
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-Progress = Callable[[str, int, int], None]
 
 
 def probe(
@@ -114,15 +97,19 @@ def measure(
         samples, loaded, length=chosen.length, batch_size=chosen.batch_size,
         special_tokens=chosen.special_tokens,
     )  # fmt: skip
-    run = _Run(loaded, chosen, samples, made, report, together, keep_interrupted)
+    run = Run(
+        loaded, chosen, samples, made, report, together,
+        held=not isinstance(model, str), keep_interrupted=keep_interrupted,
+    )  # fmt: skip
     together.same(facts(chosen, samples, made, run.structure))
+    settings = _settings(
+        chosen, loaded, samples, made, command or _as_command(model, loaded, chosen), together
+    )
+    del loaded, made  # the run alone holds the weights, and lets go of them
     run.measure()
     return ProbeResult(
         model=run.describe(),
-        settings=_settings(
-            chosen, loaded, samples, made, command or _as_command(model, loaded, chosen), together
-        )
-        | {"missing": run.missing},
+        settings=settings | {"missing": run.missing},
         environment=_environment(time.monotonic() - started),
         tables=run.tables(),
     )
@@ -135,179 +122,6 @@ def _load(model: str, chosen: CommonOptions, world: World) -> Loaded:
             allow_pickle=chosen.allow_pickle, trust_remote_code=chosen.trust_remote_code, stack=chosen.stack,
             blocks=chosen.blocks, device_map=chosen.device_map, offload_folder=chosen.offload_folder,
         )  # fmt: skip
-
-
-class _Run:
-    """The measurements of one probe, on the pretrained weights and then on fresh ones, and what they found."""
-
-    def __init__(
-        self,
-        loaded: Loaded,
-        chosen: CommonOptions,
-        samples: Samples,
-        made: Batches,
-        report: Progress,
-        world: World,
-        keep_interrupted: bool,
-    ) -> None:
-        self.keep_interrupted = keep_interrupted and world.size == 1  # else the others would wait
-        self.missing: dict[str, str] = {}  # of measurements that did not finish: why
-        self.loaded, self.chosen, self.made, self.report, self.world = loaded, chosen, made, report, world
-        self.wanted = [each for each in MEASUREMENTS if each.wanted(chosen)]
-        plans = {each.name: each.plan(loaded, samples, chosen) for each in self.wanted}
-        report("proving the structure", 0, 1)
-        self.example = next(iter(made)).inputs
-        self.structure = self._structure(loaded.model)
-        self.context = Context(
-            loaded, self.structure, samples, made, chosen, world, name=DEMOS[loaded.id].name if loaded.id in DEMOS else loaded.id,
-            plans=plans, report=self._advance,
-        )  # fmt: skip
-        self.found: dict[str, dict[str, Found]] = {}  # by weights and measurement
-        self.notes: list[str] = []
-        self.total = sum(each.passes(context) for context in self._planned() for each in self._of(context))
-        self.done = 0
-
-    def _structure(self, model: Any) -> Structure:
-        return find_structure(model, self.example, stack=self.loaded.stack, blocks=self.chosen.blocks)
-
-    def _planned(self) -> Iterator[Context]:
-        """The weights that are measured, of which fresh ones are not there yet."""
-        yield self.context
-        for nth in range(self.chosen.init_seeds if self.chosen.init else 0):
-            yield replace(self.context, weights="init", seed=self.chosen.seed + nth)
-
-    def _of(self, context: Context) -> list[Measurement]:
-        return [each for each in self.wanted if each.on_fresh or context.weights == "pretrained"]
-
-    def measure(self) -> None:
-        try:
-            for planned in self._planned():
-                self._measure(planned)
-        except KeyboardInterrupt as interrupt:
-            done = self.found.get("pretrained", {})
-            if not self.keep_interrupted or any(
-                each.needed and each.name not in done for each in self.wanted
-            ):
-                raise
-            for each in self.wanted:
-                if each.name not in done:
-                    self._leave_out(each.name, each.subject, interrupt)
-            if self.chosen.init and not self.found.get("init"):
-                self._leave_out("init", "Fresh weights were", interrupt)
-
-    def _measure(self, planned: Context) -> None:
-        try:
-            context = planned if planned.seed is None else self._fresh(planned, planned.seed)
-        except Exception as error:  # output projections that start at zero, no memory for a second model
-            if planned.seed is None or not _others_go_on(error):
-                raise
-            self._leave_out("init", "Fresh weights were", error)
-            return
-        found = self.found.setdefault(context.weights, {})
-        reading = {each.name: each.reader(context) for each in self._of(context)}
-        context = replace(context, found=found, readers={k: v for k, v in reading.items() if v is not None})
-        for each in self._of(context):
-            found[each.name] = self._one(each, replace(context, before=found.get(each.name)))
-
-    def _fresh(self, context: Context, seed: int) -> Context:
-        model = fresh_model(self.loaded, seed)
-        return replace(context, loaded=replace(self.loaded, model=model), structure=self._structure(model))
-
-    def _one(self, each: Measurement, context: Context) -> Found:
-        """What it found; one that cannot be done on this model is a note, and the others go on."""
-
-        def attempt() -> Found:
-            try:
-                return each.run(context)
-            except Exception as error:
-                together = each.shared and self.world.size > 1  # the others wait for its numbers
-                needed = each.needed and context.weights == "pretrained"
-                if together or needed or not _others_go_on(error):
-                    raise
-                weights = "" if context.weights == "pretrained" else ", fresh weights,"
-                note = f"{each.subject}{weights} not measured: {_why(error)}"
-                return context.before or Found(notes=[note], missing=_why(error))
-
-        found = attempt() if each.shared else self.world.once(attempt, f"{context.weights}: {each.name}")
-        if found.missing:
-            self.missing[each.name] = found.missing
-        return found
-
-    def _leave_out(self, name: str, subject: str, error: BaseException) -> None:
-        self.missing[name] = _why(error)
-        self.notes.append(f"{subject} not measured: {_why(error)}")
-
-    def _advance(self, stage: str, passes: int) -> None:
-        self.done += passes
-        self.report(stage, self.done, self.total)
-
-    def tables(self) -> dict[str, pd.DataFrame]:
-        rows: dict[str, list[Row]] = {}
-        for each in (one for found in self.found.values() for one in found.values()):
-            for name, more in each.tables.items():
-                rows.setdefault(name, []).extend(more)
-        rows["structure"] = structure_rows(self.structure)
-        return {name: TABLES[name].frame(rows[name]) for name in TABLES if rows.get(name)}
-
-    def _facts(self, each: Measurement) -> dict[str, Any]:
-        found = self.found["pretrained"].get(each.name)
-        return found.facts if found else {}
-
-    def _all_notes(self) -> list[str]:
-        """Of the run and of its measurements, each once."""
-        theirs = (note for found in self.found.values() for each in found.values() for note in each.notes)
-        return list(dict.fromkeys([*self.loaded.notes, *self._stack_notes(), *self.notes, *theirs]))
-
-    def describe(self) -> dict[str, Any]:
-        """The entry `model` of the results."""
-        model, structure = self.loaded.model, self.structure
-        heads = {
-            b.ops[0].heads for block in structure.blocks for b in block.branches if b.ops and b.ops[0].heads
-        }
-        norms = [bool(j.norms) for block in structure.blocks for j in block.junctions]
-        return {
-            "id": self.context.name,
-            "class": type(model).__name__,
-            "model_type": getattr(model.config, "model_type", None),
-            "revision": self.loaded.revision,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "blocks": structure.depth,
-            "dim": structure.dim,
-            "heads": heads.pop() if len(heads) == 1 else None,
-            "signature": structure.signature,
-            "norm": "post-LN" if all(norms) else "mixed" if any(norms) else "pre-LN",
-            "attention": getattr(model.config, "_attn_implementation", None),
-            "stack": structure.name,
-            "stacks": [*self.loaded.others, *structure.others],
-            "proved": list(structure.proved),
-            **{each.name: self._facts(each) for each in MEASUREMENTS if each.has_findings},
-            "notes": self._all_notes(),
-        }
-
-    def _stack_notes(self) -> list[str]:
-        """What of a model of several stacks was measured, and what was not."""
-        others = [*self.loaded.others, *self.structure.others]
-        notes = [f"Not measured: the stacks {', '.join(others)} (choose one by --stack)."] if others else []
-        notes += [f"Not measured: {why}" for why in self.structure.refused if "block" in why]
-        return [*notes, *filter(None, [mixer_note(self.structure)])]
-
-
-def _others_go_on(error: Exception) -> bool:
-    """Whether the measurements after one that raised this have their turn: not where another process ended the run."""
-    if out_of_memory(error):
-        gc.collect()
-        torch.cuda.empty_cache()
-    return not isinstance(error, ElsewhereError)
-
-
-def _why(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
-    if isinstance(error, RcProbeError):
-        return str(error)
-    if out_of_memory(error):
-        return "out of memory. Try a smaller --batch-size or --length"
-    return f"a fault of rc-probe ({type(error).__name__}: {reason(error)})"
 
 
 def _settings(

@@ -7,6 +7,7 @@ of position ids, and causal attention never meets the padding at all. Sounds are
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -67,6 +68,12 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         return self.of(range(len(self)))
+
+    def on(self, loaded: Loaded) -> Batches:
+        """The same batches for the same model with other weights, or with none for the time being."""
+        made = copy.copy(self)
+        made.loaded = loaded
+        return made
 
     def of(self, numbers: Sequence[int]) -> Iterator[Batch]:
         """The batches with these numbers, from 0; only these are made."""

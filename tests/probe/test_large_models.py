@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import weakref
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from support import tiny
+from support import tiny, zoo
 from support.loops import TEXTS, numpy_residual, tokenized
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 import rc_probe
+from rc_probe.models.fresh_weights import Blueprint, fresh_model
+from rc_probe.models.load import load_model
 
 LLAMA = tiny.SIZES | {"num_key_value_heads": 1}
 
@@ -24,7 +28,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> str:
     return tiny.saved(tmp_path_factory.mktemp("half"), model.to(torch.bfloat16), tiny.tokenizer())
 
 
-def test_a_checkpoint_in_bfloat16_is_measured_in_it(half: str, tmp_path: Path) -> None:
+def test_a_checkpoint_in_bfloat16_is_measured_in_it(half: str) -> None:
     """The statistics of its own streams, in float64 beside; floors are those of bfloat16."""
     found = rc_probe.probe(half, TEXTS, paths=False, chains=False, init=False, metrics=["residual"])
     assert found.settings["dtype"] == "bfloat16" and "--dtype" not in found.settings["command"]
@@ -42,3 +46,88 @@ def test_a_checkpoint_in_bfloat16_is_measured_in_it(half: str, tmp_path: Path) -
     of = full.residuals[full.residuals["variant"] == "transformer"].set_index("layer")
     assert rows["floor"][1] / of["floor"][1] == pytest.approx(2**16, rel=0.02)
     assert "bfloat16" in found.to_html()
+
+
+# ---- fresh weights
+
+
+@pytest.mark.parametrize("name", ["llama", "bert", "vit", "gpt2"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_fresh_weights_have_no_float32_copy(name: str, dtype: torch.dtype) -> None:
+    """They are built in their own dtype, and are the numbers of float32, rounded."""
+    model, _ = zoo.build(name)
+    full = fresh_model(model, 5).state_dict()
+    made: list[torch.dtype] = []
+    hook = register_module_parameter_registration_hook(lambda module, key, x: made.append(x.dtype))
+    try:
+        half = fresh_model(model.to(dtype), 5)
+    finally:
+        hook.remove()
+    assert set(made) == {dtype} and {p.dtype for p in half.parameters()} == {dtype}
+    assert all(torch.equal(x, full[key].to(x.dtype)) for key, x in half.state_dict().items())
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_truncated_normal_in_half_precision_has_its_tails_cut() -> None:
+    """Rounded after each of its steps, it would put infinity, cut to 2, where there are 0.3 % of its numbers."""
+
+    class Cut(transformers.BertModel):
+        def _init_weights(self, module: torch.nn.Module) -> None:
+            if isinstance(module, torch.nn.Linear):
+                torch.nn.init.trunc_normal_(module.weight, std=0.02)
+
+    model = Cut(transformers.BertConfig(**tiny.SIZES | {"hidden_size": 64}))
+    full = fresh_model(model, 1).state_dict()
+    half = fresh_model(model.to(torch.bfloat16), 1).state_dict()
+    weight = "encoder.layer.0.intermediate.dense.weight"
+    assert full[weight].abs().max() < 0.1 and torch.equal(half[weight], full[weight].bfloat16())
+
+
+def test_initialisers_that_know_no_half_precision() -> None:
+    class Orthogonal(transformers.BertModel):
+        def _init_weights(self, module: torch.nn.Module) -> None:
+            if isinstance(module, torch.nn.Linear):
+                torch.nn.init.orthogonal_(module.weight)
+
+    model = Orthogonal(transformers.BertConfig(**tiny.SIZES))
+    full = fresh_model(model, 1).state_dict()
+    half = fresh_model(model.to(torch.bfloat16), 1)
+    assert all(torch.equal(x, full[key].to(x.dtype)) for key, x in half.state_dict().items())
+
+
+def test_nothing_holds_weights_that_were_measured(half: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the pretrained ones, paths and their task included, nor those of an earlier seed."""
+    alive: list[weakref.ref[torch.nn.Module]] = []
+    build = Blueprint.build
+
+    def loading(*given: Any, **options: Any) -> Any:
+        loaded = load_model(*given, **options)
+        alive.append(weakref.ref(loaded.model))
+        return loaded
+
+    def building(self: Blueprint, seed: int) -> Any:
+        assert [ref() for ref in alive] == [None] * len(alive) != []
+        fresh = build(self, seed)
+        alive.append(weakref.ref(fresh))
+        return fresh
+
+    monkeypatch.setattr("rc_probe.api.load_model", loading)
+    monkeypatch.setattr(Blueprint, "build", building)
+    found = rc_probe.probe(half, TEXTS, dtype="float32", init_seeds=2, svd_samples=1)
+    assert len(alive) == 3 and found.settings["missing"] == {}
+    assert {"paths", "chains", "recursion"} <= set(found.tables)
+    assert set(found.residuals["weights"]) == {"pretrained", "init"}
+    assert found.model["class"] == "LlamaForCausalLM" and found.model["parameters"] > 1000
+
+
+def test_a_model_that_is_held_needs_room_for_two(half: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load_model(half, device="cpu")
+    weights = sum(x.numel() * 2 for x in loaded.model.parameters())
+    few = {"paths": False, "chains": False, "recursion": False, "metrics": "residual"}
+    buffers = sum(x.numel() * x.element_size() for x in loaded.model.buffers())
+    for room, there in ((2 * (weights + buffers), True), (2 * (weights + buffers) - 1, False)):
+        monkeypatch.setattr("rc_probe.run.BOTH", room)
+        found = rc_probe.probe(loaded.model, TEXTS, processor=loaded.processor, **few)
+        assert (set(found.residuals["weights"]) == {"pretrained", "init"}) == there
+        assert ("init" not in found.settings["missing"]) == there
+    assert "Fresh weights were not measured: the model that you hold stays in memory" in found.to_html()
