@@ -60,22 +60,38 @@ class Ledger:
 
 
 class _Kept:
-    """Parts that are computed once, when they are asked for. operands: plain tensors, and their versions at that time."""
+    """Parts that are computed when they are asked for, and kept where more than one operation may ask.
 
-    def __init__(self, parts: Tensor | Callable[[], Tensor]) -> None:
-        self.parts = parts
+    operands: plain tensors, and their versions at that time
+    fresh: what computes them gives a tensor that nothing else holds
+    readers: how many operations were made of them
+    """
+
+    def __init__(self, parts: Tensor | Callable[[], Tensor], fresh: bool = False) -> None:
+        self.parts, self.fresh = parts, fresh
         self.operands: list[tuple[Tensor, int]] = []
+        self.readers = 0
 
     def get(self) -> Tensor:
         if not isinstance(self.parts, Tensor):
-            if any(tensor._version != version for tensor, version in self.operands):
-                raise RcProbeError(
-                    "the model has written into a tensor that the stream was computed with", todo=NO_PARTS
-                )
+            self.parts = self._compute(self.parts)
             self.operands.clear()
-            with torch.no_grad(), torch._C.DisableTorchFunction():  # no mode counts what is computed here
-                self.parts = self.parts()
         return self.parts
+
+    def take(self) -> tuple[Tensor, Tensor | None]:
+        """The parts, and where their only reader may write: into these. Large buffers are not made again and again."""
+        if isinstance(self.parts, Tensor) or not self.fresh or self.readers > 1:
+            return self.get(), None
+        parts = self._compute(self.parts)
+        return parts, parts
+
+    def _compute(self, parts: Callable[[], Tensor]) -> Tensor:
+        if any(tensor._version != version for tensor, version in self.operands):
+            raise RcProbeError(
+                "the model has written into a tensor that the stream was computed with", todo=NO_PARTS
+            )
+        with torch.no_grad(), torch._C.DisableTorchFunction():  # no mode counts what is computed here
+            return parts()
 
 
 class Parts(Traced):
@@ -106,10 +122,11 @@ class Parts(Traced):
         gate: bool = False,
         bilinear: bool = False,
         root: object = None,
+        fresh: bool = False,
     ) -> Parts:
         self: Parts = cls._wrap(value, value.shape)
         self.value, self.ledger, self.gate, self.bilinear = value, ledger, gate, bilinear
-        self._kept = parts if isinstance(parts, _Kept) else _Kept(parts)
+        self._kept = parts if isinstance(parts, _Kept) else _Kept(parts, fresh)
         self.root = self._kept if root is None else root
         return self
 
@@ -117,16 +134,24 @@ class Parts(Traced):
     def parts(self) -> Tensor:
         return self._kept.get()
 
+    def take(self, like: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The parts, and a tensor to write the result into, which is of the shape of `like` and its type; or None."""
+        parts, out = self._kept.take()
+        like = self.value if like is None else like
+        fits = out is not None and out.shape[1:] == like.shape and out.dtype == like.dtype
+        return parts, out if fits else None
+
     def same(self) -> Parts:
         """The same numbers as another object, which stays as it is when this one is written into."""
         return Parts(
             self.value, self._kept, self.ledger, gate=self.gate, bilinear=self.bilinear, root=self.root
         )
 
-    def made(self, parts: Callable[[Tensor], Tensor]) -> Parts:
-        """The same value with other parts, made from these when they are asked for."""
+    def made(self, parts: Callable[[Tensor], Tensor], *, fresh: bool = False) -> Parts:
+        """The same value with other parts, made from these when they are asked for. fresh: in a tensor of their own."""
         kept = self._kept
-        return Parts(self.value, lambda: parts(kept.get()), self.ledger)
+        kept.readers += 1
+        return Parts(self.value, lambda: parts(kept.get()), self.ledger, fresh=fresh)
 
     def dense(self) -> Tensor:
         return self.value
@@ -181,6 +206,9 @@ def follow(func: Any, name: str, key: str, in_place: bool, args: Any, kwargs: di
     out: Any = NotImplemented
     if in_place:
         func = out_of_place(func, name, key)
+    for a in tree_leaves((args, kwargs)):
+        if isinstance(a, Parts):
+            a._kept.readers += 1
     if unknown is None and (Parts, key) in RULES:
         out = RULES[Parts, key](func, *args, **kwargs)
         for made in tree_leaves(out):

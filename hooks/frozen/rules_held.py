@@ -12,7 +12,7 @@ from torch.nn import functional
 from rc_probe.hooks.operator_rules import Rules, attention_pattern, attention_scores
 
 from .parts import HELD, Parts, plain
-from .rules_maps import mapped, weigh
+from .rules_maps import mapped, scaled, weigh
 
 # What is held: patterns, scales, gates, choices, questions.
 rule = Rules(Parts)
@@ -55,13 +55,14 @@ def _activation(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
     if bool((func(torch.zeros_like(first), *args, **kwargs) != 0).any()):
         return value
 
-    def parts(p: Tensor) -> Tensor:
+    def parts() -> Tensor:
         slope = func(torch.full_like(first, least), *args, **kwargs) / least  # the derivative at zero
         ratio = torch.where(x.abs() < least, slope, value / x)
-        return p * ratio
+        p, out = input.take()
+        return torch.mul(p, ratio, out=out)
 
     return Parts(
-        value, lambda: parts(input.parts), input.ledger, gate=True, bilinear=input.bilinear, root=input.root
+        value, parts, input.ledger, gate=True, bilinear=input.bilinear, root=input.root, fresh=True
     )
 
 
@@ -82,12 +83,12 @@ def _layer_norm(
     value = func(input.value, shape, weight, bias, eps)
     axes = list(range(-len(shape), 0))
 
-    def run(p: Tensor) -> Tensor:
+    def run(p: Tensor, out: Tensor | None) -> Tensor:
         scale = (input.value.var(axes, correction=0, keepdim=True) + eps).rsqrt()
-        out = (p - p.mean(axes, keepdim=True)).mul_(scale if weight is None else scale * weight)
-        return out
+        centred = torch.sub(p, p.mean(axes, keepdim=True), out=out)
+        return centred.mul_(scale if weight is None else scale * weight)
 
-    return mapped(value, input, run, bias)
+    return scaled(value, input, run, bias)
 
 
 @rule("rms_norm")
@@ -96,11 +97,11 @@ def _rms_norm(func: Any, input: Any, shape: Any, weight: Any = None, eps: float 
     axes = list(range(-len(shape), 0))
     least = torch.finfo(input.dtype).eps if eps is None else eps
 
-    def run(p: Tensor) -> Tensor:
+    def run(p: Tensor, out: Tensor | None) -> Tensor:
         scale: Tensor = (input.value.square().mean(axes, keepdim=True) + least).rsqrt()
-        return p * (scale if weight is None else scale * weight)
+        return torch.mul(p, scale if weight is None else scale * weight, out=out)
 
-    return mapped(value, input, run)
+    return scaled(value, input, run)
 
 
 @rule("group_norm")
@@ -167,7 +168,7 @@ def _sdpa(
             p = p.repeat_interleave(q.shape[-3] // v.shape[-3], -3)
         return weigh(p, pattern(q, k, mask, is_causal, scale))
 
-    return mapped(out, value, run)
+    return mapped(out, value, run, fresh=True)
 
 
 @rule("multi_head_attention_forward")

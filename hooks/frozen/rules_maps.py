@@ -23,13 +23,26 @@ rule = Rules(Parts)
 def _linear(func: Any, input: Any, weight: Any, bias: Any = None) -> Any:
     if isinstance(weight, Parts) or isinstance(bias, Parts) or not isinstance(input, Parts):
         return NotImplemented
-    return mapped(func(input.value, weight, bias), input, lambda p: functional.linear(p, weight), bias)
+    value = func(input.value, weight, bias)
+    return mapped(value, input, lambda p: functional.linear(p, weight), bias, fresh=True)
 
 
-def mapped(value: Tensor, x: Parts, function: Callable[[Tensor], Tensor], bias: Any = None) -> Parts:
-    """What a linear map makes of x: `function` takes and gives fresh (channels, …)."""
+def mapped(
+    value: Tensor, x: Parts, function: Callable[[Tensor], Tensor], bias: Any = None, *, fresh: bool = False
+) -> Parts:
+    """What a linear map makes of x: `function` takes and gives (channels, …). fresh: never a view of what it takes."""
     ledger = x.ledger
-    return Parts(value, lambda: ledger.with_constant(function(x.parts), bias), ledger, bilinear=x.bilinear)
+    return Parts(
+        value, lambda: ledger.with_constant(function(x.parts), bias), ledger, bilinear=x.bilinear, fresh=fresh
+    )
+
+
+def scaled(value: Tensor, x: Parts, function: Callable[[Tensor, Tensor | None], Tensor], bias: Any = None) -> Parts:
+    """As `mapped`, of a map that works entry by entry: function(parts, out) may write into `out`, which can be `parts`."""
+    ledger = x.ledger
+    return Parts(
+        value, lambda: ledger.with_constant(function(*x.take(value)), bias), ledger, bilinear=x.bilinear, fresh=True
+    )
 
 
 @rule("matmul rmatmul bmm mm mv")
@@ -41,8 +54,8 @@ def _matmul(func: Any, x: Any, y: Any) -> Any:
     if isinstance(x, Parts) and isinstance(y, Parts):
         return product(value, x, y, lambda p, w: torch.matmul(aligned(p, w.ndim), w), weigh)
     if isinstance(x, Parts):
-        return mapped(value, x, lambda p: torch.matmul(aligned(p, y.ndim), y))
-    return mapped(value, y, lambda p: weigh(p, x))
+        return mapped(value, x, lambda p: torch.matmul(aligned(p, y.ndim), y), fresh=True)
+    return mapped(value, y, lambda p: weigh(p, x), fresh=True)
 
 
 def weigh(parts: Tensor, weights: Tensor) -> Tensor:
@@ -136,9 +149,14 @@ def _mul(func: Any, x: Any, y: Any) -> Any:
         return product(value, x, y, _times, _times)
     stream, factor = (x, y) if isinstance(x, Parts) else (y, x)
     held = getattr(factor, HELD, None) is stream.root  # x * sigmoid(x) is an activation
+
+    def parts() -> Tensor:
+        p, out = stream.take(value)
+        return _times(p, factor, out)
+
     return Parts(
-        value, lambda: _times(stream.parts, factor), stream.ledger, gate=stream.gate or held,
-        bilinear=stream.bilinear, root=stream.root if value.shape == stream.shape else None,
+        value, parts, stream.ledger, gate=stream.gate or held,
+        bilinear=stream.bilinear, root=stream.root if value.shape == stream.shape else None, fresh=True,
     )  # fmt: skip
 
 
@@ -150,8 +168,8 @@ def _self_gated(value: Tensor, x: Parts, y: Parts) -> Parts:
     )  # fmt: skip
 
 
-def _times(parts: Tensor, factor: Any) -> Tensor:
-    return aligned(parts, factor.ndim) * factor if isinstance(factor, Tensor) else parts * factor
+def _times(parts: Tensor, factor: Any, out: Tensor | None = None) -> Tensor:
+    return torch.mul(aligned(parts, factor.ndim) if isinstance(factor, Tensor) else parts, factor, out=out)
 
 
 def product(

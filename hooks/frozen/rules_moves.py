@@ -156,15 +156,17 @@ def _sum(value: Tensor, x: Any, y: Any, factor: Any) -> Parts:
             p = aligned(stream.parts, value.ndim)
             p = p * factor if stream is y and factor != 1 else p
             return ledger.with_constant(p.expand(len(p), *value.shape).clone(), constant)
-        p, q = (aligned(a.parts, value.ndim) for a in (x, y))
-        q = q if factor == 1 else q * factor
+        (p, mine), (q, its) = (a.take(value) for a in (x, y))
+        p, q = aligned(p, value.ndim), aligned(q, value.ndim)
+        q = q if factor == 1 else torch.mul(q, factor, out=its)
         if len(p) == len(q):
-            return p + q
-        short, long = (p, q) if len(p) < len(q) else (q, p)
-        out = long.expand(len(long), *value.shape).clone()
+            return torch.add(p, q, out=its if mine is None else mine)
+        (short, _), (long, out) = sorted([(p, mine), (q, its)], key=lambda pair: len(pair[0]))
+        out = long.expand(len(long), *value.shape).clone() if out is None else out
         out[: len(short)] += short
         return out
 
     gate = both[0].gate if len(both) == 1 else x.gate and y.gate
     root = both[0].root if both[-1].root is both[0].root else None
-    return Parts(value, parts, ledger, gate=gate, bilinear=any(b.bilinear for b in both), root=root)
+    bilinear = any(b.bilinear for b in both)
+    return Parts(value, parts, ledger, gate=gate, bilinear=bilinear, root=root, fresh=True)

@@ -583,3 +583,24 @@ def test_what_is_written_into_a_view_is_written_into_the_whole() -> None:
     assert torch.equal(whole.value[:, 1:3], 2 * torch.cat([x.value, y.value], -1)[:, 1:3])
     assert torch.equal(whole.value[:, 3:], torch.cat([x.value, y.value], -1)[:, 3:])
     assert torch.equal(whole.parts[:, :, 1:3], 2 * torch.cat([x.parts, y.parts], -1)[:, :, 1:3])
+
+
+def test_buffers_that_one_operation_reads_are_written_into_and_no_others() -> None:
+    x = stream(2, 5, 4)
+    weight = noise(4, 4, seed=3)
+    image = x.parts @ weight.T
+    alone = functional.linear(x, weight)
+    assert torch.allclose((alone * 2.0).parts, image * 2, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(alone.parts, image, rtol=1e-12, atol=1e-12)  # computed anew for one who asks late
+
+    shared = functional.linear(x, weight)
+    double, triple, both = shared * 2.0, shared * 3.0, shared + x
+    for made, wanted in ((double, image * 2), (triple, image * 3), (both, image + x.parts), (shared, image)):
+        assert torch.allclose(made.parts, wanted, rtol=1e-12, atol=1e-12)
+    twice = functional.linear(x, weight)
+    assert torch.allclose((twice + twice).parts, image * 2, rtol=1e-12, atol=1e-12)
+    once = functional.linear(x, weight)
+    scaled = once * 2.0
+    buffer = scaled._kept.take()[1]
+    assert buffer is not None and buffer is not x.parts
+    assert shared._kept.take()[1] is None and (x * 2.0)._kept.take()[1] is not x.parts
