@@ -61,9 +61,7 @@ def _activation(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
         p, out = input.take()
         return torch.mul(p, ratio, out=out)
 
-    return Parts(
-        value, parts, input.ledger, gate=True, bilinear=input.bilinear, root=input.root, fresh=True
-    )
+    return Parts(value, parts, input.ledger, gate=True, bilinear=input.bilinear, root=input.root, fresh=True)
 
 
 @rule("pow ipow")

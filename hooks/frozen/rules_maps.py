@@ -37,11 +37,17 @@ def mapped(
     )
 
 
-def scaled(value: Tensor, x: Parts, function: Callable[[Tensor, Tensor | None], Tensor], bias: Any = None) -> Parts:
+def scaled(
+    value: Tensor, x: Parts, function: Callable[[Tensor, Tensor | None], Tensor], bias: Any = None
+) -> Parts:
     """As `mapped`, of a map that works entry by entry: function(parts, out) may write into `out`, which can be `parts`."""
     ledger = x.ledger
     return Parts(
-        value, lambda: ledger.with_constant(function(*x.take(value)), bias), ledger, bilinear=x.bilinear, fresh=True
+        value,
+        lambda: ledger.with_constant(function(*x.take(value)), bias),
+        ledger,
+        bilinear=x.bilinear,
+        fresh=True,
     )
 
 

@@ -138,7 +138,9 @@ def decompose(
     choices = hops(structure, count_mlp=count_mlp)
     fixed, group = _names(by_source, by_length)
     ledger = Ledger(len(fixed), len(group), constant=0, longest=max_length)
-    edits = hop_edits(structure, choices, lambda number, hop, x: x.made(ledger.longer, fresh=bool(ledger.group)))
+    edits = hop_edits(
+        structure, choices, lambda number, hop, x: x.made(ledger.longer, fresh=bool(ledger.group))
+    )
     result = (_by_source if by_source else _by_length)(structure, batch, ledger, edits)
     check_sum(structure, result)
     _check_value(structure, batch, result, plain)
@@ -168,7 +170,9 @@ def _by_length(structure: Structure, batch: dict[str, Any], ledger: Ledger, edit
 def frozen_lengths(structure: Structure, batch: dict[str, Any], choices: list[Step]) -> Frozen:
     """The frozen pass of `decompose`: first what comes from biases, then every length."""
     ledger = Ledger(fixed=1, group=1, constant=0)
-    edits = hop_edits(structure, choices, lambda number, hop, x: x.made(ledger.longer, fresh=bool(ledger.group)))
+    edits = hop_edits(
+        structure, choices, lambda number, hop, x: x.made(ledger.longer, fresh=bool(ledger.group))
+    )
     return _by_length(structure, batch, ledger, edits)
 
 
