@@ -206,9 +206,6 @@ def follow(func: Any, name: str, key: str, in_place: bool, args: Any, kwargs: di
     out: Any = NotImplemented
     if in_place:
         func = out_of_place(func, name, key)
-    for a in tree_leaves((args, kwargs)):
-        if isinstance(a, Parts):
-            a._kept.readers += 1
     if unknown is None and (Parts, key) in RULES:
         out = RULES[Parts, key](func, *args, **kwargs)
         for made in tree_leaves(out):
@@ -249,6 +246,7 @@ def _write(target: Tensor, out: Traced) -> Tensor:
 def _as_is(a: Any) -> Any:
     """The same numbers as an object of our own, which stays as it is when the model writes into its own."""
     if isinstance(a, Parts):
+        a._kept.readers += 1
         return a.same()
     if isinstance(a, Unknown):
         return Unknown(a.value, a.op)
