@@ -134,7 +134,7 @@ class Parts(Traced):
     def parts(self) -> Tensor:
         return self._kept.get()
 
-    def take(self, like: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def taken(self, like: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The parts, and a tensor to write the result into, which is of the shape of `like` and its type; or None."""
         parts, out = self._kept.take()
         like = self.value if like is None else like

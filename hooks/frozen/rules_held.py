@@ -58,7 +58,7 @@ def _activation(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
     def parts() -> Tensor:
         slope = func(torch.full_like(first, least), *args, **kwargs) / least  # the derivative at zero
         ratio = torch.where(x.abs() < least, slope, value / x)
-        p, out = input.take()
+        p, out = input.taken()
         return torch.mul(p, ratio, out=out)
 
     return Parts(value, parts, input.ledger, gate=True, bilinear=input.bilinear, root=input.root, fresh=True)

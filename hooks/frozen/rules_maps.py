@@ -44,7 +44,7 @@ def scaled(
     ledger = x.ledger
     return Parts(
         value,
-        lambda: ledger.with_constant(function(*x.take(value)), bias),
+        lambda: ledger.with_constant(function(*x.taken(value)), bias),
         ledger,
         bilinear=x.bilinear,
         fresh=True,
@@ -157,7 +157,7 @@ def _mul(func: Any, x: Any, y: Any) -> Any:
     held = getattr(factor, HELD, None) is stream.root  # x * sigmoid(x) is an activation
 
     def parts() -> Tensor:
-        p, out = stream.take(value)
+        p, out = stream.taken(value)
         return _times(p, factor, out)
 
     return Parts(

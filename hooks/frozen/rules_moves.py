@@ -156,7 +156,7 @@ def _sum(value: Tensor, x: Any, y: Any, factor: Any) -> Parts:
             p = aligned(stream.parts, value.ndim)
             p = p * factor if stream is y and factor != 1 else p
             return ledger.with_constant(p.expand(len(p), *value.shape).clone(), constant)
-        (p, mine), (q, its) = (a.take(value) for a in (x, y))
+        (p, mine), (q, its) = (a.taken(value) for a in (x, y))
         p, q = aligned(p, value.ndim), aligned(q, value.ndim)
         q = q if factor == 1 else torch.mul(q, factor, out=its)
         if len(p) == len(q):
