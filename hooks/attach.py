@@ -11,7 +11,7 @@ got, so that all of it costs less than ten plain forward passes.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +35,7 @@ from rc_probe.hooks.structure.refusals import past_hooks
 from rc_probe.hooks.structure.stacks import read_stacks
 from rc_probe.hooks.structure.structure import REPORT, Block, Candidate, Structure
 from rc_probe.hooks.structure.tape import Tape, walk
+from rc_probe.hooks.structure.unwrap import check_module
 
 from .errors import RcProbeError, reason
 
@@ -57,6 +58,7 @@ def find_structure(
 
     Raises RcProbeError, naming the block and what did not match, when anything cannot be proved.
     """
+    _check_call(model, inputs, stack, blocks)
     refuse_mps(model)
     given = example_inputs(model) if inputs is None else inputs
     key = signature(given), switches(model), implementation_name(model), stack, blocks
@@ -65,6 +67,17 @@ def find_structure(
         with measuring(model), full_precision(model), eager():
             known[key] = _attach(model, given, stack, blocks)
     return known[key]
+
+
+def _check_call(model: Any, inputs: Any, stack: Any, blocks: Any) -> None:
+    """RcProbeError for arguments that are not what they should be."""
+    check_module(model)
+    if inputs is not None and not isinstance(inputs, Mapping):
+        todo = "Give the keyword arguments of a forward pass, a dict of tensors"
+        raise RcProbeError(f"{type(inputs).__name__} are no inputs", where="inputs", todo=todo)
+    for name, value in (("stack", stack), ("blocks", blocks)):
+        if value is not None and not isinstance(value, str):
+            raise RcProbeError(f"{value!r:.80} is not a text", where=name, todo="Give a name")
 
 
 def refuse_mps(model: nn.Module) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 import shlex
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -16,16 +18,29 @@ import rc_probe
 from rc_probe.common_options import CommonOptions
 from rc_probe.data.batches import Batches, batches, long_enough
 from rc_probe.data.digest import digest_of
+from rc_probe.data.places import check_place
 from rc_probe.data.samples import Samples, load_samples
+from rc_probe.hooks.errors import RcProbeError
 from rc_probe.measures import MEASUREMENTS
 from rc_probe.models.load import Loaded, hold_model, load_model
-from rc_probe.models.locate import on_hub
+from rc_probe.models.packaged import is_here
+from rc_probe.options import in_python
 from rc_probe.processes.agreement import facts, own_device
 from rc_probe.processes.world import World
 
 from .result import ProbeResult
 from .run import Progress, Run
 from .settings import Settings
+
+OF_LOADING = (
+    "revision",
+    "dtype",
+    "device",
+    "device_map",
+    "offload_folder",
+    "allow_pickle",
+    "trust_remote_code",
+)
 
 
 def probe(
@@ -55,8 +70,36 @@ def probe(
     Returns a ProbeResult with the tables of docs/tables.md.
     Raises RcProbeError, one clear line, for bad input and for models that cannot be proved.
     """
-    chosen = Settings.of(data=data, **options)
-    return measure(model, chosen, processor=processor, progress=progress, world=world)
+    try:
+        chosen = Settings.of(data=data, **options)
+        model = os.fspath(model) if isinstance(model, os.PathLike) else model
+        _check_call(model, chosen, processor, progress, world)
+        return measure(model, chosen, processor=processor, progress=progress, world=world)
+    except RcProbeError as error:
+        raise in_python(error, Settings) from error
+
+
+def _check_call(model: Any, chosen: CommonOptions, processor: Any, progress: Any, world: Any) -> None:
+    """RcProbeError for what only Python can get wrong."""
+    if isinstance(model, str) and processor is not None:
+        todo = "Leave it out, or give the model itself"
+        raise RcProbeError("a model that is loaded by name brings its own", where="processor", todo=todo)
+    for name, value, fits in (
+        ("processor", processor, processor is None or callable(processor)),
+        ("progress", progress, progress is None or callable(progress)),
+        ("world", world, world is None or isinstance(world, World)),
+    ):
+        if not fits:
+            todo = "Give World.join()" if name == "world" else "Give what can be called"
+            raise RcProbeError(f"{type(value).__name__} is none", where=name, todo=todo)
+    for each in fields(chosen):
+        if (
+            each.name in OF_LOADING
+            and not isinstance(model, str)
+            and getattr(chosen, each.name) != each.default
+        ):
+            todo = "Leave it out, and load the model as it should be"
+            raise RcProbeError("it says how a model is loaded, and this one is", where=each.name, todo=todo)
 
 
 def measure(
@@ -68,14 +111,17 @@ def measure(
     command: str | None = None,
     world: World | None = None,
     keep_interrupted: bool = False,
+    proved: Callable[[int], None] | None = None,
 ) -> ProbeResult:
     """What `probe` does, with all options in `chosen`. `command` is what repeats it, made up if not given.
 
+    proved: called with the number of blocks before anything is measured
     keep_interrupted: an interrupt (Ctrl-C) ends the measurements that are still to come, and what is finished is the
     result; its settings say so under `missing`
     """
     started = time.monotonic()
     chosen.check()
+    check_place(chosen.data)
     together = world or World()
 
     def report(stage: str, done: int, total: int) -> None:
@@ -101,6 +147,8 @@ def measure(
         loaded, chosen, samples, made, report, together,
         held=not isinstance(model, str), keep_interrupted=keep_interrupted,
     )  # fmt: skip
+    if proved is not None:
+        proved(run.structure.depth)
     together.same(facts(chosen, samples, made, run.structure))
     settings = _settings(
         chosen, loaded, samples, made, command or _as_command(model, loaded, chosen), together
@@ -116,7 +164,7 @@ def measure(
 
 
 def _load(model: str, chosen: CommonOptions, world: World) -> Loaded:
-    with world.local_first() if on_hub(model) else nullcontext():
+    with nullcontext() if is_here(model) else world.local_first():
         return load_model(
             model, revision=chosen.revision, dtype=chosen.dtype, device=own_device(chosen, world),
             allow_pickle=chosen.allow_pickle, trust_remote_code=chosen.trust_remote_code, stack=chosen.stack,
@@ -133,7 +181,7 @@ def _settings(
     )
     places = getattr(loaded.model, "hf_device_map", None) or {"": loaded.model.device}
     return {
-        "data": samples.source, "digest": digest_of(samples.items), "modality": loaded.modality, "samples": count, "length": made.length,
+        "data": samples.source, "column": samples.column, "label_column": chosen.label_column, "digest": digest_of(samples.items), "modality": loaded.modality, "samples": count, "length": made.length,
         "batch_size": chosen.batch_size, "tokens": made.tokens, "truncated": made.truncated,
         "dtype": _dtype(loaded.model),
         "device": ", ".join(sorted({str(place) for place in places.values()})), "processes": world.size,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from rc_probe.hooks.errors import RcProbeError
 
-from .options import Options, option
+from .options import Options, flag, option
 
 DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
 MOST_SEED = 2**63  # what random generators take
@@ -69,10 +69,12 @@ class CommonOptions(Options):
             raise RcProbeError(
                 f"{self.seed} is too large", where="--seed", todo=f"Give less than {MOST_SEED}"
             )
-        for name in ("stack", "blocks", "label_column"):
-            if getattr(self, name) == "":
-                where = f"--{name.replace('_', '-')}"
-                raise RcProbeError("it is empty", where=where, todo="Give a name, or leave it out")
+        if self.init_seeds > 1 and not self.init:
+            what = "it changes nothing: fresh weights are not measured"
+            raise RcProbeError(what, where="--init-seeds", todo="Add --init")
+        for each in fields(self):
+            if getattr(self, each.name) == "":
+                raise RcProbeError("it is empty", where=flag(each), todo="Give a name, or leave it out")
         if self.stack is not None and self.blocks is not None:
             todo = "--blocks names the blocks of one stack by itself"
             raise RcProbeError("both are given", where="--stack, --blocks", todo=todo)

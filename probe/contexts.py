@@ -24,6 +24,7 @@ from rc_probe.interventions.intervention import Intervention
 from rc_probe.metrics.layer_curves import Curves, Measured, gather_curves
 from rc_probe.models.structure_table import structure_rows
 from rc_probe.processes.world import World
+from rc_probe.registry import select
 from rc_probe.results.tables import FRAMES, RUN_TABLES
 
 if TYPE_CHECKING:
@@ -113,7 +114,10 @@ class Attached(AbstractContextManager["Attached"]):
         self, structure: Structure, metrics: Sequence[str], mask: Tensor | str | None, *, stop: bool = False
     ) -> None:
         self.structure, self.given, self.stop = structure, mask, stop
-        self.curves = Curves(list(metrics))
+        if not (mask is None or isinstance(mask, Tensor) or mask == "auto"):
+            todo = 'Give "auto", None, or a tensor (batch, tokens)'
+            raise RcProbeError(f"{mask!r:.80} is no mask", where="mask", todo=todo)
+        self.curves = Curves(select(metrics))
         self._seen: Tensor | None = None
         self._pass: dict[int, Measured] = {}  # layers of the pass that is running, in order
         self._exit = ExitStack()

@@ -5,12 +5,16 @@ No torch here: `rc-probe --help` reads it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Integral
-from typing import Any, Self
+from types import NoneType, UnionType
+from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from rc_probe.hooks.errors import RcProbeError
+
+KINDS = {str: "a text", int: "a whole number", bool: "True or False"}
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,14 @@ class Options:
     def __post_init__(self) -> None:
         for name in many(type(self)):  # one value may stand for a tuple of one
             value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, (value,) if isinstance(value, str | int) else tuple(value))
+            if isinstance(value, Iterable) and not isinstance(value, str | Mapping):
+                object.__setattr__(self, name, tuple(value))
+            elif value is not None:
+                object.__setattr__(self, name, (value,))
+            elif (
+                default := type(self).__dataclass_fields__[name].default
+            ) is not None:  # None is no option's own
+                object.__setattr__(self, name, default)
 
     @classmethod
     def of(cls, **options: Any) -> Self:
@@ -60,7 +70,10 @@ class Options:
 
     def check(self) -> None:
         """RcProbeError, naming the option, for what no model and no data could make right."""
+        hints = get_type_hints(type(self))
         for each in fields(self):
+            if what := _misfit(getattr(self, each.name), hints[each.name]):
+                raise RcProbeError(what, where=flag(each), todo=f"{about(each).help}".strip() or None)
             least = about(each).least
             values = getattr(self, each.name)
             for value in values if isinstance(values, tuple) else (values,):
@@ -110,6 +123,47 @@ def at_least(name: str, value: Any, least: int) -> None:
         raise RcProbeError(f"{value!r} is not a whole number", where=name, todo=f"Give {least} or more")
     if value < least:
         raise RcProbeError(f"{value} is too small", where=name, todo=f"Give at least {least}")
+
+
+def _misfit(value: Any, hint: Any) -> str:
+    """Why a value is none of the type of its field; "" where it is one. Whole numbers are looked at by `at_least`."""
+    kinds = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+    if Any in kinds or (value is None and NoneType in kinds):
+        return ""
+    if isinstance(value, tuple):
+        of = next((get_args(kind)[0] for kind in kinds if get_origin(kind) is tuple), None)
+        wrong = [item for item in value if of is not None and not _is(item, of)]
+        return f"{wrong[0]!r:.80} is not {KINDS[of]}" if wrong else ""
+    simple = [kind for kind in kinds if kind in KINDS]
+    if not simple or any(_is(value, kind) for kind in simple):
+        return ""
+    return f"{value!r:.80} is not {KINDS[simple[0]]}"
+
+
+def _is(value: Any, kind: type) -> bool:
+    return (
+        isinstance(value, kind)
+        if kind is not int
+        else isinstance(value, Integral) and not isinstance(value, bool)
+    )
+
+
+def in_python(error: RcProbeError, cls: type[Options]) -> RcProbeError:
+    """The error with options as Python writes them: `samples` for --samples, `init=False` for --no-init."""
+    flags = {flag(each).removeprefix("--"): each.name for each in fields(cls)}
+
+    def written(match: re.Match[str]) -> str:
+        name = match.group(0).removeprefix("--")
+        if (whole := name.removeprefix("no-")) != name and whole in flags:
+            return f"{flags[whole]}=False"
+        return flags.get(name, match.group(0))
+
+    parts = (
+        part and re.sub(r"(?<![\w-])--[a-z][a-z-]*", written, part)
+        for part in (error.what, error.where, error.todo)
+    )
+    what, where, todo = parts
+    return RcProbeError(what or "", where=where, todo=todo)
 
 
 def names_of(text: str | None) -> tuple[str, ...] | None:

@@ -130,9 +130,9 @@ def select(names: Iterable[str] | None = None) -> list[str]:
     """
     if names is None:
         return [name for name, metric in METRICS.items() if metric.default]
-    asked = set(names)
-    for name in sorted(asked - METRICS.keys()):
-        close = get_close_matches(name, METRICS, n=1)
+    asked = {names} if isinstance(names, str) else set(names if isinstance(names, Iterable) else [names])
+    for name in sorted(asked - METRICS.keys(), key=str):
+        close = get_close_matches(str(name), METRICS, n=1)
         hint = f"Did you mean {close[0]!r}?" if close else f"Choose from {', '.join(METRICS)}."
         raise RcProbeError(f"no metric is called {name!r}", where="metrics", todo=hint)
     if "residual_argmin" in asked:

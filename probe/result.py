@@ -1,5 +1,6 @@
 """What a probe found: tidy tables with what they were measured on, saved and loaded without loss."""
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ import pandas as pd
 
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.results.files import frame_of, plain, tables_as_json, tidy, to_csv
-from rc_probe.results.json_file import HTML_NAME, JSON_NAME, SCHEMA, read_json
+from rc_probe.results.json_file import HTML_NAME, JSON_NAME, SCHEMA, given_path, read_json
 from rc_probe.results.saving import save_whole, write_files
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class ProbeResult:
 
     def fail_if(
         self,
-        *conditions: str,
+        *conditions: str | Sequence[str],
         baseline: "str | os.PathLike[str] | ProbeResult | None" = None,
         max_drop: str | float | Sequence[str | float] | None = None,
     ) -> "list[Outcome]":
@@ -107,7 +108,7 @@ class ProbeResult:
 
         Parameters
         ----------
-        conditions: METRIC@WHERE[:VARIANT] OP NUMBER; WHERE is a layer, first, last, min, max or mean
+        conditions: or lists of them: METRIC@WHERE[:VARIANT] OP NUMBER; WHERE is a layer, first, last, min, max or mean
         baseline: an earlier result on the same samples (or its folder), that no layer may fall below by
             more than max_drop: `0.05` (of the residual, the default), `"cosine=0.02"`, or several
 
@@ -116,9 +117,10 @@ class ProbeResult:
         from rc_probe.results.checks import Checks, fail_if
 
         loaded, name = baseline, "the baseline"
-        if isinstance(loaded, str | os.PathLike):
+        if loaded is not None and not isinstance(loaded, ProbeResult):
             loaded, name = ProbeResult.load(loaded), str(loaded)
-        return fail_if(self, Checks.of(conditions, loaded, max_drop, name))
+        texts = [text for one in conditions for text in (one if isinstance(one, list | tuple) else [one])]
+        return fail_if(self, Checks.of(texts, loaded, max_drop, name))
 
     def to_json(self, files: Mapping[str, str] | None = None) -> str:
         """All of it as JSON: floats at full precision, NaN never. `columns` holds the tables' dtypes.
@@ -145,7 +147,7 @@ class ProbeResult:
 
         html = render(self)
         if path is not None:
-            target = Path(path)
+            target = given_path(path, "to_html")
             write_files(target.parent, {target.name: html})
         return html
 
@@ -157,7 +159,7 @@ class ProbeResult:
         of these names is there that rc-probe did not write.
         """
         tables = {f"{name}.csv": to_csv(frame) for name, frame in self.tables.items()}
-        return save_whole(folder, tables | {HTML_NAME: self.to_html()}, self.to_json)
+        return save_whole(given_path(folder, "save"), tables | {HTML_NAME: self.to_html()}, self.to_json)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -165,8 +167,9 @@ class ProbeResult:
 
         `path`: the folder, its `results.json`, or the `results.json.gz` that the report holds.
         """
-        source = Path(path)
-        source = source / JSON_NAME if source.is_dir() else source
+        source = given_path(path, "load")
+        with contextlib.suppress(OSError):  # reading it will say what is wrong
+            source = source / JSON_NAME if source.is_dir() else source
         saved = read_json(source)
         if saved.get("kind") == "comparison":
             todo = "Give one of the runs that it compares"

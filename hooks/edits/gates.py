@@ -34,13 +34,19 @@ class Gate:
         for name in ("blocks", "heads"):  # one number may stand for a tuple of one
             given = getattr(self, name)
             numbers = (given,) if isinstance(given, int) else given if given is None else tuple(given)
-            if not all(isinstance(number, int) for number in numbers or ()):
+            whole = [isinstance(number, int) and not isinstance(number, bool) for number in numbers or ()]
+            if not all(whole):
                 raise _wrong(f"{name} {given!r} are not whole numbers", "Count from 1, such as (3, 4)")
             object.__setattr__(self, name, numbers)
         if self.component not in COMPONENTS:
             raise _wrong(f"there is no component {self.component!r}", f"There are {', '.join(COMPONENTS)}")
         if not isinstance(self.value, Tensor | int | float):
             raise _wrong(f"the value {self.value!r} is not a number", "Give a number, or a tensor (batch,)")
+        numbers_of = self.value if isinstance(self.value, Tensor) else torch.tensor(self.value)
+        if numbers_of.ndim > isinstance(self.value, Tensor) or not numbers_of.isfinite().all():
+            raise _wrong(
+                "the value is no finite number, or tensor (batch,) of such", "Give 0 to remove, 1 to keep"
+            )
 
 
 def scaling(value: float | Tensor, axis: int | None, ndim: int) -> Function:

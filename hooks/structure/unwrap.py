@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from rc_probe.hooks.errors import RcProbeError
+
+
+def check_module(model: Any) -> None:
+    """RcProbeError for what is no module."""
+    if not isinstance(model, nn.Module):
+        shown = repr(model) if isinstance(model, str) else getattr(model, "__name__", type(model).__name__)
+        todo = "Load it first: AutoModel.from_pretrained(…), or measure it by name: rc_probe.probe(…)"
+        raise RcProbeError("no model in memory", where=f"{shown:.80}", todo=todo)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

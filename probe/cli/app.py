@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -15,8 +17,10 @@ import typer
 
 from rc_probe import __version__
 from rc_probe.common_options import MODEL
+from rc_probe.hooks.errors import RcProbeError
 from rc_probe.integrations.trackers import check_trackers, log_result
 from rc_probe.models.checkpoints import Checkpoint, checkpoints
+from rc_probe.models.packaged import DEMOS
 from rc_probe.processes.launch import launched, start_or_join
 from rc_probe.results.checks import exit_code
 from rc_probe.settings import Settings
@@ -27,8 +31,16 @@ from .generated import with_options
 from .job import Job, folder_name
 from .one_run import conclude, run
 
-EXAMPLES = """
-Examples:
+COMMANDS = {  # besides the main job: what each is for
+    "sweep": "A list of models, one per line, and their comparison.",
+    "compare": "Several results in one report.",
+    "lm-eval": "Scores of lm-evaluation-harness without parts of a model.",
+    "architectures": "What is proved about which model type.",
+}
+EXAMPLES = f"""
+Commands:
+
+{"".join(f"  rc-probe {name:14}{what}{chr(10) * 2}" for name, what in COMMANDS.items())}Examples:
 
   rc-probe demo                                  the packaged all-MiniLM-L6-v2, bundled texts
 
@@ -79,13 +91,8 @@ LOG_HELP = (
     "Also log to a tracker of accelerate: tensorboard, wandb, mlflow, trackio … Curves by layer, one step per layer. "
     "Repeat for more."
 )
-COMMANDS = {  # besides the main job
-    "architectures": "rc_probe.cli.architectures",
-    "compare": "rc_probe.cli.compare",
-    "lm-eval": "rc_probe.cli.lm_eval",
-    "sweep": "rc_probe.cli.sweep",
-}
-app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
+COMPLETES = "_RC_PROBE_COMPLETE"  # set by the shell's script of --show-completion
+app = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]})
 
 
 def _version(wanted: bool) -> None:
@@ -104,13 +111,13 @@ _model, _checks, _output = (
 @with_options(Settings)
 def measure(
     ctx: typer.Context,
-    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
     revisions: Annotated[str | None, _model(help=REVISIONS_HELP)] = None,
     num_processes: Annotated[int | None, _model(help=PROCESSES_HELP, min=1)] = None,
     fail_if: Annotated[list[str] | None, _checks(help=FAIL_IF_HELP)] = None,
     baseline: Annotated[str | None, _checks(help=BASELINE_HELP)] = None,
     max_drop: Annotated[list[str] | None, _checks(help=MAX_DROP_HELP)] = None,
-    out: Annotated[Path | None, _output(help=OUT_HELP)] = None,
+    out: Annotated[str | None, _output(help=OUT_HELP)] = None,
     log_with: Annotated[list[str] | None, _output(help=LOG_HELP)] = None,
     quiet: Annotated[bool, _output("--quiet", "-q", help="No progress, no summary.")] = False,
     as_json: Annotated[bool, _output("--json", help="Print results.json on standard output.")] = False,
@@ -118,7 +125,7 @@ def measure(
         bool, _output(help="Of several runs: skip those that are finished with the same settings.")
     ] = True,
     version: Annotated[
-        bool, _output("--version", help="Print the version.", callback=_version, is_eager=True)
+        bool, _output("--version", "-V", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
     **chosen: Any,
 ) -> None:  # fmt: skip
@@ -178,11 +185,35 @@ def main(arguments: list[str] | None = None) -> None:
     The first word may be one of COMMANDS; a folder of that name is given as ./NAME.
     """
     words = path_numbers(sys.argv[1:] if arguments is None else arguments)
-    if words and words[0] in COMMANDS:
-        command = import_module(COMMANDS[words[0]]).app
-        command(words[1:], prog_name=f"rc-probe {words[0]}")
-    else:
-        app(words, prog_name="rc-probe")
+    if COMPLETES in os.environ:
+        _every_command()(prog_name="rc-probe", complete_var=COMPLETES)
+    with one_line_errors():
+        name = words[0] if words else ""
+        if name in COMMANDS:
+            code = _command(name).main(words[1:], prog_name=f"rc-probe {name}", standalone_mode=False)
+        else:
+            _refuse_misspelt(name)
+            code = typer.main.get_command(app).main(words, prog_name="rc-probe", standalone_mode=False)
+    raise SystemExit(code or 0)
+
+
+def _command(name: str) -> Any:
+    return typer.main.get_command(import_module(f"rc_probe.cli.{name.replace('-', '_')}").app)
+
+
+def _refuse_misspelt(word: str) -> None:
+    """RcProbeError for a word that is no model, but nearly a command or a packaged model."""
+    near = get_close_matches(word, [*COMMANDS, *DEMOS], n=1, cutoff=0.7)
+    if near and word not in DEMOS and not Path(word).exists():
+        raise RcProbeError("no such command or model", where=word, todo=f"Did you mean {near[0]}?")
+
+
+def _every_command() -> Any:
+    """All commands as one group, for completion by the shell: options of the main job stand beside the names."""
+    options = [each for each in typer.main.get_command(app).params if each.param_type_name == "option"]
+    return typer.core.TyperGroup(
+        name="rc-probe", params=options, commands={name: _command(name) for name in COMMANDS}
+    )
 
 
 def path_numbers(words: list[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,13 +13,17 @@ from rc_probe.results.tables import Row
 
 from .errors import one_line_errors
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
+WIDE = 110  # columns that the table needs
 COLOURS = {"proved": "green", "refused": "red"}
 
 
 @app.command()
 def architectures(
-    text: Annotated[str | None, typer.Argument(help="A part of a model type or category: llama, vision.")] = None,
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="A part of a model type or category: llama, vision.")] = None,
     status: Annotated[str | None, typer.Option(help="proved, refused, 'not run' or 'not built'.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:  # fmt: skip
@@ -43,6 +47,35 @@ def architectures(
 
 def _show(document: dict[str, object], rows: list[Row]) -> None:
     from rich.console import Console
+
+    console = Console()
+    if console.width < WIDE:
+        _paragraphs(console, rows)
+    else:
+        _table(console, rows)
+    _, total = table.counts(rows)[-1]
+    versions = document["versions"]
+    assert isinstance(versions, dict)
+    made = ", ".join(f"{name} {version}" for name, version in versions.items())
+    console.print(
+        ", ".join(f"{total[s]} {s}" for s in (*table.STATUS, table.PATHS))
+        + f". Census of {document['made']} with {made}."
+    )
+
+
+def _paragraphs(console: Console, rows: list[Row]) -> None:
+    """A type a paragraph, where a table would break its words."""
+    from rich.markup import escape
+    from rich.padding import Padding
+
+    for row in rows:
+        name, category, status, blocks, by, paths, rest = map(escape, table.line(row))
+        console.print(f"[bold]{name}[/]  [{COLOURS.get(row['status'], 'dim')}]{status}[/]")
+        said = (category, blocks, by and f"attention by {by}", paths and f"paths {paths}", rest)
+        console.print(Padding("; ".join(filter(None, said)), (0, 0, 0, 2)))
+
+
+def _table(console: Console, rows: list[Row]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
@@ -54,13 +87,4 @@ def _show(document: dict[str, object], rows: list[Row]) -> None:
         cells = [escape(cell) for cell in table.line(row)]
         colour = COLOURS.get(row["status"], "dim")
         shown.add_row(*cells[:2], f"[{colour}]{cells[2]}[/]", *cells[3:])
-    console = Console()
     console.print(shown)
-    _, total = table.counts(rows)[-1]
-    versions = document["versions"]
-    assert isinstance(versions, dict)
-    made = ", ".join(f"{name} {version}" for name, version in versions.items())
-    console.print(
-        ", ".join(f"{total[s]} {s}" for s in (*table.STATUS, table.PATHS))
-        + f". Census of {document['made']} with {made}."
-    )

@@ -12,7 +12,7 @@ import typer
 from rc_probe.registry import WHOLE
 
 from .errors import interrupts, one_line_errors
-from .job import check_target
+from .job import check_target, out_folder
 
 if TYPE_CHECKING:
     from rc_probe.comparison import Comparison
@@ -24,25 +24,26 @@ OUT = Path("rc-probe-out") / "comparison"
 @app.command()
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN RUN …", help="Folders that rc-probe wrote, or their results.json.")],
-    out: Annotated[Path, typer.Option(help="Folder for report.html, results.json and the tables.")] = OUT,
+    out: Annotated[str | None, typer.Option(help=f"Folder for report.html, results.json and the tables. (default: {OUT})")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No summary.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json on standard output.")] = False,
 ) -> None:  # fmt: skip
     """Compare results: models, revisions, seeds, quantised or pruned versions, in one report and one table."""
     with one_line_errors(), interrupts():
-        check_target(out)
+        target = out_folder(out, OUT.name)
+        check_target(target)
         for run in runs:
-            if out.resolve() in (Path(run).resolve(), Path(run).resolve().parent):
+            if target.resolve() in (Path(run).resolve(), Path(run).resolve().parent):
                 from rc_probe.hooks.errors import RcProbeError
 
                 raise RcProbeError(
-                    f"it would replace the run {run}", where=f"--out {out}", todo="Give another folder"
+                    f"it would replace the run {run}", where=f"--out {target}", todo="Give another folder"
                 )
         from rc_probe.comparison import compare as made_of
 
         comparison = made_of(*runs, command=shlex.join(["rc-probe", *sys.argv[1:]]))
-        comparison.save(out)
-        show(comparison, out, quiet=quiet, as_json=as_json)
+        comparison.save(target)
+        show(comparison, target, quiet=quiet, as_json=as_json)
 
 
 def show(comparison: Comparison, target: Path, *, quiet: bool, as_json: bool) -> None:

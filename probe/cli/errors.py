@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 
 INTERRUPTED = 130  # the exit code after Ctrl-C, that of shells
+PIPE_CLOSED = 141  # after `| head`
 
 
 class Interrupted(KeyboardInterrupt):
@@ -64,6 +67,9 @@ def one_line_errors(world: World | None = None) -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at its end
+        raise SystemExit(PIPE_CLOSED) from None
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, KeyboardInterrupt) and launched() is not None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # launchers hand it on, to those who know already
@@ -85,7 +91,22 @@ def _line(error: BaseException) -> str | None:
         return "interrupted. Nothing was written; the same command starts anew"
     if out_of_memory(error):
         return "out of memory. Try a smaller --batch-size or --length, or --dtype bfloat16"
-    return None
+    return usage(error)
+
+
+def usage(error: BaseException) -> str | None:
+    """What the parser did not understand, in one line with the nearest option; None for other errors."""
+    if not hasattr(error, "format_message"):  # typer's own; what class they have changes with its version
+        return None
+    ctx = getattr(error, "ctx", None)
+    name = ctx.command_path if ctx else "rc-probe"
+    if (option := getattr(error, "option_name", None)) and hasattr(error, "possibilities"):
+        shown = [each for each in (ctx.command.params if ctx else ()) if not getattr(each, "hidden", False)]
+        flags = {flag.lstrip("-"): flag for each in shown for flag in (*each.opts, *each.secondary_opts)}
+        near = get_close_matches(option.lstrip("-"), flags, n=1)
+        todo = f"Did you mean {flags[near[0]]}?" if near else f"{name} --help lists all"
+        return str(RcProbeError("no such option", where=option, todo=todo))
+    return str(RcProbeError(error.format_message().rstrip("."), todo=f"See {name} --help"))
 
 
 def fail(line: str, code: int = 2) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Mapping
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from rc_probe.common_options import CommonOptions
+from rc_probe.data.places import check_place
 from rc_probe.processes.launch import launched
 from rc_probe.results.checks import Checks
+from rc_probe.results.json_file import given_path
 from rc_probe.results.protocols import Result
 from rc_probe.results.saving import check_folder
 from rc_probe.settings import Settings
@@ -37,6 +40,7 @@ class Job:
         """
         settings: CommonOptions = chosen_options(Settings, options)  # type: ignore[assignment]
         settings.check()
+        check_place(settings.data)
         checks = Checks.of(
             options["fail_if"] or (),
             _baseline(options["baseline"]),
@@ -44,7 +48,7 @@ class Job:
             options["baseline"] or "",
         )
         checks.plan(settings)  # type: ignore[arg-type]  # the options of the curves are among them
-        target = Path(options["out"] or Path("rc-probe-out") / folder_name(options["model"]))
+        target = out_folder(options["out"], folder_name(options["model"]))
         if launched() is None:  # else by the first of the processes alone, once they know each other
             check_target(target)
         alone = [*settings.words(options["model"]), *checks.words, "--out", str(target)]
@@ -64,6 +68,11 @@ def folder_name(model: str) -> str:
     """The last part of a model id or path, as a folder's name."""
     name = Path(model).name or Path(model).resolve().name
     return re.sub(r"[^\w.-]+", "_", name).strip("._") or "model"
+
+
+def out_folder(given: str | os.PathLike[str] | None, name: str) -> Path:
+    """The folder of `--out`, or rc-probe-out/NAME."""
+    return Path("rc-probe-out") / name if given is None else given_path(given, "--out")
 
 
 def check_target(target: Path) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rc_probe.results.json_file import given_path
 from rc_probe.results.saving import check_folder
 from rc_probe.settings import Settings
 
@@ -29,13 +29,13 @@ Example:
 @app.command(epilog=EXAMPLE)
 @with_options(Settings, only=(*OF_THE_MODEL, "ablate"))
 def lm_eval(
-    model: Annotated[str, typer.Argument(help="A Hub id or a folder: a causal language model.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A Hub id or a folder: a causal language model.")],
     tasks: Annotated[str, typer.Option(help="Tasks or groups of the harness, separated by commas.")],
     limit: Annotated[int | None, typer.Option(min=1, help="Documents of each task at most.")] = None,
     include_path: Annotated[str | None, typer.Option(help="A folder of task files of your own.")] = None,
     num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples before each question.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Requests in one forward pass.")] = 8,
-    out: Annotated[Path | None, typer.Option(help="Folder for lm_eval.csv and lm_eval.json.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder for lm_eval.csv and lm_eval.json.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
     **chosen: Any,
@@ -45,8 +45,9 @@ def lm_eval(
     Each task is run on the whole model first, then without each --ablate. Needs the extra lm-eval.
     """
     with one_line_errors(), interrupts() as check:
-        if out is not None:
-            check_folder(out, f"--out {out}", names=())
+        target = None if out is None else given_path(out, "--out")
+        if target is not None:
+            check_folder(target, f"--out {target}", names=())
         from rc_probe.interventions.grammar import parse_intervention
 
         ablate = list(dict.fromkeys(chosen.pop("ablate") or ()))
@@ -74,8 +75,8 @@ def lm_eval(
                 stack=loaded.stack, blocks=chosen["blocks"], progress=report, num_fewshot=num_fewshot,
             )  # fmt: skip
         rows = json.dumps(_rows(frame), indent=1)
-        if out is not None:
-            write_files(out, {"lm_eval.csv": frame.to_csv(index=False), "lm_eval.json": rows + "\n"})
+        if target is not None:
+            write_files(target, {"lm_eval.csv": frame.to_csv(index=False), "lm_eval.json": rows + "\n"})
         if as_json:
             typer.echo(rows)
         elif not quiet:

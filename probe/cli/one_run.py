@@ -46,7 +46,13 @@ def run(
         from rc_probe import api
 
         result = api.measure(
-            job.model, job.settings, progress=report, command=job.command, world=world, keep_interrupted=True
+            job.model,
+            job.settings,
+            proved=job.checks.fit,
+            progress=report,
+            command=job.command,
+            world=world,
+            keep_interrupted=True,
         )
         result.settings["asked"] = wanted
         outcomes = job.checks.evaluate(result)

@@ -18,10 +18,11 @@ from rc_probe.integrations.trackers import check_trackers
 
 from .app import app as main_app
 from .app import path_numbers
-from .errors import interrupts, one_line_errors
-from .job import Job, check_target, folder_name
+from .errors import interrupts, one_line_errors, usage
+from .job import Job, check_target, folder_name, out_folder
 from .many_runs import ManyRuns, Planned, given, refuse_processes
 
+NO_OPTIONS = ("model", "revisions", "install_completion", "show_completion")  # of a sweep
 OF_THE_SWEEP = ("out", "quiet", "as_json", "resume", "revisions", "version")  # not of one line
 MAIN = typer.main.get_command(main_app)
 
@@ -31,7 +32,7 @@ class _WithOptions(TyperCommand):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.params += [option for option in MAIN.params if option.name not in ("model", "revisions")]
+        self.params += [option for option in MAIN.params if option.name not in NO_OPTIONS]
 
     def invoke(self, ctx: Any) -> Any:
         ctx.obj = {name: ctx.params[name] for name in given(ctx) if name != "models"}
@@ -53,7 +54,7 @@ def sweep(
     """
     with one_line_errors(), interrupts() as check:
         options: dict[str, Any] = ctx.obj
-        target = Path(options.get("out") or Path("rc-probe-out") / folder_name(models.stem))
+        target = out_folder(options.get("out"), folder_name(models.stem))
         check_target(target)
         runs = ManyRuns(
             title=models.stem,
@@ -95,7 +96,7 @@ def _lines(source: Path) -> list[tuple[int, list[str]]]:
         todo = "Give a text file with one model per line"
         raise RcProbeError(f"cannot be read ({error})", where=str(source), todo=todo) from error
     found = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         try:
             words = shlex.split(line, comments=True)
         except ValueError as error:
@@ -117,9 +118,9 @@ def _parsed(words: list[str], where: str) -> tuple[dict[str, Any], dict[str, Any
     except typer.Exit as error:
         raise RcProbeError("it asks for no measurement", where=where, todo="Give a model") from error
     except Exception as error:
-        if not hasattr(error, "format_message"):  # typer's own; what class they have changes with its version
+        if (line := usage(error)) is None:
             raise
-        raise RcProbeError(error.format_message(), where=where) from error
+        raise RcProbeError(line, where=where) from error
     own = {name: context.params[name] for name in given(context)}
     for name in OF_THE_SWEEP:
         if name in own:

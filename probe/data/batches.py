@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -236,7 +237,7 @@ def _shifted(model: Any, ids: Tensor) -> Tensor:
 
 def _image_batch(loaded: Loaded, items: list[Any]) -> Batch:
     model = loaded.model
-    images = [_rgb(item) for item in items]
+    images = [_converted(item, _mode(loaded)) for item in items]
     try:
         made = loaded.processor(images=images, return_tensors="pt")
     except Exception as error:
@@ -259,16 +260,40 @@ def _taken(model: Any, made: Any) -> dict[str, Tensor]:
     }
 
 
-def _rgb(item: Any) -> Any:
-    """The image, the right way up, in RGB; `item` is a PIL image or the path of one."""
+def _mode(loaded: Loaded) -> str:
+    """Pillow's name for images with as many channels as the model takes."""
+    channels = getattr(loaded.config, "num_channels", None) or getattr(loaded.model.config, "num_channels", 3)
+    if channels not in (1, 3):
+        what = f"the model takes images of {channels} channels, and images are read with 3 or 1"
+        raise RcProbeError(what, where=loaded.id, todo="Choose a model of RGB or grey images")
+    return "L" if channels == 1 else "RGB"
+
+
+def _converted(item: Any, mode: str) -> Any:
+    """The image, the right way up, with 8 bits a channel; `item` is a PIL image or the path of one."""
     from PIL import Image, ImageOps
 
     image = item if isinstance(item, Image.Image) else open_image(item)
     try:
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return _eight_bits(ImageOps.exif_transpose(image), image.format, str(item)[:200]).convert(mode)
+    except RcProbeError:
+        raise
     except Exception as error:  # decoded only now; each format has errors of its own
         what = f"not a readable image ({first_line(error)})"
         raise RcProbeError(what, where=str(item)[:200], todo="Remove or replace it") from error
     finally:
         if image is not item:
             image.close()
+
+
+def _eight_bits(image: Any, file_format: str | None, where: str) -> Any:
+    """A grey image of 16 bits with 8, white as white; Pillow's own conversion makes all over 255 white."""
+    from PIL import Image
+
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG"):
+        values = np.asarray(image).astype(np.int64)
+        return Image.fromarray(((values + 128) // 257).clip(0, 255).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        what = f"pixels of mode {image.mode!r} have no known white"
+        raise RcProbeError(what, where=where, todo="Convert it to 8 or 16 bits")
+    return image

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import isnan
+from numbers import Number
 from typing import Any
 
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.results.words import THINGS
 
+from .delimited import is_number
+from .read_once import Opened
 from .sounds import is_sound
 from .table_files import Record
 
+HALF = re.compile("[\ud800-\udfff]")
 COLUMNS = {
     "text": ("text", "sentence", "content", "document", "article", "body", "review", "prompt"),
     "image": ("image", "img", "photo", "picture"),
@@ -58,22 +63,35 @@ def class_names(dataset: Any, wanted: Wanted) -> tuple[str, ...]:
     return tuple(getattr(feature, "names", None) or ())
 
 
-def labelled_rows(rows: Iterable[Record], wanted: Wanted, source: str) -> Iterator[tuple[Any, Any]]:
-    """(sample, label) of each row."""
+def opened_rows(rows: Iterable[Record], wanted: Wanted, source: str, **more: Any) -> Opened:
+    """The (sample, label) of each row; `more` are further fields of Opened."""
     stream = iter(rows)
     first = next(stream, None)
     if first is None:
-        return iter(())
+        return Opened(source, iter(()), **more)
     labels = wanted.label_names(first)
     for label in labels:
         _check_name(label, first, source)
-    name = wanted.column and _check_name(wanted.column, first, source)
-    name = name or _choose({key: value for key, value in first.items() if key not in labels}, wanted, source)
+    note, digits = "", False
+    if wanted.column:
+        name, digits = _check_name(wanted.column, first, source), wanted.modality == "text"
+    else:
+        others = {key: value for key, value in first.items() if key not in labels}
+        name = _choose(others, wanted, source)
+        if len(others) > 1:
+            note = f"column {name!r} was taken, of {', '.join(map(str, first))}; --column takes another"
     where = f"{source}, column {name!r}"
-    return (
-        (checked(row.get(name), i, wanted.modality, where), wanted.label(row))
+    pairs = (
+        (checked(_spelt(row.get(name), digits), i, wanted.modality, where), wanted.label(row))
         for i, row in enumerate(itertools.chain([first], stream))
     )
+    return Opened(source, pairs, column=name, note=note, **more)
+
+
+def _spelt(value: Any, digits: bool) -> Any:
+    """Numbers of a column that was asked for are texts, too."""
+    number = digits and isinstance(value, Number) and value == value  # noqa: PLR0124 - not NaN
+    return str(value) if number else value
 
 
 def _cell(value: Any) -> Any:
@@ -86,11 +104,15 @@ def _choose(row: Record, wanted: Wanted, source: str) -> str:
     modality = wanted.modality
     names = [str(name) for name in row]
     usual = [name for name in COLUMNS[modality] if name in names]
-    fitting = [str(name) for name, value in row.items() if _is(value, modality)]
+    fitting = [str(name) for name, value in row.items() if _is(value, modality) and not _digits(value)]
     if not usual and len(fitting) != 1:
         what = f"{'several columns' if fitting else 'no column'} of {THINGS[modality]}"
         raise RcProbeError(what, where=source, todo=f"Choose one with --column. {_there(names)}")
     return usual[0] if usual else fitting[0]
+
+
+def _digits(value: Any) -> bool:
+    return isinstance(value, str) and is_number(value)
 
 
 def _check_name(column: str, row: Record, source: str) -> str:
@@ -121,4 +143,7 @@ def checked(value: Any, index: int, modality: str, where: str) -> Any:
     if not _is(value, modality):
         what = f"row {index} is a {type(value).__name__}, and the model takes {THINGS[modality]}"
         raise RcProbeError(what, where=where, todo="Choose another --column or other data")
+    if modality == "text" and HALF.search(value):
+        what = f"row {index} holds half a character (a lone surrogate), which no tokenizer takes"
+        raise RcProbeError(what, where=where, todo="Repair the text")
     return value

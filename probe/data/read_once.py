@@ -6,9 +6,10 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .columns import Wanted
+if TYPE_CHECKING:
+    from .columns import Wanted
 
 Key = tuple[str | None, Hashable]
 
@@ -20,6 +21,9 @@ class Opened:
     source: str
     stream: Iterator[tuple[Any, Any]]
     classes: tuple[str, ...] = ()
+    column: str | None = None  # that the samples stand in
+    note: str = ""  # for the reader
+    untyped: bool = False  # every label is a text, as files have them
 
 
 class _Replayed:

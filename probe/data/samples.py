@@ -18,14 +18,14 @@ from rc_probe.models.libraries import first_line, hub_problem, quiet
 from rc_probe.results.words import THINGS
 
 from . import read_once
-from .columns import Wanted, checked, class_names, labelled_rows
+from .columns import Wanted, checked, class_names, opened_rows
+from .delimited import numbers_of
+from .places import IMAGES, SOUNDS, TABLES, TEXT_FILES, check_place, files_below
 from .read_once import Opened
-from .sounds import sound_files
-from .table_files import TABLES, Record, json_lines, readable, rows_of
+from .table_files import DELIMITED, Record, json_lines, readable, rows_of
 
 BUNDLED = Path(__file__).parent / "bundled"
 SPLITS = ("validation", "test", "train")  # the first of these that a Hub dataset has
-TEXT_FILES = {".txt", ".text", ".md"}
 ACCEPTED = {
     "text": "Give a .txt, .jsonl, .json, .csv, .tsv or .parquet file, or a Hub dataset",
     "image": "Give a folder of images, or a Hub dataset",
@@ -48,6 +48,7 @@ class Samples:
     paths of files, which are opened when their batch is made.
     labels: the value of the label column of each, a tuple where it names two columns; None without one
     classes: the names of the labels 0, 1, … where the dataset has them
+    column: of a table, the one that they stand in
     """
 
     kind: str
@@ -56,6 +57,7 @@ class Samples:
     note: str = ""
     labels: list[Any] | None = None
     classes: tuple[str, ...] = ()
+    column: str | None = None
 
 
 def load_samples(
@@ -100,11 +102,19 @@ def load_samples(
         raise RcProbeError(what, where=source, todo=f"Give longer {things}")
     if not items:
         raise RcProbeError(f"no {things} in it", where=source, todo=ACCEPTED[modality])
-    notes = [f"{empty} empty texts left out"] if empty else []
+    notes = [opened.note] if opened.note else []
+    notes += [f"{empty} empty texts left out"] if empty else []
     notes += [f"{short} {things} of fewer than two tokens left out"] if short else []
     notes += [f"{len(items)} samples, not {samples}: there are no more"] if len(items) < samples else []
-    found = labels if label_column else None
-    return Samples(modality, source, items, "; ".join(notes), found, opened.classes)
+    found = None if not label_column else _typed(labels) if opened.untyped else labels
+    return Samples(modality, source, items, "; ".join(notes), found, opened.classes, opened.column)
+
+
+def _typed(labels: list[Any]) -> list[Any]:
+    """Labels that are all texts, as a file has them: each column of numbers as numbers."""
+    if not isinstance(labels[0], tuple):
+        return numbers_of(labels)
+    return list(zip(*(numbers_of(list(column)) for column in zip(*labels, strict=True)), strict=True))
 
 
 def _open(spec: Any, wanted: Wanted) -> Opened:
@@ -129,9 +139,9 @@ def _open(spec: Any, wanted: Wanted) -> Opened:
             f"{source} holds no samples", where="data", todo=f"Give a list of {PYTHON[modality]}"
         )
     if hasattr(spec, "to_dict") and hasattr(spec, "columns"):  # a DataFrame
-        return Opened(source, labelled_rows(spec.to_dict("records"), wanted, source))
+        return opened_rows(spec.to_dict("records"), wanted, source)
     if hasattr(spec, "column_names"):  # a datasets.Dataset or IterableDataset
-        return Opened(source, labelled_rows(_undecoded(spec), wanted, source), class_names(spec, wanted))
+        return opened_rows(_undecoded(spec), wanted, source, classes=class_names(spec, wanted))
     wanted.no_columns("data")
     values = (checked(value, i, modality, "data") for i, value in enumerate(spec))
     return _unlabelled(f"{source} of {THINGS[modality]}", values)
@@ -150,33 +160,32 @@ def _open_named(spec: str, wanted: Wanted) -> Opened:
         return _unlabelled(
             spec, (checked(text, i, modality, spec) for i, text in enumerate(task_texts(spec)))
         )
+    check_place(spec)
     path = Path(spec).expanduser()
     suffix = path.suffix.lower()
-    is_text = suffix in TEXT_FILES | TABLES
-    if is_text and not path.is_file():
-        raise RcProbeError("no such file", where=spec, todo="Check the path")
+    is_text = suffix in TEXT_FILES | TABLES and path.is_file()
     if path.exists() and (modality == "text") != is_text:
         what = f"the model takes {THINGS[modality]}, and this is no source of {THINGS[modality]}"
         raise RcProbeError(what, where=spec, todo=ACCEPTED[modality])
-    if suffix in TABLES:
-        return Opened(spec, labelled_rows(rows_of(path), wanted, spec))
+    if is_text and suffix in TABLES:
+        return opened_rows(rows_of(path), wanted, spec, untyped=suffix in DELIMITED)
     if path.is_dir() and wanted.label_column == FOLDER and not wanted.column:
         return Opened(spec, _by_folder(path, modality))
     if path.exists():
         wanted.no_columns(spec)
-    if suffix in TEXT_FILES:
+    if is_text:
         return _unlabelled(*_texts(path))
     if path.exists():
         return _unlabelled(spec, _files(path, modality))
-    if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
-        raise RcProbeError("no such file or folder", where=spec, todo="Check the path")
     return _hub(spec, wanted)
 
 
 def _texts(path: Path) -> tuple[str, Iterator[str]]:
     """A text a line; or a text a paragraph, if most paragraphs have several lines and no line is long."""
     text = readable(path)
-    lines = text.splitlines()
+    lines = (
+        text.removesuffix("\n").split("\n") if text else []
+    )  # at newlines alone, not at U+2028 and its kin
     paragraphs = [
         list(group) for full, group in itertools.groupby(lines, lambda line: bool(line.strip())) if full
     ]
@@ -187,7 +196,7 @@ def _texts(path: Path) -> tuple[str, Iterator[str]]:
 
 
 def _files(path: Path, modality: str) -> Iterator[Path]:
-    return sound_files(path) if modality == "audio" else _image_files(path)
+    return iter(files_below(path, SOUNDS)) if modality == "audio" else _image_files(path)
 
 
 def _by_folder(path: Path, modality: str) -> Iterator[tuple[Path, str]]:
@@ -205,14 +214,9 @@ def _by_folder(path: Path, modality: str) -> Iterator[tuple[Path, str]]:
 
 
 def _image_files(path: Path) -> Iterator[Path]:
-    from PIL import Image
-
-    known = Image.registered_extensions()
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    for file in files:
-        if file.suffix.lower() in known and not file.name.startswith("."):
-            open_image(file).close()  # so that a broken one is found now and not in the middle
-            yield file
+    for file in files_below(path, IMAGES):
+        open_image(file).close()  # so that a broken one is found now and not in the middle
+        yield file
 
 
 def open_image(path: Path) -> Any:
@@ -249,8 +253,8 @@ def _hub(spec: str, wanted: Wanted) -> Opened:
         what = f"no such file or folder, and the dataset does not load ({first_line(error)})"
         raise RcProbeError(what, where=spec, todo=todo) from error
     source = ":".join(part for part in (name, config, split) if part)
-    rows = labelled_rows(_streamed(_undecoded(found), source), wanted, source)
-    return Opened(source, rows, class_names(found, wanted))
+    rows = _streamed(_undecoded(found), source)
+    return opened_rows(rows, wanted, source, classes=class_names(found, wanted))
 
 
 def _undecoded(rows: Any) -> Any:

@@ -24,17 +24,10 @@ from rc_probe.models.libraries import first_line
 if TYPE_CHECKING:
     from rc_probe.models.load import Loaded
 
-SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff"}
+RATES = range(1000, 768_001)  # numbers a second that a sound may have; a header can claim any
 WINDOW = 0.025  # seconds; feature extractors make a frame of so much, and some fail on less
 
 Wave = np.ndarray[tuple[int], np.dtype[np.float32]]
-
-
-def sound_files(path: Path) -> Iterator[Path]:
-    """The files of sounds in a folder and below, in order; or the one file."""
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith("."):
-            yield file
 
 
 def is_sound(value: Any) -> bool:
@@ -66,9 +59,12 @@ def wave(item: Any, rate: int) -> Wave:
         values, own = _read(io.BytesIO(item["bytes"] or _fetch(item["path"])), where)
     else:
         values, own = item if isinstance(item, tuple | list) else (item, rate)
-    if not (_is_array(values) and isinstance(own, Real) and 1 <= own < 1e7):
+    if not (_is_array(values) and isinstance(own, Real)):
         what = f"an array of shape {values.shape} and type {values.dtype} at a rate of {own} is no sound"
         raise RcProbeError(what, where=where, todo="Give a one-dimensional array of numbers and its rate")
+    if not RATES[0] <= own <= RATES[-1]:
+        what = f"a rate of {own:,} numbers a second is none of a sound ({RATES[0]:,} to {RATES[-1]:,})"
+        raise RcProbeError(what, where=where, todo="Repair its header, or give other sounds")
     if values.dtype.kind == "i":  # as files store it
         values = values / -float(np.iinfo(values.dtype).min)
     if not np.isfinite(values).all():

@@ -10,13 +10,15 @@ from typing import Any
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.models.libraries import first_line
 
+from .delimited import delimited
+
 Record = dict[str, Any]  # one row of a user's table
-TABLES = {".jsonl", ".json", ".csv", ".tsv", ".parquet"}
+DELIMITED = {".csv": ",", ".tsv": "\t"}
 CHUNK = 256  # rows of a table read at a time
 
 
 def rows_of(path: Path) -> Iterator[Record]:
-    """The rows of a table, by its suffix, one of TABLES. Raises RcProbeError, with the line where it can."""
+    """The rows of a table, by its suffix, one of `places.TABLES`. Raises RcProbeError, with the line where it can."""
     suffix = path.suffix.lower()
     if suffix == ".jsonl":
         return json_lines(path)
@@ -44,16 +46,8 @@ def _table(path: Path, suffix: str) -> Iterator[Record]:
                 for batch in table.iter_batches(batch_size=CHUNK):
                     yield from batch.to_pylist()
         else:
-            import pandas as pd
-
-            # An empty cell or "NA" in a column of texts is a text like any other.
-            options: Any = {"sep": "\t" if suffix == ".tsv" else ",", "keep_default_na": False}
-            with pd.read_csv(path, chunksize=CHUNK, encoding="utf-8-sig", **options) as chunks:
-                for chunk in chunks:
-                    yield from chunk.rename(columns=str).to_dict("records")  # type: ignore[misc]
-    except (ValueError, OSError) as error:  # pandas and pyarrow raise children of these two
-        if type(error).__name__ == "EmptyDataError":
-            return
+            yield from delimited(path, DELIMITED[suffix])
+    except Exception as error:  # pyarrow has many
         what = f"not a readable {suffix[1:]} file ({first_line(error)})"
         raise RcProbeError(what, where=str(path), todo="Check the file") from error
 
@@ -67,11 +61,15 @@ def json_lines(path: Path) -> Iterator[Record]:
                 number += 1
                 if line.strip():
                     yield _json_row(json.loads(line), path)
-    except json.JSONDecodeError as error:
-        what = f"line {number} is not JSON ({first_line(error)})"
-        raise RcProbeError(what, where=str(path), todo="Put one JSON object on each line") from None
     except UnicodeDecodeError:
         raise RcProbeError("not UTF-8 text", where=str(path), todo="Save it as UTF-8") from None
+    except RcProbeError:
+        raise
+    except (ValueError, RecursionError) as error:
+        what = f"line {number} is not JSON ({first_line(error)})"
+        raise RcProbeError(what, where=str(path), todo="Put one JSON object on each line") from None
+    except OSError as error:
+        raise RcProbeError(f"cannot be read ({error.strerror})", where=str(path), todo="Check it") from None
 
 
 def _json(path: Path) -> Iterator[Record]:
@@ -79,7 +77,11 @@ def _json(path: Path) -> Iterator[Record]:
     text = readable(path)
     try:
         found = json.loads(text) if text.strip() else []
-    except json.JSONDecodeError:
+    except RecursionError as error:
+        raise RcProbeError(
+            f"not JSON ({first_line(error)})", where=str(path), todo="Check the file"
+        ) from None
+    except ValueError:
         yield from json_lines(path)
         return
     if isinstance(found, dict) and all(isinstance(values, list) for values in found.values()):

@@ -20,9 +20,10 @@ from rc_probe.hooks.edits.model_state import full_precision, measuring
 from rc_probe.hooks.edits.stream_taps import run_stopped
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.structure.example_inputs import with_no_cache
-from rc_probe.hooks.structure.unwrap import unwrapped
+from rc_probe.hooks.structure.unwrap import check_module, unwrapped
 from rc_probe.models.load import hold_model
 from rc_probe.models.model_inputs import input_device
+from rc_probe.options import at_least
 from rc_probe.registry import METRICS, select
 from rc_probe.results.curves import BULK, RESIDUAL, collapsed
 from rc_probe.results.tables import FRAMES, Row
@@ -78,8 +79,9 @@ class Monitor:
         stack: str | None = None,
         blocks: str | None = None,
     ) -> None:
-        if every < 1:
-            raise RcProbeError(f"every={every} is too small", where="Monitor", todo="Give 1 or more")
+        for name, value in (("every", every), ("samples", samples), ("batch_size", batch_size)):
+            at_least(name, value, 1)
+        at_least("length", length, 2)
         self.every, self.metrics = every, select({RESIDUAL, BULK, *metrics})
         self.steps, self._rows = 0, list[Row]()
         self.batches: list[
@@ -181,6 +183,7 @@ def _whole(model: nn.Module) -> nn.Module:
     """The model inside what distributes, compiles or wraps it. Raises RcProbeError where its weights are sharded."""
     from accelerate.utils import extract_model_from_parallel
 
+    check_module(model)
     inner = unwrapped(extract_model_from_parallel(model, keep_torch_compile=False))
     for parameter in inner.parameters():
         kinds = {type(parameter).__name__, type(parameter.data).__name__}

@@ -165,6 +165,9 @@ def watch(
     >>> watch(trainer, ["A text.", "Another text."])     # doctest: +SKIP
     >>> trainer.train()                                  # doctest: +SKIP
     """
+    if not hasattr(trainer, "evaluation_loop"):
+        todo = "Give a transformers.Trainer; in a loop of your own, rc_probe.Monitor"
+        raise RcProbeError(f"{type(trainer).__name__} is no Trainer", where="watch", todo=todo)
     with same_random():  # a collator may mask at random
         made = _collated(trainer, _evaluation_rows(trainer) if data is None else data, samples, batch_size)
     given = {"every": every, "metrics": metrics, "on_collapse": on_collapse, "samples": samples}

@@ -42,6 +42,12 @@ class CurveOptions(Options):
 
     def check(self) -> None:
         super().check()
+        costly = [name for name in select(self.metrics) if METRICS[name].cost != "cheap"]
+        if self.svd_samples and self.svd_samples != 4 and not costly:
+            todo = "Leave it out, or add effective_rank or another of its kind to --metrics"
+            raise RcProbeError(
+                "it changes nothing: no such metric is measured", where="--svd-samples", todo=todo
+            )
         if not self.measured:
             todo = "Name one, or raise --svd-samples"
             raise RcProbeError("no metric is left to measure", where="--metrics", todo=todo)

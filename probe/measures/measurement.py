@@ -5,11 +5,12 @@ No torch is imported here, or in a measurement's file before `run`: `rc-probe --
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rc_probe.common_options import CommonOptions
-from rc_probe.options import Options
+from rc_probe.hooks.errors import RcProbeError
+from rc_probe.options import Options, about, flag
 from rc_probe.results.protocols import Result
 from rc_probe.results.tables import Row, Table
 
@@ -88,12 +89,35 @@ class Measurement:
         return type(self).findings is not Measurement.findings
 
 
+class _Whole(Options):
+    """The options of all measurements together."""
+
+    measurements: ClassVar[tuple[Measurement, ...]] = ()
+
+    def check(self) -> None:
+        super().check()
+        for each in self.measurements:
+            if not each.wanted(self):
+                self._refuse_idle(each)
+
+    def _refuse_idle(self, unwanted: Measurement) -> None:
+        """RcProbeError for an option of a measurement that is not made."""
+        mine = fields(unwanted.options)
+        given = [each for each in mine if getattr(self, each.name) != each.default]
+        off = [each for each in given if unwanted.wanted(replace(self, **{each.name: each.default}))]
+        for each in given:
+            if each not in off and not about(each).hidden:  # what is hidden belongs to another option
+                todo = f"Leave it out, or {' '.join(word for one in off for word in self._words(one))}"
+                what = f"it changes nothing: {unwanted.name} are not measured"
+                raise RcProbeError(what, where=flag(each), todo=todo if off else "Leave it out")
+
+
 def settings_type(*measurements: Measurement) -> type[CommonOptions]:
     """The options of a run: the common ones, then those of each measurement."""
     groups = [each.options for each in measurements if each.options is not Options]
     made = type(
         "Settings",
-        (*reversed(groups), CommonOptions),
-        {"__doc__": "How to measure; each field is an option."},
+        (_Whole, *reversed(groups), CommonOptions),
+        {"__doc__": "How to measure; each field is an option.", "measurements": measurements},
     )
     return dataclass(frozen=True)(made)

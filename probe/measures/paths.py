@@ -43,7 +43,7 @@ PATHS_HELP = (
     "How much paths of each length do, exactly. With numbers, '--paths 5 20', also sampled and live: so many paths drawn "
     "at each length."
 )
-PANEL = "Paths"
+PANEL, REPEATS = "Paths", 5
 
 
 def _read_draws(text: str | None) -> tuple[int, ...]:
@@ -64,7 +64,7 @@ class PathOptions(Options):
         (), typed=str | None, read=_read_draws, flags=("--path-draws",), hidden=True, panel=PANEL,
         words=lambda numbers, chosen: ["--paths", *map(str, numbers)] if chosen.paths else [],
     )  # fmt: skip
-    repeats: int = option(5, "Estimates of each, for the intervals.", panel=PANEL, least=2)
+    repeats: int = option(REPEATS, "Estimates of each, for the intervals.", panel=PANEL, least=2)
     path_samples: int = option(16, "Samples that paths are measured on.", panel=PANEL, least=1)
     max_length: int | None = option(
         None, "Group all longer paths. (default: 8 if over 12 blocks)", panel=PANEL, least=0
@@ -75,6 +75,9 @@ class PathOptions(Options):
 
     def check(self) -> None:
         super().check()
+        if self.repeats != REPEATS and not self.path_draws and self.paths:
+            todo = "Say how many paths are drawn: --paths 20"
+            raise RcProbeError("it changes nothing: no paths are drawn", where="--repeats", todo=todo)
         if self.path_draws and min(self.path_draws) < 1:
             raise RcProbeError(
                 f"{min(self.path_draws)} is too small", where="--paths", todo="Give at least 1"

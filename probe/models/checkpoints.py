@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rc_probe.hooks.errors import RcProbeError
 
-from .packaged import DEMOS
+from .packaged import DEMOS, check_revision
 
 CONFIGS = ("config.json", "adapter_config.json")  # what makes a folder a model, or an adapter of one
 _STEP = re.compile(r"(?:steps?|checkpoint|ckpt|global_step|iter)[-_]?(\d+)", re.IGNORECASE)
@@ -32,6 +32,7 @@ def checkpoints(model: str, revisions: str | None, revision: str | None = None) 
     A folder without a config.json, but with folders that have one, is a folder of checkpoints. There `revisions`
     names some of these (`checkpoint-*`), also below a folder that is a model itself; of a Hub model its revisions.
     """
+    check_revision(model, revision)
     folder = Path(model).expanduser()
     there = _below(folder) if folder.is_dir() else []
     if revisions is None:

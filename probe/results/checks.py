@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.registry import METRICS, PAPER
@@ -92,7 +92,7 @@ class Checks:
 
         Raises RcProbeError for what is misspelt.
         """
-        conditions = tuple(parse_condition(text) for text in dict.fromkeys(fail_if))
+        conditions = tuple(parse_condition(text) for text in _each_once(fail_if))
         limits = [max_drop] if isinstance(max_drop, str | int | float) else list(max_drop or ())
         if limits and baseline is None:
             todo = "Give --baseline, the results.json of an earlier run"
@@ -100,7 +100,7 @@ class Checks:
         if baseline is None:
             return cls(conditions)
         default = headline(metrics_of(baseline))
-        drops = tuple(parse_drop(text, default) for text in dict.fromkeys(limits or [DEFAULT_DROP]))
+        drops = tuple(parse_drop(text, default) for text in _each_once(limits or [DEFAULT_DROP]))
         return cls(conditions, drops, baseline, name)
 
     def plan(self, chosen: Measured) -> None:
@@ -117,6 +117,15 @@ class Checks:
                 todo = f"There are {', '.join(variants)}; ablations are measured with --ablate"
                 raise RcProbeError(f"no variant {asked.variant!r} is measured", where=asked.text, todo=todo)
 
+    def fit(self, blocks: int) -> None:
+        """RcProbeError for a layer that a model of so many blocks does not have. Called before anything is measured."""
+        for asked in self.conditions:
+            if isinstance(asked.where, int) and asked.where > blocks:
+                todo = f"Give 0 to {blocks}, or last"
+                raise RcProbeError(
+                    f"there is no layer {asked.where}", where=f"--fail-if {asked.text}", todo=todo
+                )
+
     def evaluate(self, result: Result) -> list[Outcome]:
         """One outcome a check, on the pretrained weights' rows of the table `residuals`."""
         return [_condition(result, each) for each in self.conditions] + [
@@ -124,6 +133,10 @@ class Checks:
             for each in self.drops
             if self.baseline is not None
         ]
+
+
+def _each_once(items: Sequence[Any]) -> list[Any]:
+    return [item for place, item in enumerate(items) if item not in items[:place]]
 
 
 def table_of(outcomes: Sequence[Outcome]) -> pd.DataFrame:

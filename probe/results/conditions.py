@@ -22,6 +22,7 @@ WHERE = ("first", "last", "min", "max", "mean")  # or the number of a layer
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
 }  # fmt: skip
+MOST_DIGITS = 4  # of a layer's number
 _PATTERN = re.compile(
     r"\s*(?P<metric>[^@:<>=!]+?)\s*@\s*(?P<where>[^@:<>=!]*?)\s*(:\s*(?P<variant>[^<>]+?))?\s*"
     r"(?P<op><=|>=|<|>)\s*(?P<limit>[^<>=\s]+)\s*"
@@ -59,26 +60,27 @@ class Drop:
 
 def parse_condition(text: str) -> Condition:
     """One `--fail-if`. RcProbeError, with the nearest name, for what is misspelt or can never tell anything."""
-    where = f"--fail-if {text}"
+    where = f"--fail-if {text!s:.80}"
+    if not isinstance(text, str):
+        raise RcProbeError("it is no text", where=where, todo=f"Write {FORM}")
     match = _PATTERN.fullmatch(text)
     if not match:
         raise RcProbeError(_why_not(text), where=where, todo=f"Write {FORM}")
     name, place, variant, op, number = match.group("metric", "where", "variant", "op", "limit")
     metric = _metric(name, where)
-    if not place.isdecimal() and place not in WHERE:
+    numbered = place.isascii() and place.isdecimal() and len(place) <= MOST_DIGITS
+    if not numbered and place not in WHERE:
         near = get_close_matches(place, WHERE, n=1)
         todo = f"Did you mean {near[0]!r}?" if near else f"Give a layer's number, or {', '.join(WHERE)}"
-        raise RcProbeError(f"{place!r} is no layer", where=where, todo=todo)
+        raise RcProbeError(f"{place!r:.80} is no layer", where=where, todo=todo)
     limit = _number(number, where)
     _can_tell(metric, op, limit, where)
-    return Condition(
-        text.strip(), metric, int(place) if place.isdecimal() else place, variant or WHOLE, op, limit
-    )
+    return Condition(text.strip(), metric, int(place) if numbered else place, variant or WHOLE, op, limit)
 
 
 def parse_drop(text: str | float, default: str = BULK) -> Drop:
     """One `--max-drop`: `0.05` (of the metric `default`), `cosine=0.02`, `residual:SAN=0.1`."""
-    where = f"--max-drop {text}"
+    where = f"--max-drop {text!s:.80}"
     name, _, number = str(text).rpartition("=") if "=" in str(text) else (default, "", str(text))
     metric, _, variant = name.partition(":")
     metric = _metric(metric.strip(), where)
@@ -95,7 +97,7 @@ def _metric(name: str, where: str) -> str:
     if name not in METRICS:
         near = get_close_matches(name, METRICS, n=1)
         todo = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(METRICS)}"
-        raise RcProbeError(f"no metric is called {name!r}", where=where, todo=todo)
+        raise RcProbeError(f"no metric is called {name!r:.80}", where=where, todo=todo)
     return name
 
 
@@ -105,7 +107,7 @@ def _number(text: str, where: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise RcProbeError(f"{text!r} is not a number to compare with", where=where, todo=f"Write {FORM}")
+        raise RcProbeError(f"{text!r:.80} is not a number to compare with", where=where, todo=f"Write {FORM}")
     return number
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 import zlib
 from pathlib import Path
@@ -12,6 +13,16 @@ from rc_probe.hooks.errors import RcProbeError
 SCHEMA = 1
 JSON_NAME, HTML_NAME = "results.json", "report.html"
 TABLE_NAME = re.compile(r"[a-z][a-z0-9_]*")  # a table's name is a file's name
+
+
+def given_path(path: Any, where: str) -> Path:
+    """The path that a caller gave. RcProbeError for what is none."""
+    if not isinstance(path, str | os.PathLike):
+        raise RcProbeError(f"{type(path).__name__} is no path", where=where, todo="Give a text or a Path")
+    text = os.fspath(path)
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise RcProbeError(f"{text!r:.80} is no path", where=where, todo="Give a folder or a file")
+    return Path(path)
 
 
 def _refuse_constant(token: str) -> None:

@@ -279,7 +279,7 @@ def test_checks_are_looked_at_in_finished_runs_too(call: Call, loads: list[str])
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("a --lenght 3\n", "m.txt, line 1: No such option.*--length"),
+        ("a --lenght 3\n", "m.txt, line 1: --lenght: no such option. Did you mean --length\\?"),
         ("a\nb --samples 0\n", "m.txt, line 2: --samples: 0 is too small"),
         ("a --out x\n", "line 1: --out is no option of a line"),
         ("a --revisions x,y\n", "line 1: --revisions is no option of a line"),

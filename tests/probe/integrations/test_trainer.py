@@ -366,7 +366,7 @@ def test_what_cannot_be_watched_is_told(tmp_path: Path) -> None:
         rc_probe.watch(trainer, TEXTS, on_collapse="end")  # type: ignore[arg-type]
     with pytest.raises(rc_probe.RcProbeError, match="every=0 is too small"):
         rc_probe.watch(trainer, TEXTS, every=0)
-    with pytest.raises(rc_probe.RcProbeError, match="every=0 is too small"):
+    with pytest.raises(rc_probe.RcProbeError, match="every: 0 is too small"):
         rc_probe.Monitor(trainer.model, TEXTS, every=0)
     with pytest.raises(rc_probe.RcProbeError, match="no metric is called 'resdual'"):
         rc_probe.watch(trainer, TEXTS, metrics=["resdual"])
