@@ -131,8 +131,8 @@ def _misfit(value: Any, hint: Any) -> str:
     if Any in kinds or (value is None and NoneType in kinds):
         return ""
     if isinstance(value, tuple):
-        of = next((get_args(kind)[0] for kind in kinds if get_origin(kind) is tuple), None)
-        wrong = [item for item in value if of is not None and not _is(item, of)]
+        of: type = next((get_args(kind)[0] for kind in kinds if get_origin(kind) is tuple), object)
+        wrong = [item for item in value if not _is(item, of)]
         return f"{wrong[0]!r:.80} is not {KINDS[of]}" if wrong else ""
     simple = [kind for kind in kinds if kind in KINDS]
     if not simple or any(_is(value, kind) for kind in simple):

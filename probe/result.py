@@ -100,7 +100,7 @@ class ProbeResult:
 
     def fail_if(
         self,
-        *conditions: str | Sequence[str],
+        *conditions: Any,
         baseline: "str | os.PathLike[str] | ProbeResult | None" = None,
         max_drop: str | float | Sequence[str | float] | None = None,
     ) -> "list[Outcome]":
@@ -119,7 +119,7 @@ class ProbeResult:
         loaded, name = baseline, "the baseline"
         if loaded is not None and not isinstance(loaded, ProbeResult):
             loaded, name = ProbeResult.load(loaded), str(loaded)
-        texts = [text for one in conditions for text in (one if isinstance(one, list | tuple) else [one])]
+        texts: list[str] = [text for one in conditions for text in (one if isinstance(one, list | tuple) else [one])]
         return fail_if(self, Checks.of(texts, loaded, max_drop, name))
 
     def to_json(self, files: Mapping[str, str] | None = None) -> str:
