@@ -119,7 +119,9 @@ class ProbeResult:
         loaded, name = baseline, "the baseline"
         if loaded is not None and not isinstance(loaded, ProbeResult):
             loaded, name = ProbeResult.load(loaded), str(loaded)
-        texts: list[str] = [text for one in conditions for text in (one if isinstance(one, list | tuple) else [one])]
+        texts: list[str] = [
+            text for one in conditions for text in (one if isinstance(one, list | tuple) else [one])
+        ]
         return fail_if(self, Checks.of(texts, loaded, max_drop, name))
 
     def to_json(self, files: Mapping[str, str] | None = None) -> str:
