@@ -121,6 +121,28 @@ PATH_METRICS: dict[str, Metric] = {
     )
 }  # fmt: skip
 
+GROMOV = "Gromov, Tirumala, Shapourian, Glorioso, Roberts 2024 (arXiv 2403.17887)"
+PROXY = "proxy_"  # how names of metrics begin that only stand for what a removal costs
+
+# Of a part that is removed, in the tables `importance` and `drops`, beside those of the model's task.
+REMOVAL_METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("kl", "KL divergence", "mean of Σ p ln(p / q) over the answers, p of the whole model, q without the part",
+               "nats", 0, None, "lower", "Kullback, Leibler 1951 (Ann. Math. Statist. 22)"),
+        Metric("embedding_distance", "Distance of embeddings", "mean of 1 − cos(e, e′), e of the whole model",
+               "cosine", 0, 2, "lower", "for models whose answers are embeddings, which are no probabilities"),
+        Metric("proxy_block_influence", "Block influence", "1 − mean over i of cos(x_i before the block, x_i behind it)",
+               "cosine", 0, 2, None, "Men et al. 2024, ShortGPT (arXiv 2403.03853)"),
+        Metric("proxy_angular_distance", "Angular distance", "mean over i of arccos(cos(x_i before, x_i behind)) / π",
+               "ratio", 0, 1, None, f"{GROMOV}, who take the last token alone"),
+        Metric("proxy_branch_norm", "Size of the branch", "mean over i of ‖branch_i‖ / ‖stream_i‖ where they are added",
+               "ratio", 0, None, None, "how much the branch adds"),
+        Metric("proxy_branch_cosine", "Direction of the branch", "mean over i of cos(branch_i, stream_i) where they are added",
+               "cosine", -1, 1, None, "below 0 the branch takes away what the stream holds"),
+    )
+}  # fmt: skip
+
 
 def select(names: Iterable[str] | None = None) -> list[str]:
     """Names of the metrics to measure, in display order: the defaults for None, else those asked for.

@@ -6,9 +6,18 @@ from .ablations import Ablations
 from .chains import Chains
 from .curves import Curves
 from .floor import Floor
+from .importance.importance import Importance
 from .massive import Massive
 from .measurement import Measurement
 from .paths import Paths
 
-MEASUREMENTS: tuple[Measurement, ...] = (Curves(), Massive(), Ablations(), Floor(), Paths(), Chains())
+MEASUREMENTS: tuple[Measurement, ...] = (
+    Curves(),
+    Massive(),
+    Importance(),
+    Ablations(),
+    Floor(),
+    Paths(),
+    Chains(),
+)
 TABLES: dict[str, Table] = {table.name: table for each in MEASUREMENTS for table in each.tables} | RUN_TABLES

@@ -3,7 +3,7 @@
     interval(values, "agreement")                     # (low, high): a share of each sample
     interval(values, "agreement", weights=ones)       # one 0/1 of each sample
     interval(losses, "loss", weights=tokens)          # the mean over tokens
-    interval(losses - others, "loss", weights=tokens) # two versions on the same samples: of their difference
+    change_interval(losses, others, "loss", tokens)   # two versions on the same samples: of their difference
 
 A sample is a cluster: its tokens are no independent observations, so every interval is over samples.
 """
@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rc_probe.registry import METRICS, PATH_METRICS
+from rc_probe.registry import METRICS, PATH_METRICS, REMOVAL_METRICS, Metric
 
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]
@@ -45,11 +45,37 @@ def interval(values: ArrayLike, metric: str, weights: ArrayLike | None = None) -
     return within(found, metric)
 
 
+def change_interval(
+    values: ArrayLike, others: ArrayLike, metric: str, weights: ArrayLike | None = None
+) -> Interval:
+    """The 95 % interval of the mean of values − others, (n,) of the same samples: paired. As `interval` otherwise.
+
+    A single prediction each that `others` all have (agreement with itself) leaves a proportion of `values`.
+    """
+    x, y = (np.asarray(given, dtype=np.float64) for given in (values, others))
+    if len(x) < ENOUGH:
+        return NO_INTERVAL
+    counts = None if weights is None else np.asarray(weights, dtype=np.float64)
+    if metric == "loss":
+        low, high = student(x - y, counts)
+    elif metric in SHARES and counts is not None and bool((counts == 1).all() and (y == 1).all()):
+        low, high = (end - 1 for end in wilson(int(x.sum()), len(x)))
+    else:
+        low, high = bootstrap(x - y)
+    known = _known(metric)
+    span = np.inf if known.low is None or known.high is None else known.high - known.low
+    return float(max(low, -span)), float(min(high, span))
+
+
 def within(found: Interval, metric: str) -> Interval:
     """An interval cut to the range of its metric."""
-    known = PATH_METRICS.get(metric) or METRICS[metric]
+    known = _known(metric)
     low, high = np.clip(found, known.low, known.high)
     return float(low), float(high)
+
+
+def _known(metric: str) -> Metric:
+    return next(group[metric] for group in (PATH_METRICS, REMOVAL_METRICS, METRICS) if metric in group)
 
 
 def wilson(hits: int, n: int) -> Interval:

@@ -16,7 +16,7 @@ ablations), and hands the outputs over:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +105,11 @@ class Tally(ABC):
 
     def start(self, prepared: Prepared, output: Any) -> None:
         """The next batch, with the output of the full model on it."""
-        self._prepared, self._reference = prepared, self.task.read(output, prepared)
+        self.resume(prepared, self.task.read(output, prepared))
+
+    def resume(self, prepared: Prepared, readout: Readout) -> None:
+        """The next batch, with what was read of the full model on it before."""
+        self._prepared, self._reference = prepared, readout
         self._begin()
         self._keep(FULL, self._reference)
 
@@ -113,12 +117,21 @@ class Tally(ABC):
         """The output of the version `key` on the batch that was started."""
         self._keep(key, self.task.read(output, self._prepared))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to another process: the scores, not the model."""
+        return {key: value for key, value in vars(self).items() if key not in {"task", "_prepared"}}
+
     def merge(self, other: Tally) -> None:
         """Add the batches of `other`, a tally of the same task on other samples."""
         for key, lists in other._kept.items():
             mine = self._kept.setdefault(key, {})
             for name, parts in lists.items():
                 mine.setdefault(name, []).extend(parts)
+
+    def drop(self, keys: Iterable[Hashable]) -> None:
+        """Forget versions, such as those that could not be read on every batch."""
+        for key in keys:
+            self._kept.pop(key, None)
 
     @abstractmethod
     def scores(self) -> dict[Hashable, dict[str, Tensor]]:

@@ -3,6 +3,7 @@
 from .ablations import Ablations
 from .below_float_floor import BelowFloatFloor
 from .chains import Chains
+from .importance import Importance
 from .massive import MassiveTokens
 from .metrics import OtherMetrics
 from .paths import Paths
@@ -12,6 +13,7 @@ from .view import View
 
 SECTIONS: tuple[Section[View], ...] = (
     Residual(),
+    Importance(),
     MassiveTokens(),
     Ablations(),
     Paths(),

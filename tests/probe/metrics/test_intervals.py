@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rc_probe.metrics.intervals import bootstrap, interval, student, wilson, within
+from rc_probe.metrics.intervals import bootstrap, change_interval, interval, student, wilson, within
 
 
 def test_wilson_by_hand() -> None:
@@ -105,3 +105,16 @@ def test_they_cover(n: int) -> None:
         held["loss"] += low <= truth <= high
     assert 0.93 < held["share"] / 2000 < 0.97
     assert 0.93 < held["loss"] / 2000 < 0.97
+
+
+def test_two_versions_on_the_same_samples_are_paired() -> None:
+    """Losses differ by a constant: the interval is that point, whatever the samples are. A change may be below 0."""
+    losses, tokens = np.linspace(1, 9, 16), np.arange(1.0, 17.0)
+    assert change_interval(losses - 0.5, losses, "loss", tokens) == pytest.approx((-0.5, -0.5), abs=1e-12)
+    others = losses[::-1] ** 2
+    assert change_interval(losses, others, "loss", tokens) == student(losses - others, tokens)
+    hits, ones = np.array([1.0] * 15 + [0.0]), np.ones(16)
+    assert change_interval(hits, ones, "agreement", ones) == pytest.approx((0.7167 - 1, 0.9889 - 1), abs=5e-5)
+    assert change_interval(hits, hits[::-1], "accuracy", ones) == bootstrap(hits - hits[::-1])
+    assert change_interval(losses / 9, losses / 18, "kl") == bootstrap(losses / 18)
+    assert all(map(math.isnan, change_interval(losses[:7], others[:7], "loss", tokens[:7])))

@@ -1,0 +1,225 @@
+"""Passes scored by what the model predicts: samples and task, batches as the task runs them, and the reader.
+
+Only small tensors leave a batch. Batches keep their place in the data, so that the numbers are the same however
+processes share them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rc_probe import engine
+from rc_probe.data.batches import Batch, Batches, batches
+from rc_probe.data.samples import Samples
+from rc_probe.hooks.edits.edits import Edits
+from rc_probe.hooks.errors import RcProbeError
+from rc_probe.metrics.intervals import change_interval
+from rc_probe.metrics.stream_metrics import measure
+from rc_probe.models.load import Loaded
+from rc_probe.paths.summaries import mean_of
+from rc_probe.registry import WHOLE
+from rc_probe.results.tables import Row
+from rc_probe.tasks import FULL, Prepared, Tally, Task, choose_task
+from rc_probe.tasks.base import Readout
+from rc_probe.tasks.drift import drift_of
+
+if TYPE_CHECKING:
+    from rc_probe.measures.context import Context
+
+BULK = "residual_bulk"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is scored. task: None where the model predicts nothing; notes: for the reader."""
+
+    samples: Samples
+    task: Task | None
+    notes: list[str]
+
+    def batches(self, loaded: Loaded, chosen: Any) -> Batches:
+        """As the model gets them; the task prepares each when it runs."""
+        samples = self.task.samples if self.task else self.samples
+        return batches(
+            samples, loaded, length=chosen.length, batch_size=chosen.batch_size,
+            special_tokens=chosen.special_tokens,
+        )  # fmt: skip
+
+
+def plan_scored(loaded: Loaded, samples: Samples, chosen: Any) -> Plan:
+    """The task of these samples. Raises RcProbeError for labels that cannot be meant."""
+    task, notes = choose_task(
+        loaded, samples, length=chosen.length, batch_size=chosen.batch_size,
+        special_tokens=chosen.special_tokens, seed=chosen.seed,
+    )  # fmt: skip
+    return Plan(samples, task, notes)
+
+
+@dataclass(frozen=True)
+class ScoredBatch(Batch):
+    """A batch as its task runs it; prepared: None without a task."""
+
+    prepared: Prepared | None = None
+
+
+def prepared_batches(task: Task | None, made: Iterable[Batch]) -> Iterator[ScoredBatch]:
+    for batch in made:
+        prepared = task.prepare(batch) if task else None
+        yield ScoredBatch(
+            prepared.inputs if prepared else batch.inputs, batch.mask, batch.start, prepared=prepared
+        )
+
+
+@dataclass
+class Answers:
+    """What the plain model said on a batch: later passes are compared with it."""
+
+    readout: Readout
+    drift: Tensor | None
+
+
+@dataclass
+class Seen:
+    """The scores of one batch. drift, bulk: by the name of the pass; failed: why a pass has no score."""
+
+    start: int
+    tally: Tally | None
+    drift: dict[str, Tensor] = field(default_factory=dict)
+    bulk: dict[str, Tensor] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+class ScoreReader:
+    """Scores each pass of the engine by the task, and reads the residual of the bulk behind the last block.
+
+    plain: what the plain model said on each batch, by its start; filled by the first run, so that runs with a base
+    compare with the plain model, too
+    """
+
+    def __init__(self, task: Task | None, depth: int, plain: dict[int, Answers]) -> None:
+        self.task, self.depth, self.plain = task, depth, plain
+        self.drift = drift_of(task)
+        self.wants_output = task is not None
+        self.seen: list[Seen] = []
+
+    def begin(self, batch: Batch) -> None:
+        assert isinstance(batch, ScoredBatch)
+        self.batch, self.now = batch, Seen(batch.start, self.task.tally() if self.task else None)
+        self.seen.append(self.now)
+
+    def stream(self, name: str, layer: int, x: Tensor) -> None:
+        if layer == self.depth:
+            self.now.bulk[name] = measure(x, self.batch.mask, [BULK])[BULK][0].cpu()
+
+    def as_plain(self, name: str, layers: range) -> None:
+        if self.depth in layers:
+            self.now.bulk[name] = self.now.bulk[WHOLE]
+
+    def output(self, name: str, output: Any) -> None:
+        prepared, tally, start = self.batch.prepared, self.now.tally, self.batch.start
+        if self.task is None or prepared is None or tally is None:
+            return
+        first = start not in self.plain
+        if first:
+            answers = self.drift.read(output, prepared) if self.drift else None
+            self.plain[start] = Answers(self.task.read(output, prepared), answers)
+        plain = self.plain[start]
+        if name == WHOLE:
+            tally.resume(prepared, plain.readout)
+        if name == WHOLE and first:  # the plain model itself, which the tally keeps by that name
+            if self.drift and plain.drift is not None:
+                self.now.drift[name] = self.drift.between(plain.drift, plain.drift, prepared)
+            return
+        try:
+            tally.add(name, output)
+            if self.drift and plain.drift is not None:
+                answers = self.drift.read(output, prepared)
+                self.now.drift[name] = self.drift.between(plain.drift, answers, prepared)
+        except RcProbeError as error:  # what is left of the model overflows
+            self.now.failed[name] = str(error)
+
+
+@dataclass
+class Scores:
+    """values: by pass and metric, (samples,) float64; weights: predictions of each sample; failed: passes without a score."""
+
+    values: dict[str, dict[str, Tensor]]
+    weights: Tensor | None
+    failed: dict[str, str]
+
+    @classmethod
+    def of(cls, task: Task | None, parts: Iterable[Seen]) -> Scores:
+        """Of all batches of all processes, in the order of the data."""
+        ordered = sorted(parts, key=lambda part: part.start)
+        failed = {name: why for part in ordered for name, why in part.failed.items()}
+        names = [name for name in ordered[0].bulk if name not in failed]
+        values: dict[str, dict[str, Tensor]] = {name: {} for name in names}
+        weights = None
+        if task is not None:
+            tally, drift = task.tally(), drift_of(task)
+            for part in ordered:
+                if part.tally is not None:
+                    tally.merge(part.tally)
+            weights = tally.counts()
+            tally.drop(failed)
+            scores = tally.scores()
+            for name in names:
+                values[name].update(scores[name if name in scores else FULL])
+                if drift:
+                    together = torch.cat([part.drift[name] for part in ordered])
+                    values[name][drift.metric] = drift.by_sample(together)
+        for name in names:
+            values[name][BULK] = torch.cat([part.bulk[name] for part in ordered])
+        return cls(values, weights, failed)
+
+    def mean(self, name: str, metric: str) -> float:
+        """Over samples; that of a loss over their predictions."""
+        return float(mean_of(self.values[name][metric], metric, self._weights(name, metric)))
+
+    def _weights(self, name: str, metric: str) -> Tensor | None:
+        fits = self.weights is not None and len(self.weights) == len(self.values[name][metric])
+        return self.weights if fits and metric != BULK else None
+
+    def _count(self, values: Tensor) -> int:
+        """Samples; a rank correlation is one number of all of them."""
+        return len(self.weights) if len(values) == 1 and self.weights is not None else len(values)
+
+    def changes(self, name: str, against: Scores) -> Iterator[Row]:
+        """For each metric: value, that of the plain model, their difference and its paired interval."""
+        for metric, values in self.values[name].items():
+            plain, weights = against.values[WHOLE][metric], self._weights(name, metric)
+            value, baseline = self.mean(name, metric), against.mean(WHOLE, metric)
+            low, high = change_interval(
+                values.numpy(), plain.numpy(), metric, None if weights is None else weights.numpy()
+            )
+            yield {
+                "metric": metric, "value": value, "baseline": baseline, "change": value - baseline,
+                "low": low, "high": high, "count": self._count(values),
+            }  # fmt: skip
+
+
+def score(
+    context: Context,
+    plan: Plan,
+    edits: Mapping[str, Edits],
+    plain: dict[int, Answers],
+    *,
+    base: Edits | None = None,
+    readers: Iterable[engine.Reader] = (),
+    stage: str = "",
+) -> tuple[Scores, list[str]]:
+    """The scores of the plain pass (with `base`) and of each intervention, all processes together, and notes."""
+    made, task = plan.batches(context.loaded, context.settings), plan.task
+    mine = made.of(context.world.share(range(len(made))))
+    reader = ScoreReader(task, context.structure.depth, plain)
+    notes = engine.run(
+        context.structure, prepared_batches(task, mine), edits, [reader, *readers], base=base,
+        model=task.model if task else None, advance=lambda name: context.advance(f"{stage}: {name}", passes=1),
+    )  # fmt: skip
+    together = context.world.gather(reader.seen, what=stage)
+    return Scores.of(task, [part for parts in together for part in parts]), notes
