@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -54,7 +55,7 @@ def _heat(panel: Panel, values: np.ndarray, parts: Sequence[str], unit: str) -> 
     top = max(float(np.nanmax(values)), 1e-12)
     edges = np.array([0.0, *top * np.geomspace(LEAST, 1, SHADES)])
     colours = ListedColormap(sns.color_palette("mako_r", SHADES).as_hex())
-    style = {"cmap": colours, "norm": BoundaryNorm(edges, SHADES, clip=True), "linewidth": 0}
+    style: dict[str, Any] = {"cmap": colours, "norm": BoundaryNorm(edges, SHADES, clip=True), "linewidth": 0}
     texts = [
         f"{part}, block {block}: {_signed(values[row, block - 1])}{unit}"
         for row, part in enumerate(parts)

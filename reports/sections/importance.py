@@ -1,6 +1,8 @@
 """What the model loses without each of its parts, and what proxies would have said."""
 
 import math
+from collections.abc import Hashable, Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -63,7 +65,7 @@ def _head(value: float | None) -> int | None:
     return None if value is None or math.isnan(value) else int(value)
 
 
-def _value(row: dict[str, float] | None) -> Cell:  # type: ignore[type-arg]
+def _value(row: Mapping[Hashable, Any] | None) -> Cell:
     if row is None:
         return cell(None)
     one = cell(float(row["change"] if math.isfinite(row["change"]) else row["value"]))

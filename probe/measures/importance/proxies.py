@@ -90,9 +90,9 @@ class BranchReader:
             for branch in junction.branches:
                 by_kind.setdefault(branch.kind, []).append(branch)
             for kind, branches in by_kind.items():
-                branch = torch.stack([self._take(block, each.site, x) for each in branches]).sum(0)
-                size = branch.norm(dim=-1) / stream.norm(dim=-1).clamp_min(1e-300)
-                both = torch.stack([size, cosine_similarity(branch, stream, dim=-1)])
+                added = torch.stack([self._take(block, each.site, x) for each in branches]).sum(0)
+                size = added.norm(dim=-1) / stream.norm(dim=-1).clamp_min(1e-300)
+                both = torch.stack([size, cosine_similarity(added, stream, dim=-1)])
                 self.seen[-1][1][layer, kind] = mean_of_tokens(both, self.batch.mask).cpu()
         self._values.clear()
 

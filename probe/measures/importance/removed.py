@@ -45,8 +45,8 @@ def importance(context: Context, plan: Plan, parts: str) -> Found:
     readers: list[BlockReader | BranchReader] = [BlockReader()]
     passes: dict[str, Edits] = dict(edits)
     if parts == "parts":
-        readers.append(BranchReader(structure))
-        passes[BRANCHES] = readers[1].edits
+        readers.append(branches := BranchReader(structure))
+        passes[BRANCHES] = branches.edits
     scores, more = score(context, plan, passes, {}, readers=readers, stage="importance")
     rows = [row for each in given if each.label in edits for row in _rows(each, scores)]
     rows += _proxies(context, readers)
