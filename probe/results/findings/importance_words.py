@@ -103,7 +103,7 @@ def _other_parts(frame: pd.DataFrame, metric: str) -> list[str]:
     rows = frame[(frame["component"] != "block") & (frame["metric"] == metric) & frame["change"].notna()]
     if rows.empty:
         return []
-    row = rows.loc[rows["change"].idxmax()]
+    row = rows.iloc[int(rows["change"].argmax())]
     head = f":{int(row['head'])}" if not math.isnan(row["head"]) else ""
     name = f"{row['component']}@{int(row['block'])}{head}"
     found = [
