@@ -13,13 +13,14 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rc_probe.hooks.edits.attention_interface import implementation_name
-from rc_probe.hooks.edits.model_state import eager, full_precision, measuring, switches
+from rc_probe.hooks.edits.model_state import eager, full_precision, measuring, proving, switches
 from rc_probe.hooks.proofs.attention_routing import gated_pass
 from rc_probe.hooks.proofs.block_proofs import prove_block
 from rc_probe.hooks.proofs.constant_branches import with_kinds
@@ -64,7 +65,7 @@ def find_structure(
     key = signature(given), switches(model), implementation_name(model), stack, blocks
     known = _known.setdefault(model, {})
     if key not in known:
-        with measuring(model), full_precision(model), eager():
+        with proving(), measuring(model), full_precision(model), eager():
             known[key] = _attach(model, given, stack, blocks)
     return known[key]
 
@@ -87,28 +88,38 @@ def refuse_mps(model: nn.Module) -> None:
         raise RcProbeError(what, where=type(model).__name__, todo="Move it first: model.to('cpu')")
 
 
-def _first_pass(model: nn.Module, given: dict[str, Any]) -> tuple[dict[str, Any], list[Tensor]]:
-    """The smallest inputs that the model runs with, and what it returns for them.
+def _first_pass(
+    model: nn.Module, given: dict[str, Any]
+) -> tuple[Callable[[], list[Tensor]], dict[str, Any], list[Tensor]]:
+    """A pass that the model can make, on the smallest inputs that it runs with; these, and what it returns for them.
 
     A few samples without a cache, where it can: some models fold several rows into a sample, and a few
-    have no cache to switch off.
+    have no cache to switch off. On all that is given where the model sets itself to something else for less of it
+    (BigBird). A head that cannot read several samples (classifiers without a pad token) is left out.
     """
     failed: list[Exception] = []
-    for inputs in (small(given), given):
-        for tried in (with_no_cache(model, inputs), inputs):
-            try:
-                return tried, _tensors(model(**tried))
-            except Exception as error:  # the model's own, of any kind
-                failed.append(error)
+    for runs in dict.fromkeys([model, getattr(model, "base_model", model)]):
+        for inputs in (small(given), given):
+            for tried in (with_no_cache(model, inputs), inputs):
+                try:
+                    with measuring(model):
+                        before = switches(model, (str,))
+                        output = _tensors(runs(**tried))
+                        changed = switches(model, (str,)) != before
+                except Exception as error:  # the model's own, of any kind
+                    failed.append(error)
+                    continue
+                if not changed or inputs is given:
+                    return partial(_run, runs, tried), tried, output
     todo = "Check the inputs and the dtype; some models run in float32 only"
     what = f"its forward pass fails ({reason(failed[0])})"
     raise RcProbeError(what, where=type(model).__name__, todo=todo) from failed[0]
 
 
 def _attach(model: nn.Module, given: dict[str, Any], stack: str | None, blocks: str | None) -> Structure:
-    inputs, plain = _first_pass(model, given)
+    run, inputs, plain = _first_pass(model, given)
     with Tape(model) as tape:
-        observed = _tensors(model(**inputs))
+        observed = run()
     finite = not any(t.isnan().any() for t in plain)
     _refuse_unless(finite, model, "its output holds NaN", "Try --dtype float32, and check the weights")
     _refuse_unless(
@@ -119,11 +130,15 @@ def _attach(model: nn.Module, given: dict[str, Any], stack: str | None, blocks: 
     refused: list[RcProbeError] = []
     for candidate in (found[name] for name in wanted):
         try:
-            structure = _prove(candidate, lambda: _tensors(model(**inputs)), plain)
+            structure = _prove(candidate, run, plain)
             return replace(structure, refused=(*candidate.refused, *map(str, refused)))
         except RcProbeError as error:
             refused.append(error)
     raise past_hooks(tape) or refused[0]
+
+
+def _run(model: nn.Module, inputs: dict[str, Any]) -> list[Tensor]:
+    return _tensors(model(**inputs))
 
 
 def named(names: list[str], stack: str, where: str) -> str:

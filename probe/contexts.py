@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+import warnings
+import weakref
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from rc_probe.hooks.attach import find_structure, refuse_mps
-from rc_probe.hooks.edits.edits import Editing
-from rc_probe.hooks.edits.forward_calls import Listening
+from rc_probe.hooks.edits.edits import Editing, Edits
+from rc_probe.hooks.edits.forward_calls import Generation, hearing_generate, listening
 from rc_probe.hooks.edits.gates import Gate
+from rc_probe.hooks.edits.model_state import Level
 from rc_probe.hooks.edits.stream_taps import Tap
 from rc_probe.hooks.errors import RcProbeError
-from rc_probe.hooks.structure.structure import Structure
-from rc_probe.hooks.structure.tape import walk
+from rc_probe.hooks.module_calls import copies_told
+from rc_probe.hooks.structure.structure import CandidateBlock, Structure
 from rc_probe.hooks.structure.unwrap import unwrapped
 from rc_probe.interventions.grammar import interventions
 from rc_probe.interventions.intervention import Intervention
@@ -26,6 +29,8 @@ from rc_probe.models.structure_table import structure_rows
 from rc_probe.processes.world import World
 from rc_probe.registry import select
 from rc_probe.results.tables import FRAMES, RUN_TABLES
+
+from .heard import Heard, given_to, no_mask, tokens_of_prompt
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +44,7 @@ def ablate(
     inputs: dict[str, Any] | None = None,
     stack: str | None = None,
     blocks: str | None = None,
-) -> Editing:
+) -> Ablating:
     """A context in which `model` runs without the named parts; afterwards it is as it was.
 
     `model`: any torch module, compiled ones and sentence-transformers' included.
@@ -61,7 +66,42 @@ def ablate(
     if not asked.interventions:
         raise RcProbeError("nothing to ablate", where="ablate", todo="Name a part, such as 'mlp@7'")
     structure = _prove(model, inputs, stack, blocks)
-    return Editing(structure, asked.edits(structure))
+    return Ablating(structure, asked.edits(structure))
+
+
+class Ablating(Editing):
+    """What `ablate` returns."""
+
+    def __init__(self, structure: Structure, edits: Edits) -> None:
+        super().__init__(structure, edits)
+        self._ran: set[int] = set()
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        with super().opened(), copies_told(self.model, "ablate"):
+            yield
+
+    def enter(self, block: CandidateBlock, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._ran.add(block.index)
+        return super().enter(block, args, kwargs)
+
+    def __exit__(self, kind: Any = None, *exc: Any) -> None:
+        self.close()
+        idle = sorted(self.wanted - self._ran)
+        if kind is not None or not idle:
+            return
+        blocks, where = ", ".join(str(index + 1) for index in idle), type(self.model).__name__
+        if self._ran:
+            warnings.warn(
+                f"{where}: block {blocks} did not run inside of ablate, so nothing was changed there",
+                stacklevel=2,
+            )
+            return
+        raise RcProbeError(
+            f"none of the blocks that ablate changes ran inside of it ({blocks})",
+            where=where,
+            todo="Run this very model inside, in this process: copies, traces and workers that started before are not changed",
+        )
 
 
 def attach(
@@ -95,19 +135,14 @@ def attach(
 def _prove(
     model: nn.Module, inputs: dict[str, Any] | None, stack: str | None, blocks: str | None
 ) -> Structure:
-    if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
-        raise RcProbeError(
-            "it runs copies of the model in threads of their own, which no context can follow",
-            where="DataParallel",
-            todo="Give the model inside, model.module, and run that",
-        )
     return find_structure(unwrapped(model), inputs, stack=stack, blocks=blocks)
 
 
 class Attached(AbstractContextManager["Attached"]):
     """A model being measured; see `attach`. `structure` is what was proved about it.
 
-    With `stop`, passes end after the last layer by StreamDone (see Tap).
+    `left_out` counts passes that are no samples, by the reason. With `stop`, passes end after the last layer by
+    StreamDone (see Tap).
     """
 
     def __init__(
@@ -118,98 +153,144 @@ class Attached(AbstractContextManager["Attached"]):
             todo = 'Give "auto", None, or a tensor (batch, tokens)'
             raise RcProbeError(f"{mask!r:.80} is no mask", where="mask", todo=todo)
         self.curves = Curves(select(metrics))
-        self._seen: Tensor | None = None
-        self._pass: dict[int, Measured] = {}  # layers of the pass that is running, in order
-        self._exit = ExitStack()
+        self.left_out: Counter[str] = Counter()
+        self._heard: Heard | None = None  # the pass that is running
+        self._measured: dict[int, Measured] = {}  # its layers, in order
+        self._prompted: weakref.ref[Generation] | None = None  # the call of `generate` whose prompt was seen
+        self._life: Iterator[None] | None = None
 
     def __enter__(self) -> Attached:
         refuse_mps(self.structure.model)  # it may have moved since
-        self._exit.enter_context(Tap(self.structure, self._on_stream, stop=self.stop))
-        holders = [self.structure.model.get_submodule(name) for name in self.structure.ancestors]
-        self._exit.enter_context(Listening(holders, self._see_mask, self._end_pass))
-        return self
+        self._life = self._lives()
+        try:
+            next(self._life)
+            return self
+        except BaseException:
+            self.close()
+            raise
 
     def __exit__(self, *exc: Any) -> None:
-        self._exit.close()
+        self.close()
 
-    def _see_mask(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """The outermost call comes first; inner ones may pass a mask on in a form of their own."""
-        try:
-            given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-        except TypeError:  # the call itself will say what is wrong with it
-            given = kwargs
-        given = {**given, **given.get("kwargs", {})}
-        self._refuse_packed(module, given)
-        mask = given.get("decoder_attention_mask" if "decoder_input_ids" in given else "attention_mask")
-        if isinstance(mask, Tensor) and mask.ndim == 2:
-            self._seen = mask != 0
-        elif isinstance(given.get("input_ids"), Tensor) or module is self.structure.model:
-            self._seen = None
+    def close(self) -> None:
+        """Everything is as before. Does nothing where it is closed already."""
+        if isinstance(self._life, Generator):
+            self._life.close()
 
-    def _end_pass(self, module: nn.Module) -> None:
-        """A module that holds all blocks returned or raised: what is not whole by now is dropped."""
-        self._pass, self._seen = {}, None
+    def _lives(self) -> Iterator[None]:
+        holders = [self.structure.model.get_submodule(name) for name in self.structure.ancestors]
+        heard = Level(observes=True).heard
+        self._tap = Tap(self.structure, self._on_stream, stop=self.stop)
+        with (
+            self._tap,
+            listening(holders, self._called, self._returned, heard),
+            hearing_generate(),
+            copies_told(self.structure.model, "attach"),
+        ):
+            yield
 
-    def _refuse_packed(self, module: nn.Module, given: dict[str, Any]) -> None:
-        """A stream without a batch axis is one sample to every metric, so it must be one."""
-        block = self.structure.blocks[0]
-        lengths = given.get("cu_seq_lens_q")  # what flash attention needs for several texts in one row
-        if isinstance(lengths, Tensor) and len(lengths) > 2:
-            raise self.structure.error(
-                block,
-                f"its stream packs {len(lengths) - 1} texts into one sequence",
-                "Pad and mask them instead (sentence-transformers: unpad_inputs=False)",
-            )
-        main = given.get(getattr(module, "main_input_name", "input_ids"))
-        if main is None and module is self.structure.model:
-            main = next((t for _, t in walk(given)), None)
-        if block.batch_axis is not None or not isinstance(main, Tensor) or not main.ndim:
+    # ---- the calls around the blocks, and the streams of these
+
+    def _called(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if self._heard is None or not self._heard.calls:
+            self._heard, self._measured = Heard(self.structure), {}
+            generation = self._heard.generation
+            if generation is not None and generation.chunked:
+                raise RcProbeError(
+                    f"generate reads the prompt in chunks of {generation.chunked} tokens, none of which is the whole sample",
+                    where=type(self.structure.model).__name__,
+                    todo="Generate without prefill_chunk_size, or measure the prompts by a plain pass",
+                )
+        self._heard.hear(module, given_to(module, args, kwargs))
+        self._heard.calls += 1
+
+    def _returned(self, module: nn.Module) -> None:
+        """A module that holds all blocks returned or raised."""
+        heard = self._heard
+        if heard is None:
             return
-        grids = [t for name, t in given.items() if "grid" in name and isinstance(t, Tensor)]
-        count = len(grids[0] if grids else main)  # of images, whose patches are packed
-        if count > 1:
-            raise self.structure.error(
-                block, f"its stream packs all {count} samples into one sequence", "Run samples one by one"
-            )
+        heard.calls = max(heard.calls - 1, 0)
+        if heard.calls:
+            return
+        if heard.skip:
+            self.left_out[heard.skip] += 1
+        elif len(self._measured) <= self.structure.depth:
+            self.left_out[f"ran {heard.blocks} of {self.structure.depth} blocks"] += 1
+        self._heard, self._measured = None, {}
 
     def _on_stream(self, layer: int, x: Tensor) -> None:
         """Layers count once 0 to L came in turn: a pass that failed on the way leaves nothing behind."""
+        heard = self._heard
+        if heard is None:  # nobody called the modules around the blocks
+            heard = Heard(self.structure)
+        heard.blocks += layer > 0
         if layer == 0:
-            self._pass = {}
-        if layer != len(self._pass):
+            self._measured = {}
+            self._begin(heard, x)
+        if layer != len(self._measured):
             return
-        self._pass[layer] = {} if x.shape[1] == 1 else self._read(layer, x)
+        self._measured[layer] = {} if heard.skip else self._read(heard, layer, x)
         if layer < self.structure.depth:
             return
-        for number, measured in self._pass.items():
+        if heard.skip:
+            return
+        for number, measured in self._measured.items():
             self.curves.add(number, measured)
-        self._pass = {}
-        if x.shape[1] > 1:
-            self.curves.samples += x.shape[0]
+        self.curves.samples += len(x) if self.curves.mask is None else len(self.curves.mask)
 
-    def _read(self, layer: int, x: Tensor) -> Measured:
-        self.curves.mask = self._mask(x)
+    def _begin(self, heard: Heard, x: Tensor) -> None:
+        generation = heard.generation
+        if generation is not None and not heard.skip:
+            if self._prompted is not None and self._prompted() is generation:
+                heard.skip = "were further steps of generate"
+            self._prompted = weakref.ref(generation)
+        if not heard.skip and x.shape[1] < 2:
+            heard.skip = "were of one token"
+        if not heard.skip:
+            self.curves.mask = self._mask(heard, x)
+
+    def _read(self, heard: Heard, layer: int, x: Tensor) -> Measured:
+        if isinstance(self.given, str):
+            x, _ = tokens_of_prompt(heard, x)
         return self.curves.read(layer, x)
 
-    def _mask(self, x: Tensor) -> Tensor | None:
-        mask = self._seen if isinstance(self.given, str) else self.given
-        if mask is not None:
-            if mask.shape != x.shape[:2]:
+    def _mask(self, heard: Heard, x: Tensor) -> Tensor | None:
+        """(batch, tokens) bool of the stream; None: all tokens are real."""
+        model = self.structure.model
+        if not isinstance(self.given, str):
+            if self.given is not None and self.given.shape != x.shape[:2]:
                 raise RcProbeError(
-                    f"the mask {tuple(mask.shape)} does not fit the stream's {x.shape[0]} samples of {x.shape[1]} tokens",
-                    where=type(self.structure.model).__name__,
+                    f"the mask {tuple(self.given.shape)} does not fit the stream's {x.shape[0]} samples of {x.shape[1]} tokens",
+                    where=type(model).__name__,
                     todo="Give attach(model, mask=…) the mask of the stream, or run texts one by one",
                 )
-            return mask.to(x.device, torch.bool)
-        text = getattr(self.structure.model, "main_input_name", "input_ids") == "input_ids"
-        if text and isinstance(self.given, str) and x.shape[0] > 1:
+            return None if self.given is None else self.given.to(x.device, torch.bool)
+        prompt, mask = tokens_of_prompt(heard, x)
+        if mask is None:
+            mask = next(heard.real(x), None)
+        if mask is None and heard.given:
+            first = heard.masks[0]
             raise RcProbeError(
-                f"a batch of {x.shape[0]} texts came without an attention mask, so padding cannot be told from text",
-                where=type(self.structure.model).__name__,
-                todo="Pass attention_mask= (batch, tokens) to the model, run texts one by one, or say attach(model, mask=…): "
-                "the mask of every batch, or None if nothing is padded",
+                f"the mask {tuple(first.shape)} does not fit the stream's {x.shape[0]} samples of {x.shape[1]} tokens",
+                where=type(model).__name__,
+                todo="Say attach(model, mask=…), the mask of the stream",
             )
-        return None
+        if mask is None and heard.is_text and x.shape[0] > 1:
+            raise no_mask(self.structure, x.shape[0])
+        if mask is None and heard.text is not None and heard.text[1] < x.shape[1]:
+            mask = torch.ones(heard.text, dtype=torch.bool)
+        return None if mask is None else self._fitted(mask.to(x.device), prompt)
+
+    def _fitted(self, mask: Tensor, x: Tensor) -> Tensor | None:
+        if mask.shape[1] <= x.shape[1]:
+            return self._tap.fit(mask, x)
+        if bool(mask.all()):
+            return None  # pooled, and nothing of it is padding
+        raise RcProbeError(
+            f"the mask {tuple(mask.shape)} does not fit the stream's {x.shape[0]} samples of {x.shape[1]} tokens",
+            where=type(self.structure.model).__name__,
+            todo="Say attach(model, mask=…), the mask of the stream, or run texts one by one",
+        )
 
     def frame(self, *, gather: bool = False) -> pd.DataFrame:
         """Columns layer, metric, mean, std (ddof 1, over samples; NaN for one), count, floor.
@@ -224,12 +305,26 @@ class Attached(AbstractContextManager["Attached"]):
         if gather:
             curves = gather_curves({"": curves}, World.given().gather)[""]
         rows = curves.rows()
-        if not rows:
-            raise RcProbeError(
-                "no forward pass was seen", where=type(self.structure.model).__name__,
-                todo="Run the model inside `with attach(model) as probe:`",
-            )  # fmt: skip
+        if not any(row["count"] for row in rows):
+            raise self._nothing()
         return FRAMES["attach"].frame(rows)
+
+    def _nothing(self) -> RcProbeError:
+        where, todo = (
+            type(self.structure.model).__name__,
+            "Run the model inside `with attach(model) as probe:`",
+        )
+        if not self.left_out and not self.curves.samples:
+            return RcProbeError("no forward pass was seen", where=where, todo=todo)
+        why = [f"{count} {reason}" for reason, count in self.left_out.items()]
+        if self.curves.samples:
+            why.append(f"{self.curves.samples} rows have fewer than two real tokens")
+        seen = f"none of the passes that were seen is a sample: {', '.join(why)}"
+        return RcProbeError(
+            seen,
+            where=where,
+            todo="Run whole texts of two or more tokens, in evaluation mode, without a filled cache",
+        )
 
     def structure_frame(self) -> pd.DataFrame:
         """The blocks and branches that were proved, one row per branch."""

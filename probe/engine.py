@@ -6,8 +6,10 @@ Sweeps, ablations and the paper's variants are lists of interventions given to i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from rc_probe.data.batches import Batch
@@ -15,7 +17,7 @@ from rc_probe.hooks.edits.edits import Edits
 from rc_probe.hooks.edits.model_state import measuring
 from rc_probe.hooks.edits.passes import Passes
 from rc_probe.hooks.proofs.shortcuts import batch_problem, shortcut_problem
-from rc_probe.hooks.structure.structure import Structure
+from rc_probe.hooks.structure.structure import Structure, decodes
 from rc_probe.registry import WHOLE
 
 
@@ -93,9 +95,7 @@ def run(
             passes = Passes(
                 structure, batch.inputs, edited, base=base, model=model, shortcuts=bool(edited) and not notes
             )
-            for reader in readers:
-                reader.begin(batch)
-            plain = passes.plain(_to(readers, WHOLE), stop=stop)
+            plain = passes.plain(_begun(readers, batch, passes), stop=stop)
             for name, edits in {WHOLE: Edits(), **interventions}.items():
                 output = plain
                 if name != WHOLE:
@@ -124,6 +124,30 @@ def _to(readers: Sequence[Reader], name: str) -> Callable[[int, Tensor], None]:
             reader.stream(name, layer, x)
 
     return on_stream
+
+
+def _begun(readers: Sequence[Reader], batch: Batch, passes: Passes) -> Callable[[int, Tensor], None]:
+    """The plain pass to the readers. They begin when its first stream shows which of its tokens are the batch's."""
+    hand_on = _to(readers, WHOLE)
+
+    def on_stream(layer: int, x: Tensor) -> None:
+        if layer == 0:
+            mask = _fitted(batch, passes, x)
+            for reader in readers:
+                reader.begin(batch if mask is batch.mask else replace(batch, mask=mask))
+        hand_on(layer, x)
+
+    return on_stream
+
+
+def _fitted(batch: Batch, passes: Passes, x: Tensor) -> Tensor | None:
+    """The batch's mask, or where the model adds tokens of its own to a text, that of its stream."""
+    side = "decoder_" if decodes(passes.structure) and "decoder_input_ids" in batch.inputs else ""
+    ids = batch.inputs.get(f"{side}input_ids")
+    if not isinstance(ids, Tensor) or ids.shape[1] >= x.shape[1]:
+        return batch.mask
+    real = torch.ones(ids.shape[:2], dtype=torch.bool) if batch.mask is None else batch.mask
+    return passes.tap.fit(real.to(x.device), x)
 
 
 def _refuse_packed(structure: Structure, batch: Batch) -> None:

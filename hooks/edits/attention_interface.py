@@ -14,11 +14,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor, nn
+
+from rc_probe.hooks.undo import undoing
 
 PREFIX = "rc-probe:"
 EAGER = "eager_attention_forward"  # what the library calls it in each model's file
@@ -165,15 +167,15 @@ def _register(original: Any) -> Owned | None:
 
 @dataclass
 class _Holding:
-    """A config that is owned: what it named before, and by how many open contexts it is held."""
+    """A config that is owned: what it named before, and the open contexts that hold it."""
 
     config: Any
     before: Any
-    count: int = 0
+    holders: set[object] = field(default_factory=set)
 
 
 _held: dict[int, _Holding] = {}
-_lock = threading.Lock()
+_lock = threading.RLock()
 
 
 @contextmanager
@@ -183,40 +185,42 @@ def owned(model: nn.Module) -> Iterator[None]:
     Contexts may be nested and closed in any order: a config gets its own implementation back when the
     last of them closes, unless somebody has set another meanwhile.
     """
-    taken = []
-    try:
-        for config in _configs(model):
+    configs, holder = _configs(model), object()
+
+    def give_back() -> None:
+        for config in configs:
             with _lock:
-                if _take(config):
-                    taken.append(config)
+                _give_back(config, holder)
+
+    with undoing(give_back):
+        for config in configs:
+            with _lock:
+                _take(config, holder)
         yield
-    finally:
-        for config in taken:
-            with _lock:
-                _give_back(config)
 
 
-def _take(config: Any) -> bool:
+def _take(config: Any, holder: object) -> None:
     now = config._attn_implementation_internal
     before = now.original if isinstance(now, Owned) else now
     name = _register(before)
     if name is None:
-        return False
+        return
     holding = _held.setdefault(id(config), _Holding(config, before))
-    holding.count += 1
+    holding.holders.add(holder)
     if not isinstance(now, Owned):  # ours is set anew where somebody has set another meanwhile
         holding.before = before
         config._attn_implementation_internal = name
-    return True
 
 
-def _give_back(config: Any) -> None:
-    holding = _held[id(config)]
-    holding.count -= 1
-    if not holding.count:
-        del _held[id(config)]
+def _give_back(config: Any, holder: object) -> None:
+    holding = _held.get(id(config))
+    if holding is None:
+        return
+    holding.holders.discard(holder)
+    if not holding.holders:
         if isinstance(config._attn_implementation_internal, Owned):
             config._attn_implementation_internal = holding.before
+        _held.pop(id(config), None)
 
 
 def _configs(model: nn.Module) -> list[Any]:

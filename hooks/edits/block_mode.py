@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from rc_probe.hooks.errors import RcProbeError
+from rc_probe.hooks.module_calls import hooked, in_hook
 from rc_probe.hooks.structure.structure import CandidateBlock, form, is_attention_op
 from rc_probe.hooks.structure.tape import ADDS, SDPA
 
@@ -33,6 +34,7 @@ class Plan:
     watches: dict[OpKey, OpWatch] = field(default_factory=dict)
     norms: set[tuple[nn.Module, int]] = field(default_factory=set)  # modules to pass by, and their turns
     modules: set[nn.Module] = field(default_factory=set)  # of the block, where the interface is owned
+    inside: tuple[nn.Module, ...] = ()  # the block's modules
 
     @property
     def routed(self) -> bool:
@@ -58,18 +60,25 @@ class BlockMode(TorchFunctionMode):
         super().__init__()
         self.block, self.plan = block, plan
         self.adds = self.ops = 0
+        self.hooked = any(map(hooked, plan.inside))
         self.autograd = grad_mode()
         self.routed: list[Routed] = []
         self.norm_turns: dict[nn.Module, int] = {}
 
     def __enter__(self) -> BlockMode:
-        super().__enter__()
         running.listeners.append(self)
+        super().__enter__()
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        running.listeners.remove(self)
-        super().__exit__(*exc)
+        self.close()
+
+    def close(self) -> None:
+        """Off again, if it is on: does no harm a second time."""
+        if self in running.listeners:
+            running.listeners.remove(self)
+        if self in _get_current_function_mode_stack():
+            super().__exit__(None, None, None)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
@@ -93,7 +102,7 @@ class BlockMode(TorchFunctionMode):
     # -- attention ops ------------------------------------------------------------------------
     def _attention_op(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         first = args[0] if args else next(iter(kwargs.values()))
-        if not is_attention_op(name, first.shape):
+        if not is_attention_op(name, first.shape) or (self.hooked and in_hook()):
             return func(*args, **kwargs)
         edit = self.plan.ops.get((False, self.ops))
         call = OpCall(name, func, args, kwargs)
@@ -134,6 +143,8 @@ class BlockMode(TorchFunctionMode):
         a, b = args[:2]
         axis = self.block.add_axis
         if not a.ndim or not b.ndim or max(form(a.shape, axis), form(b.shape, axis)) not in self.block.forms:
+            return args
+        if self.hooked and in_hook():
             return args
         edits = self.plan.operands.get(self.adds)
         self.adds += 1

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack
-from typing import Any
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any, Self
 
+import torch
 from torch import nn
 
+from rc_probe.hooks.module_calls import Call, around_calls
 from rc_probe.hooks.structure.structure import Candidate, CandidateBlock
 from rc_probe.hooks.structure.tape import Place
+from rc_probe.hooks.undo import undoing
 
-from .model_state import eager, recomputing
+from .model_state import Level, eager, recomputing
 
 
 class BlockWatch(AbstractContextManager["BlockWatch"]):
-    """Knows which block call is running: calls `enter(block, args, kwargs)` and `leave(block, output)`.
+    """Knows which block call is running: calls `enter(block, args, kwargs)`, `leave(block, output)`, `returned`, `ended`.
+
+    `enter` and `leave` stand between the user's hooks and the block's own code, whenever these hooks were registered:
+    what a hook makes of a tensor is not the block's doing. `returned` sees what the caller gets.
 
     A module that is called several times in a pass (ALBERT) is told apart by its turn; turns start
-    anew whenever a module that contains all blocks is called. `leave` gets None when the block
-    raised. Hooks are removed when the context closes, whatever happened. The first `skipped` block calls of
-    every pass are not made.
+    anew whenever a module that contains all blocks is called. The first `skipped` block calls of every pass are not made.
     """
 
-    prepend = True  # before the user's own hooks on a block
+    observes = False  # whether it only looks on, and not at passes of our own
 
     def __init__(self, structure: Candidate, indices: Iterable[int], *, skipped: int = 0) -> None:
         self.structure = structure
@@ -37,63 +42,119 @@ class BlockWatch(AbstractContextManager["BlockWatch"]):
             module = structure.module(block)
             self._skipped[module] = self._skipped.get(module, 0) + 1
         self._turns = dict(self._skipped)
-        self._running: list[CandidateBlock | None] = []
-        self._exit = ExitStack()
+        self._life: Iterator[None] | None = None
+
+    # -- for subclasses -----------------------------------------------------------------------
+    def begin(self) -> None:
+        """A module that holds all blocks is called."""
 
     def enter(self, block: CandidateBlock, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """May return new (args, kwargs)."""
+        """The block's own code begins. May return new (args, kwargs)."""
 
     def leave(self, block: CandidateBlock, output: Any) -> Any:
-        """May return another output."""
+        """The block's own code is done. May return another output."""
 
-    def __enter__(self) -> BlockWatch:
-        by_module: dict[nn.Module, list[CandidateBlock]] = {}
-        for block in self.structure.blocks:
-            by_module.setdefault(self.structure.module(block), []).append(block)
-        self._exit.enter_context(eager())
-        self._exit.callback(self._running.clear)
-        for module, calls in by_module.items():
-            if any(b.index in self.wanted for b in calls):
-                self._hook(module.register_forward_pre_hook(self._before(calls), with_kwargs=True))
-                self._hook(module.register_forward_hook(self._after, prepend=self.prepend, always_call=True))
-        for name in self.structure.ancestors:
-            self._hook(self.model.get_submodule(name).register_forward_pre_hook(self._reset))
-        return self
+    def returned(self, block: CandidateBlock, output: Any) -> None:
+        """The call is done, the user's hooks too."""
+
+    def ended(self, block: CandidateBlock) -> None:
+        """The call returned or raised: what `enter` began has to end, if it has not."""
+
+    def instead(self, block: CandidateBlock, call: Call) -> Any:
+        """Makes the call, or returns what it would return."""
+        return call()
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """What else is changed while the context is open."""
+        yield
+
+    # -- the context --------------------------------------------------------------------------
+    def __enter__(self) -> Self:
+        self._life = self._lives()
+        try:
+            next(self._life)
+            return self
+        except BaseException:
+            self.close()
+            raise
 
     def __exit__(self, *exc: Any) -> None:
-        self._exit.close()
+        self.close()
 
-    def _hook(self, handle: Any) -> None:
-        self._exit.callback(handle.remove)
+    def close(self) -> None:
+        """Everything is as before. Does nothing where it is closed already."""
+        if isinstance(self._life, Generator):
+            self._life.close()
 
-    def _reset(self, module: nn.Module, args: Any) -> None:
+    def _lives(self) -> Iterator[None]:
+        self._calls: dict[nn.Module, list[CandidateBlock]] = {}
+        for block in self.structure.blocks:
+            self._calls.setdefault(self.structure.module(block), []).append(block)
+        modules = [m for m, calls in self._calls.items() if any(b.index in self.wanted for b in calls)]
+        holders = [self.model.get_submodule(name) for name in self.structure.ancestors]
+        heard = Level(observes=self.observes).heard
         self._turns = dict(self._skipped)
+        with (
+            eager(),
+            around_calls(holders, self._begin, heard=heard),
+            around_calls(modules, self._around, heard=heard),
+            self.opened(),
+        ):
+            yield
 
-    def _before(self, calls: list[CandidateBlock]) -> Callable[..., Any]:
-        by_turn = {b.turn: b for b in calls}
+    def _begin(self, module: nn.Module, call: Call, args: Any, kwargs: Any) -> Any:
+        self._turns = dict(self._skipped)
+        self.begin()
+        return call()
 
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
-            if threading.get_ident() != self._thread and not recomputing():  # autograd has threads of its own
-                raise self.structure.error(
-                    calls[0],
-                    "it is run by another thread than the one that opened the context",
-                    "Use one thread: open the context in the thread that runs the model",
-                )
-            turn = self._turns.get(module, 0)
-            self._turns[module] = turn + 1
-            block = by_turn.get(turn % calls[0].turns)
-            if self.forced is not None:
-                block = self.structure.blocks[self.forced]
-            if block is not None and block.index not in self.wanted:
-                block = None
-            self._running.append(block)
-            return self.enter(block, args, kwargs) if block is not None else None
+    def _around(self, module: nn.Module, call: Call, args: Any, kwargs: Any) -> Any:
+        block = self._block_of(module)
+        if block is None:
+            return call()
+        self.given = args, kwargs
+        handles: list[Any] = []
 
-        return hook
+        def end() -> None:
+            for handle in handles:
+                handle.remove()
+            self.ended(block)
 
-    def _after(self, module: nn.Module, args: Any, output: Any) -> Any:
-        block = self._running.pop() if self._running else None
-        return self.leave(block, output) if block is not None else None
+        with undoing(end):
+            before, after = partial(self._run_enter, block), partial(self._run_leave, block)
+            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            handles.append(module.register_forward_hook(after, prepend=True))
+            output = self.instead(block, call)
+        self.returned(block, output)
+        return output
+
+    def _run_enter(self, block: CandidateBlock, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return self.enter(block, args, kwargs)
+
+    def _run_leave(self, block: CandidateBlock, module: nn.Module, args: Any, output: Any) -> Any:
+        return self.leave(block, output)
+
+    def _block_of(self, module: nn.Module) -> CandidateBlock | None:
+        """Which block call this is, if it is one of those that are wanted."""
+        calls = self._calls[module]
+        if threading.get_ident() != self._thread and not recomputing():  # autograd has threads of its own
+            raise self.structure.error(
+                calls[0],
+                "it is run by another thread than the one that opened the context",
+                "Use one thread: open the context in the thread that runs the model",
+            )
+        if torch.jit.is_tracing():
+            raise self.structure.error(
+                calls[0],
+                "it is being traced inside of a context, and a trace would keep what the context does",
+                "Trace it outside",
+            )
+        turn = self._turns.get(module, 0)
+        self._turns[module] = turn + 1
+        block = next((b for b in calls if b.turn == turn % b.turns), None)
+        if self.forced is not None:
+            block = self.structure.blocks[self.forced]
+        return block if block is not None and block.index in self.wanted else None
 
 
 def fetch(value: Any, place: Place) -> Any:

@@ -10,12 +10,15 @@ and else where the mode meets them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rc_probe.hooks.module_calls import Call, around_calls
 from rc_probe.hooks.structure.structure import INTERFACE, AttentionOp, Candidate, CandidateBlock, Site
 from rc_probe.hooks.structure.tape import walk
 
@@ -133,9 +136,9 @@ def _plans(structure: Candidate, edits: Edits, owning: bool) -> dict[int, Plan]:
     for index, junction in edits.bypass:
         norms = structure.blocks[index].junctions[junction].norms
         plans[index].norms |= {(structure.model.get_submodule(n.name), n.turn) for n in norms}
-    if owning:
-        for index, plan in plans.items():
-            plan.modules = set(structure.module(structure.blocks[index]).modules())
+    for index, plan in plans.items():
+        whole = tuple(structure.module(structure.blocks[index]).modules())
+        plan.inside, plan.modules = whole[1:], set(whole) if owning else set()
     return plans
 
 
@@ -152,14 +155,11 @@ class Editing(BlockWatch):
         self._plans = _plans(structure, edits, self.own)
         self._modes: list[BlockMode] = []
 
-    def __enter__(self) -> Editing:
-        super().__enter__()
-        self._exit.callback(self._close_modes)
-        for module in {module for plan in self._plans.values() for module, _ in plan.norms}:
-            self._hook(module.register_forward_hook(self._pass_norm, with_kwargs=True))
-        if self.own:
-            self._exit.enter_context(owned(self.model))
-        return self
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        norms = [module for plan in self._plans.values() for module, _ in plan.norms]
+        with around_calls(norms, self._pass_norm), owned(self.model) if self.own else nullcontext():
+            yield
 
     def enter(self, block: CandidateBlock, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if recomputing() and sum(b.name == block.name for b in self.structure.blocks) > 1:
@@ -173,17 +173,23 @@ class Editing(BlockWatch):
             self._entered[block.index] = fetch(
                 (args, kwargs), block.entry
             ).clone()  # the block may write into it
-        self._modes.append(BlockMode(block, self._plans[block.index]).__enter__())
+        mode = BlockMode(block, self._plans[block.index])
+        self._modes.append(mode)
+        mode.__enter__()
 
     def skip_adds(self, count: int) -> None:
         """A module that would have made so many adds of stream shape was not called in the block that runs."""
         self._modes[-1].adds += count
 
+    def ended(self, block: CandidateBlock) -> None:
+        """A call that raised has left its mode on; other calls of blocks may be running around this one."""
+        while self._modes and self._modes[-1].block is block:
+            self._modes[-1].close()
+            self._modes.pop()
+
     def leave(self, block: CandidateBlock, output: Any) -> Any:
-        mode = self._modes.pop()
-        mode.__exit__(None, None, None)
-        if output is None:
-            return None
+        mode = self._modes[-1]
+        self.ended(block)
         # How many attention operations there are may depend on the inputs, one for each image of a batch.
         fits = mode.adds == block.adds
         if mode.plan.ops or mode.plan.watches:
@@ -207,18 +213,15 @@ class Editing(BlockWatch):
             )
         return replace(output, block.exit, stream)
 
-    def _close_modes(self) -> None:
-        while self._modes:
-            self._modes.pop().__exit__(None, None, None)
-
-    def _pass_norm(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    def _pass_norm(self, module: nn.Module, call: Call, args: Any, kwargs: Any) -> Any:
+        output = call()
         if not self._modes:
-            return None
+            return output
         mode = self._modes[-1]
         turn = mode.norm_turns.get(module, 0)
         mode.norm_turns[module] = turn + 1
         if (module, turn) not in mode.plan.norms:
-            return None
+            return output
         x = args[0] if args else next(iter(kwargs.values()))
         place, out = next(walk(output))  # some return a scale of a number format beside it
         return replace(output, place, x.clone() if x.dtype == out.dtype else x.to(out.dtype))

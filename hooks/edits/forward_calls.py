@@ -1,65 +1,72 @@
-"""Listen to calls of modules: `module(...)`, and `module.forward(...)`, which calls no hook."""
+"""Listen to calls: `module(...)`, `module.forward(...)`, which calls no hook, and the library's `generate`."""
 
 from __future__ import annotations
 
+import sys
+import threading
 import weakref
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial, wraps
+from inspect import signature
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+from rc_probe.hooks.module_calls import Call, around_calls
+from rc_probe.hooks.undo import replaced, undoing
 
 Before = Callable[[nn.Module, Any, Any], None]  # module, args, kwargs
 After = Callable[[nn.Module], None]
 
-_listening: weakref.WeakKeyDictionary[nn.Module, list[Listening]] = weakref.WeakKeyDictionary()
+
+class _One:
+    """What one context hears."""
+
+    def __init__(self, before: Before, after: After, heard: Callable[[], bool]) -> None:
+        self.before, self.after, self.heard = before, after, heard
 
 
-class Listening(AbstractContextManager["Listening"]):
+_listening: weakref.WeakKeyDictionary[nn.Module, weakref.WeakSet[_One]] = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def listening(
+    modules: Iterable[nn.Module], before: Before, after: After, heard: Callable[[], bool]
+) -> Iterator[None]:
     """Calls `before(module, args, kwargs)` and, returned or raised, `after(module)` around each call of `modules`.
 
     While it is open, their classes have a `forward` that hands on to their own (not the modules
     themselves: contexts may close in any order). A module with a `forward` of its own, as accelerate
-    leaves one, is heard by its hooks alone.
+    leaves one, is heard by its calls alone.
     """
-
-    def __init__(self, modules: Iterable[nn.Module], before: Before, after: After) -> None:
-        self.modules, self.before, self.after = list(modules), before, after
-        self._exit = ExitStack()
-
-    def __enter__(self) -> Listening:
-        for module in self.modules:
+    one = _One(before, after, heard)
+    with ExitStack() as stack:
+        for module in modules:
             if "forward" in vars(module):
-                before = module.register_forward_pre_hook(self.before, with_kwargs=True)
-                after = module.register_forward_hook(lambda m, *rest: self.after(m), always_call=True)
-                self._exit.callback(before.remove)
-                self._exit.callback(after.remove)
+                stack.enter_context(around_calls([module], partial(_around, one), heard=heard))
                 continue
-            _own(type(module))
-            _listening.setdefault(module, []).append(self)
-            self._exit.callback(partial(self._leave, module))
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        self._exit.close()
-
-    def _leave(self, module: nn.Module) -> None:
-        _listening[module].remove(self)
-        if not _listening[module]:
-            del _listening[module]
-        if not any(type(other) is type(module) for other in _listening):
-            _disown(type(module))
+            heard_by = _listening.setdefault(module, weakref.WeakSet())
+            stack.enter_context(undoing(partial(heard_by.discard, one)))
+            heard_by.add(one)
+            stack.enter_context(replaced(type(module), "forward", partial(_heard, type(module))))
+        yield
 
 
-def _own(cls: type[nn.Module]) -> None:
-    if hasattr(vars(cls).get("forward"), "heard"):
-        return
+def _around(one: _One, module: nn.Module, call: Call, args: Any, kwargs: Any) -> Any:
+    one.before(module, args, kwargs)
+    try:
+        return call()
+    finally:
+        one.after(module)
+
+
+def _heard(cls: type[nn.Module]) -> Callable[..., Any]:
     forward = cls.forward
 
     @wraps(forward)
     def heard(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        listeners = tuple(_listening.get(self, ()))
+        listeners = [one for one in _listening.get(self, ()) if one.heard()]
         for one in listeners:
             one.before(self, args, kwargs)
         try:
@@ -68,14 +75,64 @@ def _own(cls: type[nn.Module]) -> None:
             for one in listeners:
                 one.after(self)
 
-    heard.heard = "forward" in vars(cls)  # type: ignore[attr-defined]  # whether it is the class's own
-    cls.forward = heard
+    return heard
 
 
-def _disown(cls: type[nn.Module]) -> None:
-    heard = vars(cls).get("forward")
-    own = getattr(heard, "heard", None)
-    if own:
-        cls.forward = heard.__wrapped__  # type: ignore[union-attr]
-    elif own is False:
-        del cls.forward
+class Generation:
+    """One call of the library's `generate` that is running: its prompts (rows, tokens), and their mask if it was given."""
+
+    def __init__(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        try:
+            given = signature(type(model).generate).bind_partial(model, *args, **kwargs).arguments
+        except TypeError:  # the call itself will say what is wrong with it
+            given = kwargs
+        given = {**given, **given.get("kwargs", {})}
+        mains = (given.get(name) for name in ("input_ids", "inputs", "inputs_embeds"))
+        main = next((value for value in mains if isinstance(value, Tensor)), None)
+        mask, config = given.get("attention_mask"), given.get("generation_config")
+        texts = main is not None and not (main.ndim == 2 and main.is_floating_point())
+        self.prompt = (main.shape[0], main.shape[1]) if main is not None and texts else None
+        self.mask = mask if isinstance(mask, Tensor) and mask.shape == self.prompt else None
+        own = getattr(model, "generation_config", None)
+        chunks = (
+            given.get("prefill_chunk_size"),
+            *(getattr(c, "prefill_chunk_size", None) for c in (config, own)),
+        )
+        self.chunked = next((size for size in chunks if size), None)
+
+
+_generations = threading.local()
+
+
+def generation() -> Generation | None:
+    """The outermost call of `generate` that runs in this thread; a helper's own calls are inside of it."""
+    running = getattr(_generations, "running", [])
+    return running[0] if running else None
+
+
+@contextmanager
+def hearing_generate() -> Iterator[None]:
+    """Inside, `generation()` knows of calls of the library's `generate`, of any model."""
+    mixin = getattr(sys.modules.get("transformers.generation.utils"), "GenerationMixin", None)
+    if mixin is None:
+        yield
+        return
+    with replaced(mixin, "generate", lambda: _generate_heard(mixin.generate)):
+        yield
+
+
+def _generate_heard(generate: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(generate)
+    def heard(self: Any, *args: Any, **kwargs: Any) -> Any:
+        running = vars(_generations).setdefault("running", [])
+        one = Generation(self, args, kwargs)
+
+        def end() -> None:
+            if one in running:
+                running.remove(one)
+
+        with undoing(end):
+            running.append(one)
+            return generate(self, *args, **kwargs)
+
+    return heard

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from rc_probe.hooks.errors import RcProbeError
+from rc_probe.hooks.module_calls import Call
 from rc_probe.hooks.structure.example_inputs import with_no_cache
 from rc_probe.hooks.structure.structure import CandidateBlock, Structure
 
@@ -29,52 +32,32 @@ class ModelHead(BlockWatch):
         self.inputs = with_no_cache(structure.model, inputs)
         self.run = model or structure.model
         self.outputs: dict[int, Any] = {}
-        self._now: list[CandidateBlock] = []
         self._given: Tensor | None = None
-        with self._exit:
-            self._watch()
+        with self:
             self.plain = self.run(**self.inputs)
         self.stream = batch_first(self._raw, structure.blocks[-1])
 
-    def _watch(self) -> None:
-        super().__enter__()
-        self._exit.enter_context(measuring(self.model))
-        self._exit.enter_context(full_precision(self.model))
-
-    def __enter__(self) -> ModelHead:
-        self._watch()
-        for module in {self.structure.module(block) for block in self.structure.blocks}:
-            own = module.__dict__.get("forward")  # offloaded modules have one of their own
-            self._exit.callback(self._put_back, module, own)
-            module.forward = self._recorded
-        return self
-
-    @staticmethod
-    def _put_back(module: nn.Module, own: Any) -> None:
-        if own is None:
-            module.__dict__.pop("forward", None)
-        else:
-            module.forward = own
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        with measuring(self.model), full_precision(self.model):
+            yield
 
     @property
     def _raw(self) -> Tensor:
         raw: Tensor = fetch(self.outputs[self.structure.depth - 1], self.structure.blocks[-1].exit)
         return raw
 
-    def enter(self, block: CandidateBlock, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._now.append(block)
-
-    def leave(self, block: CandidateBlock, output: Any) -> None:
-        self._now.pop()
-        if self._given is None and output is not None:
+    def returned(self, block: CandidateBlock, output: Any) -> None:
+        if self._given is None:
             self.outputs[block.index] = output
 
-    def _recorded(self, *args: Any, **kwargs: Any) -> Any:
-        block = self._now[-1]
+    def instead(self, block: CandidateBlock, call: Call) -> Any:
+        """What the plain pass returned, whatever hooks made of it."""
+        if self._given is None:
+            return call()
         output = self.outputs[block.index]
         if block.index < self.structure.depth - 1:
             return output
-        assert self._given is not None
         return replace(output, block.exit, laid_out(self._given, block, self._raw).contiguous())
 
     def __call__(self, stream: Tensor) -> Any:

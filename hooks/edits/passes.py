@@ -14,12 +14,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from rc_probe.hooks.module_calls import Around, Call, around_calls
 from rc_probe.hooks.structure.example_inputs import with_no_cache
 from rc_probe.hooks.structure.flow import InnerCall
 from rc_probe.hooks.structure.structure import Structure
 
 from .edits import Editing, Edits
-from .module_calls import AroundCalls, Call
 from .recording import NotRecordable, copied, form_of, own, size_of, zeros_like
 from .stream_taps import StreamDone, Tap
 
@@ -104,7 +104,7 @@ class Passes:
             return self._run(together, beyond, stop, None, 0)
         with Editing(self.structure, together, skipped=skipped) as editing:
 
-            def serve(module: nn.Module, call: Call) -> Any:
+            def serve(module: nn.Module, call: Call, args: Any, kwargs: Any) -> Any:
                 if module in self.finished:
                     return copied(self.finished[module])
                 number = self._number(module)
@@ -128,13 +128,13 @@ class Passes:
         edits: Edits | None,
         on_stream: OnStream | None,
         stop: bool,
-        around: Callable[[nn.Module, Call], Any] | None,
+        around: Around | None,
         skipped: int,
         inner: Sequence[nn.Module] = (),
     ) -> Any:
         self._turns.clear()
         self._inside = -1
-        tap = Tap(self.structure, on_stream or _nothing, stop=stop, skipped=skipped)
+        self.tap = tap = Tap(self.structure, on_stream or _nothing, stop=stop, skipped=skipped)
         with ExitStack() as stack:
             stack.enter_context(Editing(self.structure, edits) if edits is not None else nullcontext())
             if on_stream is not None or stop:
@@ -143,7 +143,7 @@ class Passes:
                 blocks = [module for module, _ in self._numbers]
                 inner = inner or [module for _, module in self._wanted | self._begins]
                 modules = [*blocks, *self._before(), *inner]
-                stack.enter_context(AroundCalls(modules, around))
+                stack.enter_context(around_calls(modules, around, outermost=True))
             try:
                 return self.model(**{name: own(value) for name, value in self.inputs.items()})
             except StreamDone:
@@ -151,7 +151,7 @@ class Passes:
 
     # ---- recording
 
-    def _record(self, module: nn.Module, call: Call) -> Any:
+    def _record(self, module: nn.Module, call: Call, args: Any, kwargs: Any) -> Any:
         number = self._number(module)
         output = call() if number is None else self._within(number, call)
         try:

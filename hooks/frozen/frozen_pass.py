@@ -8,8 +8,8 @@ operands of junctions: parts.py has the arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -118,13 +118,14 @@ class _Pass(BlockWatch):
             id(buffer) for buffer in structure.model.buffers()
         }  # tensors that are not ours
 
-    def __enter__(self) -> _Pass:
-        super().__enter__()
+    @contextmanager
+    def opened(self) -> Iterator[None]:
         names = _holders(self.structure)
-        for name in names:
-            module = self.model.get_submodule(name)
-            self._hook(module.register_forward_hook(self._hold(last=name == names[-1])))
-        return self
+        with ExitStack() as stack:
+            for name in names:
+                hold = self._hold(last=name == names[-1])
+                stack.callback(self.model.get_submodule(name).register_forward_hook(hold).remove)
+            yield
 
     def enter(self, block: CandidateBlock, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if block.index:
@@ -136,8 +137,6 @@ class _Pass(BlockWatch):
         return replace((args, kwargs), block.entry, parts)
 
     def leave(self, block: CandidateBlock, output: Any) -> None:
-        if output is None:
-            return
         stream = fetch(output, block.exit)
         if isinstance(stream, Unknown):
             raise self.structure.error(block, f"`{stream.op}` has no rule in path arithmetic", NO_PARTS)

@@ -7,7 +7,8 @@ does nothing, its norms neither; where it takes a head, the block's stream becom
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -79,17 +80,17 @@ class Live(BlockWatch):
         self._idle = by_block  # rows that go by all steps of a block
         self._entered: Tensor | None = None
 
-    def __enter__(self) -> Live:
-        super().__enter__()
-        self._exit.enter_context(self._editing)
-        return self
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        with self._editing:
+            yield
 
     def enter(self, block: CandidateBlock, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._entered = fetch((args, kwargs), block.entry).clone()
 
     def leave(self, block: CandidateBlock, output: Any) -> Any:
         idle = self._idle.get(block.index)
-        if output is None or idle is None:
+        if idle is None:
             return None
         stream, entered = fetch(output, block.exit), self._entered
         assert entered is not None and block.batch_axis is not None

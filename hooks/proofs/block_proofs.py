@@ -195,7 +195,7 @@ def _kind(
 
 def _leaks(block: CandidateBlock, clean: Tensor, moved: Tensor, shape: torch.Size) -> bool:
     """Whether a change of the first sample reaches others, by more than kernels round."""
-    if block.batch_axis is None:
+    if block.batch_axis is None or shape[block.batch_axis] == 1:
         return False
     change = block.outside((moved - clean).abs(), shape)
     others = change.narrow(block.batch_axis, 1, shape[block.batch_axis] - 1)

@@ -47,10 +47,33 @@ class Replay(BlockWatch):
     def run(self, block: CandidateBlock, stream: Tensor, edits: Edits) -> Tensor:
         """The block's output stream for another input stream, with `edits`."""
         args, kwargs = replace(_own(self.calls[block.index]), block.entry, stream.clone())
-        with Editing(self.structure, edits) as editing:
-            editing.forced = block.index
-            out: Tensor = fetch(self.structure.module(block)(*args, **kwargs), block.exit)
+        with _Once(self.structure, edits, block, (args, kwargs)) as once:
+            self.structure.module(block)(*args, **kwargs)
+        out: Tensor = fetch(once.output, block.exit)
         return out
+
+
+class _Once(Editing):
+    """One block call with edits, on these arguments and to this output whatever the user's hooks on it would make of them."""
+
+    def __init__(
+        self,
+        structure: Candidate,
+        edits: Edits,
+        block: CandidateBlock,
+        given: tuple[tuple[Any, ...], dict[str, Any]],
+    ) -> None:
+        super().__init__(structure, edits)
+        self.forced, self.arguments = block.index, given
+        self.output: Any = None
+
+    def enter(self, block: CandidateBlock, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        super().enter(block, *self.arguments)
+        return self.arguments
+
+    def leave(self, block: CandidateBlock, output: Any) -> None:
+        super().leave(block, output)  # nothing but what an edit of operands gives: no block is left out
+        self.output = output
 
 
 def _own(value: Any) -> Any:

@@ -13,6 +13,7 @@ from rc_probe.hooks.edits.edits import Edits, zero
 from rc_probe.hooks.edits.model_state import full_precision, measuring, switches
 from rc_probe.hooks.edits.passes import Passes
 from rc_probe.hooks.edits.recording import NotRecordable, copied, own
+from rc_probe.hooks.module_calls import listened_to
 from rc_probe.hooks.structure.example_inputs import batch_size, signature, small
 from rc_probe.hooks.structure.structure import Block, Structure
 
@@ -92,6 +93,8 @@ def batch_problem(
 
 
 def _not_meant(structure: Structure, inputs: dict[str, Any]) -> str | None:
+    if any(listened_to(structure.module(block)) for block in structure.blocks):
+        return "it runs inside of a context that was open before"
     for name, value in inputs.items():
         if own(value) is not value:
             return f"its input {name!r} is a {type(value).__name__}, which passes write into"

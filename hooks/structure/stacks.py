@@ -240,11 +240,18 @@ def _block_calls(tape: Tape, spine: list[Node], model: nn.Module) -> dict[int, l
         if kind in common:
             holder = [next(c for c in stack if type(tape.calls[c].module) is kind) for stack in stacks]
             groupings.append(_group(holder, spine))
-    groupings = [g for g in groupings if (len(g) > 1 or one) and _whole(tape, g)]
+    groupings = [g for g in groupings if (len(g) > 1 or one or _alone(tape, g)) and _whole(tape, g)]
     # A wrapper around every branch repeats, too; a block is what mixes tokens each time.
     for grouping in [g for g in groupings if all(_mixes(tape, call) for call in g)] or groupings:
         return grouping
     return _block_calls_by_child(tape, spine, stacks)
+
+
+def _alone(tape: Tape, grouping: dict[int, list[Node]]) -> bool:
+    """Whether the one call is that of the one module in a list: a stack of one block."""
+    lists, _, number = tape.calls[min(grouping)].name.rpartition(".")
+    holder = tape.model.get_submodule(lists) if number.isdecimal() else None
+    return isinstance(holder, nn.ModuleList) and len(holder) == 1
 
 
 def _whole(tape: Tape, grouping: dict[int, list[Node]]) -> bool:

@@ -248,6 +248,11 @@ class Structure(Candidate):
         return ", ".join(dict.fromkeys(b.signature for b in self.blocks))
 
 
+def decodes(structure: Structure) -> bool:
+    """Whether the stack is the decoder of an encoder-decoder: it attends to another stream."""
+    return any(branch.kind == "cross" for block in structure.blocks for branch in block.branches)
+
+
 def form(shape: tuple[int, ...], feature_axis: int) -> tuple[int, int]:
     """(axes, features) of a tensor, by which the adds of a stream are told from others."""
     there = -len(shape) <= feature_axis < len(shape)

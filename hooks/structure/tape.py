@@ -15,12 +15,16 @@ Three sets per node, filled in as the pass runs:
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+
+from rc_probe.hooks.module_calls import Call as MakeCall
+from rc_probe.hooks.module_calls import around_calls
 
 Place = tuple[Any, ...]  # keys and indices, from the outside in, of a tensor in nested arguments
 
@@ -117,40 +121,71 @@ class Tape(TorchFunctionMode):
         self._node_of: dict[int, int] = {}
         self._alive: list[Tensor] = []  # ids stay unique only while the tensors live
         self._turns: dict[nn.Module, int] = {}
-        self._handles: list[Any] = []
+        self._paused = 0  # inside of hooks
+        self._exit = ExitStack()
 
     # -- module calls -------------------------------------------------------------------------
     def __enter__(self) -> Tape:
-        for name, module in self.model.named_modules():
-            self._handles += [
-                module.register_forward_pre_hook(self._enter_call(name), with_kwargs=True),
-                module.register_forward_hook(self._leave_call, with_kwargs=True),
-            ]
+        self._names = {module: name for name, module in self.model.named_modules()}
+        self._exit.enter_context(around_calls(self._names, self._around))
         super().__enter__()
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        super().__exit__(*exc)
-        for handle in self._handles:
-            handle.remove()
+        if self in _get_current_function_mode_stack():
+            super().__exit__(*exc)
+        self._exit.close()
         self._node_of.clear()
         self._alive.clear()
 
-    def _enter_call(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            turn = self._turns.get(module, 0)
-            self._turns[module] = turn + 1
-            parent = self._stack[-1] if self._stack else -1
-            call = Call(len(self.calls), parent, module, name, turn, len(self.nodes))
-            for place, tensor in walk((args, kwargs)):
-                known = self._node_of.get(id(tensor))
-                call.args[place] = known if known is not None else self._add("input", tensor, ())
-            self.calls.append(call)
-            self._stack.append(call.index)
+    def _around(self, module: nn.Module, call: MakeCall, args: Any, kwargs: Any) -> Any:
+        """What hooks make of a tensor takes its place: it is no doing of the module, nor of what calls it."""
+        if not (module._forward_hooks or module._forward_pre_hooks):
+            self._enter_call(module, args, kwargs)
+            output = call()
+            self._leave_call(output)
+            return output
+        made: list[Any] = []
 
-        return hook
+        def enter(module: nn.Module, new_args: Any, new_kwargs: Any) -> None:
+            self._paused -= 1
+            self._stand_for((args, kwargs), (new_args, new_kwargs))
+            self._enter_call(module, new_args, new_kwargs)
 
-    def _leave_call(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            self._leave_call(output)
+            made.append(output)
+            self._paused += 1
+
+        with ExitStack() as stack:
+            stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(leave, prepend=True).remove)
+            self._paused += 1
+            output = call()
+            self._paused -= 1
+        self._stand_for(made[0], output)
+        return output
+
+    def _stand_for(self, before: Any, after: Any) -> None:
+        known = {place: self._node_of.get(id(tensor)) for place, tensor in walk(before)}
+        for place, tensor in walk(after):
+            node = known.get(place)
+            if node is not None and id(tensor) not in self._node_of:
+                self._node_of[id(tensor)] = node
+                self._alive.append(tensor)
+
+    def _enter_call(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        turn = self._turns.get(module, 0)
+        self._turns[module] = turn + 1
+        parent = self._stack[-1] if self._stack else -1
+        call = Call(len(self.calls), parent, module, self._names[module], turn, len(self.nodes))
+        for place, tensor in walk((args, kwargs)):
+            known = self._node_of.get(id(tensor))
+            call.args[place] = known if known is not None else self._add("input", tensor, ())
+        self.calls.append(call)
+        self._stack.append(call.index)
+
+    def _leave_call(self, output: Any) -> None:
         call = self.calls[self._stack.pop()]
         for place, tensor in walk(output):
             known = self._node_of.get(id(tensor))
@@ -164,6 +199,8 @@ class Tape(TorchFunctionMode):
     # -- operations ---------------------------------------------------------------------------
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._paused:
+            return func(*args, **kwargs)
         op = _name(func)
         given = () if op in FILLED else args[:1] if op in SHAPE_ONLY else (args, kwargs)
         inputs = [self._node_of[id(t)] for _, t in walk(given) if id(t) in self._node_of]

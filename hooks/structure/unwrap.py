@@ -1,12 +1,15 @@
-"""The model inside what other libraries wrap around it."""
+"""The model inside what torch and other libraries wrap around it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from rc_probe.hooks.errors import RcProbeError
+
+WRAPPERS = (nn.DataParallel, DistributedDataParallel)
 
 
 def check_module(model: Any) -> None:
@@ -18,11 +21,12 @@ def check_module(model: Any) -> None:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """`model`, or what is inside torch.compile's module or one of sentence-transformers' models.
+    """`model`, or what is inside what compiles or distributes it, or inside one of sentence-transformers' models.
 
     Raises RcProbeError when a model of sentence-transformers holds no transformers model, or several.
     """
-    model = getattr(model, "_orig_mod", model)
+    while (inner := _inside(model)) is not model:
+        model = inner
     if not any(cls.__module__.partition(".")[0] == "sentence_transformers" for cls in type(model).__mro__):
         return model
     inside: dict[str, nn.Module] = {}
@@ -41,3 +45,17 @@ def unwrapped(model: nn.Module) -> nn.Module:
         )
     (found,) = inside.values()
     return getattr(found, "_orig_mod", found)
+
+
+def _inside(model: nn.Module) -> nn.Module:
+    """What torch.compile, DataParallel on one device, or a wrapper that trains in several processes holds."""
+    if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+        raise RcProbeError(
+            "it runs copies of the model in threads of their own, which no context can follow",
+            where="DataParallel",
+            todo="Give the model inside, model.module, and run that",
+        )
+    inner = getattr(model, "_orig_mod", None)
+    if inner is None and (isinstance(model, WRAPPERS) or type(model).__name__ == "DeepSpeedEngine"):
+        inner = model.module
+    return model if inner is None else inner

@@ -181,10 +181,8 @@ def collapse_layer(curve: Sequence[tuple[float, float]]) -> float:
 
 def _whole(model: nn.Module) -> nn.Module:
     """The model inside what distributes, compiles or wraps it. Raises RcProbeError where its weights are sharded."""
-    from accelerate.utils import extract_model_from_parallel
-
     check_module(model)
-    inner = unwrapped(extract_model_from_parallel(model, keep_torch_compile=False))
+    inner = unwrapped(model)
     for parameter in inner.parameters():
         kinds = {type(parameter).__name__, type(parameter.data).__name__}
         if kinds & {"DTensor", "FlatParameter"} or hasattr(parameter, "ds_id"):

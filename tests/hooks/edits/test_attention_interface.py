@@ -212,6 +212,7 @@ def test_code_that_asks_for_the_implementation_sees_the_original() -> None:
     found = find_structure(model, inputs)
     with rc_probe.ablate(model, "head@1:1", inputs=inputs):
         assert find_structure(model, inputs) is found
+        run(model, inputs)
 
 
 def test_the_library_that_does_not_call_the_interface_any_more_is_told() -> None:

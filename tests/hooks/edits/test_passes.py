@@ -97,7 +97,7 @@ def called_by(model: nn.Module, structure: Structure, inputs: dict[str, Any], ed
         names, remove = called(model)
         output = passes.edited(edits)
         for pop in remove:
-            pop("forward")
+            pop("forward", None)
         assert same(output, Passes(structure, inputs, shortcuts=False).edited(edits))
     return names
 
@@ -111,7 +111,7 @@ def test_what_is_removed_and_what_comes_before_is_not_called() -> None:
         names, remove = called(model)
         passes.edited(edits)
     for pop in remove:
-        pop("forward")
+        pop("forward", None)
     layers = {name.split("layer.")[1].partition(".")[0] for name in names if "layer." in name}
     assert layers == {"2"}  # counted from 0
     assert not any("embeddings" in name for name in names)
@@ -184,7 +184,7 @@ def test_a_module_that_writes_into_what_it_was_given_is_called() -> None:
         names, remove = called(model)
         output = passes.edited(edits)
         for pop in remove:
-            pop("forward")
+            pop("forward", None)
         assert {name for name in names if name.startswith("1.")} == {"1.writes"}
         assert same(output, Passes(structure, inputs, shortcuts=False).edited(edits))
 
@@ -198,7 +198,7 @@ def test_the_whole_block_left_out_calls_nothing_heavy_in_it() -> None:
         names, remove = called(model)
         output = passes.edited(edits)
     for pop in remove:
-        pop("forward")
+        pop("forward", None)
     assert [name for name in names if "layers.2." in name] == []
     with measuring(model):
         kept, model.layers = model.layers, model.layers[:2]

@@ -1,0 +1,96 @@
+"""Changes outside of a context's own objects, taken back whatever interrupts them and in whatever order contexts close.
+
+Contexts are generators: one that is dropped is closed when Python collects it, and so takes back what it changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_MISSING = object()
+
+
+@contextmanager
+def undoing(undo: Callable[[], object]) -> Iterator[None]:
+    """At the end `undo()`, twice: an interrupt may end the first at any line. The second must do no harm."""
+    try:
+        try:
+            yield
+        finally:
+            undo()
+    finally:
+        undo()
+
+
+class Shared:
+    """A change that holds while somebody holds it. `change()` makes it and returns what takes it back."""
+
+    def __init__(self, change: Callable[[], None], back: Callable[[], None]) -> None:
+        self.change, self.back = change, back
+        self.holders: set[object] = set()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        holder = object()
+        with undoing(lambda: self._release(holder)):
+            self.holders.add(holder)
+            self.change()
+            yield
+
+    def _release(self, holder: object) -> None:
+        self.holders.discard(holder)
+        if not self.holders:
+            self.back()
+
+
+class _Replaced:
+    """An attribute with ours in its place."""
+
+    def __init__(self, owner: Any, name: str, ours: Any) -> None:
+        self.owner, self.name, self.ours = owner, name, ours
+        self.before = vars(owner).get(name, _MISSING)
+        self.holders: set[object] = set()
+
+    @property
+    def there(self) -> bool:
+        return vars(self.owner).get(self.name) is self.ours
+
+    def put_back(self) -> None:
+        if not self.there:  # not yet, not any more, or somebody has set another meanwhile
+            return
+        if self.before is _MISSING:
+            delattr(self.owner, self.name)
+        else:
+            setattr(self.owner, self.name, self.before)
+
+
+_replaced: dict[
+    tuple[int, str], _Replaced
+] = {}  # each keeps its owner, so that the id stays that of this one
+
+
+@contextmanager
+def replaced(owner: Any, name: str, make: Callable[[], Any]) -> Iterator[Any]:
+    """Inside, the attribute `name` of `owner` is what `make()` gave the first that asked; that one for all of them."""
+    holder, key = object(), (id(owner), name)
+
+    def leave() -> None:
+        entry = _replaced.get(key)
+        if entry is None or entry.owner is not owner:
+            return
+        entry.holders.discard(holder)
+        if not entry.holders:
+            entry.put_back()
+            _replaced.pop(key, None)
+
+    with undoing(leave):
+        entry = _replaced.get(key)
+        if (
+            entry is None or not entry.there
+        ):  # somebody has set another meanwhile: ours stands before that one
+            entry = _replaced[key] = _Replaced(owner, name, make())
+        entry.holders.add(holder)
+        setattr(owner, name, entry.ours)
+        yield entry.ours

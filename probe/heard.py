@@ -1,0 +1,182 @@
+"""What the calls around a pass say of it: which tokens are real, and whether it is a sample at all."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rc_probe.hooks.edits.forward_calls import Generation, generation
+from rc_probe.hooks.errors import RcProbeError
+from rc_probe.hooks.structure.structure import Structure, decodes
+from rc_probe.hooks.structure.tape import walk
+
+OTHER_INPUTS = {"pixel_values", "pixel_values_videos", "input_features", "input_values"}  # no texts
+IGNORED = -100  # the label of what is no text
+
+
+class Heard:
+    """One pass, as the calls around its blocks tell of it, the outermost first. What that one says counts.
+
+    text: (batch, tokens) of the text that enters; None where it is not known, as of pictures (`tower`)
+    masks: those with two axes, in the order of the calls; given: whether the first is one of the outermost call
+    unread: a mask of other axes was given
+    skip: why it is no sample; "" where it is one
+    """
+
+    def __init__(self, structure: Structure) -> None:
+        self.structure = structure
+        self.generation: Generation | None = generation()
+        self.text: tuple[int, int] | None = None
+        self.tower = False
+        self.masks: list[Tensor] = []
+        self.given = self.unread = False
+        self.skip = ""
+        self.calls = 0  # that are running, one inside the other
+        self.blocks = 0  # that ran
+
+    def hear(self, module: nn.Module, given: dict[str, Any]) -> None:
+        """A module that holds all blocks is called."""
+        of_decoder = (
+            decodes(self.structure) and "decoder_input_ids" in inspect.signature(module.forward).parameters
+        )
+        prefix = "decoder_" if of_decoder else ""
+        if not self.calls:
+            _refuse_packed(self.structure, module, given)
+            self._see_cache(given)
+        _refuse_one_row(self.structure, module, given)
+        main = _tensor(given, f"{prefix}input_ids", 2)
+        embedded = _tensor(given, f"{prefix}inputs_embeds", 3)
+        labels = _tensor(given, "labels", 2) if of_decoder and main is None and embedded is None else None
+        first = next((t for t in (main, embedded, labels) if t is not None), None)
+        if first is None and any(isinstance(given.get(name), Tensor) for name in OTHER_INPUTS) and not prefix:
+            self.text, self.masks, self.given, self.tower = (
+                None,
+                [],
+                False,
+                True,
+            )  # texts around it are not its own
+        elif self.text is None and first is not None and not self.tower:
+            self.text = int(first.shape[0]), int(first.shape[1])
+        mask = given.get(f"{prefix}attention_mask")
+        if labels is not None and not isinstance(mask, Tensor):
+            mask = labels != IGNORED
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            self.given = self.given or not self.calls
+            self.masks.append(mask)
+        elif isinstance(mask, Tensor):
+            self.unread = self.unread or not self.masks
+        if first is not None:
+            _refuse_restarts(self.structure, given.get("position_ids"), mask)
+
+    def _see_cache(self, given: dict[str, Any]) -> None:
+        for value in given.values():
+            filled = value.get_seq_length() if hasattr(value, "get_seq_length") else 0
+            if int(filled) > 0:
+                self.skip = "went on from a filled cache"
+        old = given.get("past_key_values")
+        if isinstance(old, tuple) and old:
+            self.skip = "went on from a filled cache"
+
+    @property
+    def is_text(self) -> bool:
+        """Whether rows may be padded: a model of the user's own is taken to read texts."""
+        reads = getattr(self.structure.model, "main_input_name", "input_ids")
+        return not self.tower and (self.text is not None or reads == "input_ids")
+
+    def real(self, x: Tensor) -> Iterator[Tensor]:
+        """Masks (batch, tokens) bool that may be the stream's, the outermost first."""
+        for mask in self.masks:
+            fits = mask.shape == (self.text or x.shape[:2])
+            if fits and ((self.given and mask is self.masks[0]) or bool(((mask == 0) | (mask == 1)).all())):
+                yield mask != 0
+
+
+def _tensor(given: dict[str, Any], name: str, ndim: int) -> Tensor | None:
+    value = given.get(name)
+    return value if isinstance(value, Tensor) and value.ndim == ndim else None
+
+
+def given_to(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by their names."""
+    try:
+        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+    except TypeError:  # the call itself will say what is wrong with it
+        given = kwargs
+    return {**given, **given.get("kwargs", {})}
+
+
+def _refuse_one_row(structure: Structure, module: nn.Module, given: dict[str, Any]) -> None:
+    lengths = given.get("cu_seq_lens_q")  # what flash attention needs for several texts in one row
+    if isinstance(lengths, Tensor) and len(lengths) > 2:
+        raise structure.error(
+            structure.blocks[0],
+            f"its stream packs {len(lengths) - 1} texts into one sequence",
+            "Pad and mask them instead (sentence-transformers: unpad_inputs=False)",
+        )
+
+
+def _refuse_packed(structure: Structure, module: nn.Module, given: dict[str, Any]) -> None:
+    """A stream without a batch axis is one sample to every metric, so it must be one."""
+    block = structure.blocks[0]
+    main = given.get(getattr(module, "main_input_name", "input_ids"))
+    if main is None and module is structure.model:
+        main = next((t for _, t in walk(given)), None)
+    if block.batch_axis is not None or not isinstance(main, Tensor) or not main.ndim:
+        return
+    grids = [t for name, t in given.items() if "grid" in name and isinstance(t, Tensor)]
+    count = len(grids[0] if grids else main)  # of images, whose patches are packed
+    if count > 1:
+        raise structure.error(
+            block, f"its stream packs all {count} samples into one sequence", "Run samples one by one"
+        )
+
+
+def _refuse_restarts(structure: Structure, positions: Any, mask: Any) -> None:
+    """Positions that go back within a row: it holds several texts."""
+    if not isinstance(positions, Tensor) or positions.ndim != 2 or positions.shape[1] < 2:
+        return
+    back = positions[:, 1:] < positions[:, :-1]
+    if isinstance(mask, Tensor) and mask.shape == positions.shape:
+        real = mask != 0
+        back = back & real[:, 1:] & real[:, :-1]
+    texts = int(back.sum(1).amax()) + 1
+    if texts > 1:
+        raise structure.error(
+            structure.blocks[0],
+            f"its positions begin anew within a row, which packs {texts} texts into it",
+            "Give each text a row of its own, padded and masked",
+        )
+
+
+def no_mask(structure: Structure, texts: int) -> RcProbeError:
+    """The refusal of a batch of which it is not known what is padding."""
+    return RcProbeError(
+        f"a batch of {texts} texts came without an attention mask, so padding cannot be told from text",
+        where=type(structure.model).__name__,
+        todo="Pass attention_mask= (batch, tokens) to the model, run texts one by one, or say attach(model, mask=…): "
+        "the mask of every batch, or None if nothing is padded",
+    )
+
+
+def tokens_of_prompt(heard: Heard, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The stream x of the first pass of `generate`, of each prompt once and without what was guessed; and its mask.
+
+    Beams and several returned sequences repeat each prompt. Where a helper guesses the next tokens, they stand behind it.
+    """
+    given = heard.generation
+    if given is None or given.prompt is None or heard.text is None or decodes(heard.structure):
+        return x, None
+    rows, tokens = given.prompt
+    if heard.text != tuple(x.shape[:2]) or x.shape[0] % rows or x.shape[1] < tokens:
+        return x, None
+    x = x[:: x.shape[0] // rows, :tokens]
+    mask = given.mask
+    if mask is None:
+        mask = next((m[:: len(m) // rows, :tokens] for m in heard.masks if len(m) % rows == 0), None)
+    if mask is None and heard.unread and rows > 1:
+        raise no_mask(heard.structure, rows)
+    return x, torch.ones(rows, tokens, dtype=torch.bool) if mask is None else mask != 0
