@@ -112,7 +112,7 @@ class BlockWatch(AbstractContextManager["BlockWatch"]):
         block = self._block_of(module)
         if block is None:
             return call()
-        self.given = args, kwargs
+        self.called_with: tuple[Any, Any] = (args, kwargs)
         handles: list[Any] = []
 
         def end() -> None:
@@ -143,7 +143,7 @@ class BlockWatch(AbstractContextManager["BlockWatch"]):
                 "it is run by another thread than the one that opened the context",
                 "Use one thread: open the context in the thread that runs the model",
             )
-        if torch.jit.is_tracing():
+        if torch._C._get_tracing_state() is not None:
             raise self.structure.error(
                 calls[0],
                 "it is being traced inside of a context, and a trace would keep what the context does",

@@ -50,7 +50,7 @@ class Tap(BlockWatch):
         if self._left is not None:
             before, left = self._left
             self._left = None
-            changed = before.index + 1 == block.index and fetch(self.given, block.entry) is not stream
+            changed = before.index + 1 == block.index and fetch(self.called_with, block.entry) is not stream
             self._hand_on(before.index + 1, block if changed else before, stream if changed else left)
         if block.index == 0:
             self._masks = {name: t for name, t in self._named(block, args, kwargs) if "mask" in name}
