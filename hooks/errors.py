@@ -15,7 +15,7 @@ class RcProbeError(ValueError):
         self.what, self.where, self.todo = what, where, todo
         line = f"{where}: {what}" if where else what
         end = "" if line.endswith((".", "?", "!")) else "."
-        super().__init__(f"{line}{end} {todo}" if todo else line)
+        super().__init__(" ".join((f"{line}{end} {todo}" if todo else line).splitlines()))
 
 
 def out_of_memory(error: BaseException) -> bool:

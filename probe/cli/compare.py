@@ -57,17 +57,21 @@ def show(comparison: Comparison, target: Path, *, quiet: bool, as_json: bool) ->
     from rich.markup import escape
 
     from rc_probe.reports.pages.comparison import headline
+    from rc_probe.results.words import one_line
 
     console = Console()
     console.print(_table(comparison))
     sentence, _ = headline(comparison)
-    console.print(f"[bold]{escape(sentence)}[/]", soft_wrap=True)
+    console.print(f"[bold]{escape(one_line(sentence))}[/]", soft_wrap=True)
     for what, values in comparison.differences.items():
         said = ", ".join(f"{value} in {run}" for run, value in values.items())
-        console.print(f"[yellow]Not like for like: {escape(what)} is {escape(said)}.[/]", soft_wrap=True)
+        console.print(
+            f"[yellow]Not like for like: {escape(what)} is {escape(one_line(said))}.[/]", soft_wrap=True
+        )
     for failure in comparison.failures:
         console.print(
-            f"[red]Not measured: {escape(failure.name)}: {escape(failure.error)}[/]", soft_wrap=True
+            f"[red]Not measured: {escape(one_line(failure.name))}: {escape(one_line(failure.error))}[/]",
+            soft_wrap=True,
         )
     console.print(f"Report: [bold]{escape(str(target / 'report.html'))}[/]", soft_wrap=True)
 
@@ -78,7 +82,7 @@ def _table(comparison: Comparison) -> object:
     from rich.table import Table
 
     from rc_probe.results.curves import curves
-    from rc_probe.results.words import number
+    from rc_probe.results.words import number, one_line
 
     from .terminal import COLOURS, sparkline
 
@@ -94,5 +98,7 @@ def _table(comparison: Comparison) -> object:
         cells = [number(row[key]) for key in ("first", "lowest", "last")]
         level = row["level"] if isinstance(row["level"], str) else "–"
         drawn = sparkline(list(curve.means)) if curve else ""
-        table.add_row(escape(run.name), drawn, *cells, f"[{COLOURS.get(level, 'default')}]{level}[/]")
+        table.add_row(
+            escape(one_line(run.name)), drawn, *cells, f"[{COLOURS.get(level, 'default')}]{level}[/]"
+        )
     return table

@@ -55,6 +55,7 @@ def lm_eval(
             parse_intervention(text)
         from rc_probe.integrations.lm_eval import ablated_scores
         from rc_probe.models.load import load_model
+        from rc_probe.results.files import to_csv
         from rc_probe.results.saving import write_files
 
         from .terminal import progress_bar
@@ -76,7 +77,7 @@ def lm_eval(
             )  # fmt: skip
         rows = json.dumps(_rows(frame), indent=1)
         if target is not None:
-            write_files(target, {"lm_eval.csv": frame.to_csv(index=False), "lm_eval.json": rows + "\n"})
+            write_files(target, {"lm_eval.csv": to_csv(frame), "lm_eval.json": rows + "\n"})
         if as_json:
             typer.echo(rows)
         elif not quiet:

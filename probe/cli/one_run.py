@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from rc_probe.results.checks import table_of
+from rc_probe.results.words import one_line
 
 from .errors import one_line_errors
 from .job import Job, check_target
@@ -70,6 +71,7 @@ def conclude(result: ProbeResult, outcomes: list[Outcome], *, quiet: bool, name:
     from .github import tell
 
     def say(line: str) -> None:
+        line = one_line(line)
         typer.echo(f"{name}: {line}" if name and not line.startswith("::") else line, err=True)
 
     tell(name or str(result.model["id"]), result.verdict["sentence"], outcomes, say, quiet=quiet)

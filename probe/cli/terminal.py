@@ -22,6 +22,7 @@ from rich.progress import (
 from rich.table import Table
 
 from rc_probe.registry import METRICS
+from rc_probe.results.words import one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,17 +119,17 @@ def summary(result: ProbeResult, target: Path) -> None:
     if len(rows):
         console.print(_curve_table(rows, METRICS[verdict["metric"]].title, console.width))
     colour = COLOURS.get(str(verdict.get("level")), "default")
-    console.print(f"[bold {colour}]{escape(str(verdict['sentence']))}[/]", soft_wrap=True)
+    console.print(f"[bold {colour}]{escape(one_line(verdict['sentence']))}[/]", soft_wrap=True)
     for reason in verdict.get("reasons", ()):
-        console.print(escape(str(reason)), soft_wrap=True)
+        console.print(escape(one_line(reason)), soft_wrap=True)
     for found in (each for each in verdict.values() if isinstance(each, dict)):  # of single measurements
-        console.print(f"[bold]{escape(str(found['sentence']))}[/]", soft_wrap=True)
+        console.print(f"[bold]{escape(one_line(found['sentence']))}[/]", soft_wrap=True)
         for reason in found.get("reasons", ()):
-            console.print(escape(str(reason)), soft_wrap=True)
+            console.print(escape(one_line(reason)), soft_wrap=True)
     notes = [*result.model.get("notes", ()), *result.settings.get("notes", ())]
     for note in notes:
-        console.print(f"[dim]{escape(str(note))}[/]", soft_wrap=True)
-    console.print(f"Report: [bold]{escape(str(target / 'report.html'))}[/]", soft_wrap=True)
+        console.print(f"[dim]{escape(one_line(note))}[/]", soft_wrap=True)
+    console.print(f"Report: [bold]{escape(one_line(target / 'report.html'))}[/]", soft_wrap=True)
 
 
 def _curve_table(rows: pd.DataFrame, title: str, width: int) -> Table:
@@ -161,7 +162,9 @@ def _curve_table(rows: pd.DataFrame, title: str, width: int) -> Table:
     for name in heads:
         table.add_column(name, justify="right", no_wrap=True)
     for weights, variant, values, cells in lines:
-        table.add_row(escape(names[weights]), escape(_cut(variant, second)), sparkline(values, room), *cells)
+        table.add_row(
+            escape(names[weights]), escape(one_line(_cut(variant, second))), sparkline(values, room), *cells
+        )
     if any("*" in cell for line in lines for cell in line[3]):
         table.caption, table.caption_justify = "* at or below the rounding floor: noise", "left"
     return table

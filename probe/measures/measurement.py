@@ -107,7 +107,9 @@ class _Whole(Options):
         off = [each for each in given if unwanted.wanted(replace(self, **{each.name: each.default}))]
         for each in given:
             if each not in off and not about(each).hidden:  # what is hidden belongs to another option
-                todo = f"Leave it out, or {' '.join(word for one in off for word in self._words(one))}"
+                todo = (
+                    f"Leave it out, or leave {' '.join(word for one in off for word in self._words(one))} out"
+                )
                 what = f"it changes nothing: {unwanted.name} are not measured"
                 raise RcProbeError(what, where=flag(each), todo=todo if off else "Leave it out")
 

@@ -25,13 +25,12 @@ from rc_probe.hooks.structure.unwrap import unwrapped
 from .adapter import add_adapter, base_of, brought
 from .libraries import first_line, quiet
 from .locate import SAVE, Source, load_config, locate
+from .missing_weights import check_keys
 from .stored_dtype import stored_dtype
 from .towers import Part, pick
 from .towers import modality as modality_of
 
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
-# What no stream depends on inside a base model: heads behind it, and wav2vec 2.0's mask for training.
-HEADS = {"pooler", "lm_head", "classifier", "score", "masked_spec_embed"}
 
 
 @dataclass(frozen=True)
@@ -233,31 +232,7 @@ def _load_weights(
         if source.gguf
         else []
     )
-    return model, notes + _check_keys(model, info, source), tuple(sorted(info["missing_keys"]))
-
-
-def _check_keys(model: Any, info: dict[str, Any], source: Source) -> list[str]:
-    """Refuse random trunk weights; note those of a head (no stream depends on them) and unused ones."""
-    for name, found, wanted in sorted(info["mismatched_keys"]):
-        what = f"{name} has shape {tuple(found)} in the checkpoint and {tuple(wanted)} by config.json"
-        raise source.error(what, "Use the config.json that belongs to these weights")
-    prefix = "" if model.base_model is model else model.base_model_prefix + "."
-    missing, unused = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-    trunk = [key for key in missing if key.startswith(prefix) and not HEADS & set(key.split("."))]
-    name = type(model).__name__
-    if trunk:
-        what = f"{len(trunk)} weights are not in the checkpoint and would be random: {_some(trunk)}"
-        raise source.error(what, f"Use a checkpoint saved from {name}")
-    notes = []
-    if missing:
-        notes.append(f"Not in the checkpoint, so random, but no stream depends on it: {_some(missing)}.")
-    if unused:
-        notes.append(f"In the checkpoint, but not used by {name}: {_some(unused)}.")
-    return notes
-
-
-def _some(names: list[str], shown: int = 3) -> str:
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+    return model, notes + check_keys(model, info, source), tuple(sorted(info["missing_keys"]))
 
 
 def _check_finite(model: nn.Module, source: Source) -> None:

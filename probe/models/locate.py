@@ -90,6 +90,10 @@ def _gguf(model_id: str, file: Path, options: dict[str, Any]) -> Source:
     return Source(model_id, str(file.parent), options | {"gguf_file": file.name})
 
 
+def _list(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [None]
+
+
 def load_config(source: Source) -> Any:
     if source.folder and not (source.folder / "config.json").is_file():
         raise source.error("no config.json in this folder", SAVE)
@@ -105,6 +109,9 @@ def load_config(source: Source) -> Any:
         if source.offline:
             what = f"no such folder, no cached copy, and {source.offline}"
         raise source.error(what, todo + "set HF_TOKEN for a gated or private model") from error
+    classes = raw.get("architectures") if isinstance(raw, dict) else None
+    if not isinstance(raw, dict) or not all(isinstance(name, str) for name in _list(classes)):
+        raise source.error("config.json is not as save_pretrained writes it", SAVE)
     kind = raw.get("model_type")
     if not source.options["trust_remote_code"] and kind not in transformers.CONFIG_MAPPING:
         if raw.get("auto_map"):

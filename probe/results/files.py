@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from rc_probe.hooks.errors import RcProbeError
 
@@ -44,8 +45,16 @@ def _cells(column: pd.Series) -> list[Any]:
 
 
 def to_csv(frame: pd.DataFrame) -> str:
-    """The table as CSV: a header, then one line per row, floats at full precision, missing values empty."""
-    return frame.to_csv(index=False, lineterminator="\n")
+    """The table as CSV: a header, then one line per row, floats at full precision, missing values empty.
+
+    A text that a spreadsheet would take for a formula gets a ' in front.
+    """
+    texts = {name: frame[name].map(_no_formula) for name in frame if not is_numeric_dtype(frame[name].dtype)}
+    return frame.assign(**texts).to_csv(index=False, lineterminator="\n")
+
+
+def _no_formula(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def tables_as_json(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:

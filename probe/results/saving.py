@@ -96,7 +96,7 @@ def check_folder(folder: Path, where: str, names: Sequence[str] = (JSON_NAME, HT
         tried.unlink()
         _refuse_foreign(folder, names)
     except OSError as error:
-        what = f"{folder} cannot be written ({error.strerror or type(error).__name__})"
+        what = f"it cannot be written ({error.strerror or type(error).__name__})"
         raise RcProbeError(what, where=where, todo="Give another folder") from error
     finally:
         for place in reversed(made):

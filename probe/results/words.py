@@ -11,6 +11,11 @@ WEIGHTS = {"pretrained": "Pretrained", "init": "Freshly initialised"}
 THINGS = {"text": "texts", "image": "images", "audio": "sounds"}  # what samples are called, by modality
 
 
+def one_line(text: Any) -> str:
+    """`text` without line breaks: on GitHub a line that begins with :: is a command."""
+    return " ".join(str(text).splitlines())
+
+
 def many(count: int, things: str) -> str:
     """`1 layer`, `12 layers`."""
     return f"{count:,} {things[:-1] if count == 1 else things}"
