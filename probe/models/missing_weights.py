@@ -43,7 +43,8 @@ def check_keys(model: Any, info: dict[str, Any], source: Source) -> list[str]:
 
 
 def _of_head(key: str) -> bool:
-    return bool(HEADS.intersection(takewhile(lambda part: not part.isdigit(), key.split("."))))
+    outside = takewhile(lambda part: not str.isdigit(part), key.split("."))
+    return not HEADS.isdisjoint(outside)
 
 
 def _blocks_left_out(model: nn.Module, prefix: str, unused: list[str]) -> list[str]:
