@@ -49,7 +49,9 @@ def to_csv(frame: pd.DataFrame) -> str:
 
     A text that a spreadsheet would take for a formula gets a ' in front.
     """
-    texts = {str(name): frame[name].map(_no_formula) for name in frame if not is_numeric_dtype(frame[name].dtype)}
+    texts = {
+        str(name): frame[name].map(_no_formula) for name in frame if not is_numeric_dtype(frame[name].dtype)
+    }
     return frame.assign(**texts).to_csv(index=False, lineterminator="\n")
 
 
