@@ -24,7 +24,7 @@ from rc_probe.models.load import Loaded
 from rc_probe.models.packaged import DEMOS
 from rc_probe.models.structure_table import structure_rows
 from rc_probe.processes.heartbeat import ElsewhereError
-from rc_probe.processes.world import World
+from rc_probe.processes.world import FailedTogetherError, World
 from rc_probe.results.tables import Row
 
 if TYPE_CHECKING:
@@ -160,10 +160,10 @@ class Run:
             try:
                 return each.run(context)
             except Exception as error:
-                together = each.shared and self.world.size > 1  # the others wait for its numbers
+                alone = each.shared and self.world.size > 1 and not isinstance(error, FailedTogetherError)
                 needed = each.needed and context.weights == "pretrained"
-                if together or needed or not _others_go_on(error):
-                    raise
+                if alone or needed or not _others_go_on(error):
+                    raise  # alone: the others wait for its numbers
                 weights = "" if context.weights == "pretrained" else ", fresh weights,"
                 note = f"{each.subject}{weights} not measured: {_why(error)}"
                 return context.before or Found(notes=[note], missing=_why(error))

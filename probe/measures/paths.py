@@ -90,6 +90,7 @@ class Paths(Measurement):
     name, subject = "paths", "Paths were"
     options = PathOptions
     tables = (PATHS, PATH_SOURCES, PATH_COUNTS)
+    shared = True
 
     def wanted(self, settings: Any) -> bool:
         return bool(settings.paths)
@@ -105,7 +106,7 @@ class Paths(Measurement):
         context.advance("paths: exact")
         found = measure_paths(
             context.loaded, context.structure, context.plans[self.name], context.settings, context.name,
-            lambda stage: context.advance(f"paths: {stage}"),
+            lambda stage: context.advance(f"paths: {stage}"), context.world,
         )  # fmt: skip
         return Found(found.tables, found.notes, found.facts)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,9 +23,10 @@ from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.frozen.frozen_pass import Step
 from rc_probe.hooks.structure.structure import Structure
 from rc_probe.metrics.stream_metrics import measure
+from rc_probe.processes.world import World
 from rc_probe.results.path_verdict import ALL_BUT, ALONE, UP_TO
 from rc_probe.results.tables import Row
-from rc_probe.tasks import FULL, Task
+from rc_probe.tasks import FULL, Tally, Task
 
 from .decompose import BIAS, Decomposition, decompose, hops
 from .live import draw_paths, live, summed
@@ -35,6 +36,12 @@ from .summaries import mean_of, over_repeats, over_samples
 Key = tuple[str, int, str, int | None, int]  # estimator, paths drawn, scope, length, repeat
 EXACT, SAMPLED, LIVE = "exact", "sampled", "live"
 NONE = "none"
+SOURCE_SAMPLES = 8  # that tokens, positions and biases are told apart on
+LEFT_OUT = {
+    "": "Positions were not told from tokens",
+    SAMPLED: "Paths were not sampled",
+    LIVE: "Paths were not run live",
+}
 
 
 @dataclass(frozen=True)
@@ -61,57 +68,80 @@ class Effects:
     notes: list[str] = field(default_factory=list)
 
 
-class Meter:
-    """Values by key and metric: one a sample, or one a repeat."""
+@dataclass
+class Seen:
+    """What was found on one batch, small enough to go to another process.
 
-    def __init__(self) -> None:
-        self.values: dict[tuple[Key, str], list[Tensor]] = {}
+    start: number of its first sample
+    tallies: scores by estimator; values: by key and metric, (batch,); sources: by source and metric, (batch,)
+    error: of its decomposition; counts: paths of each length
+    failed: why an estimator was left out, by its name; "" is that of the sources
+    """
+
+    start: int
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    values: dict[tuple[Key, str], Tensor] = field(default_factory=dict)
+    sources: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    error: float = 0.0
+    counts: tuple[int, ...] = ()
+    failed: dict[str, str] = field(default_factory=dict)
 
     def add(self, key: Key, metric: str, values: Tensor) -> None:
-        self.values.setdefault((key, metric), []).append(values.detach().double().cpu())
+        self.values[key, metric] = values.detach().double().cpu()
 
 
 def effectiveness(
     structure: Structure,
     task: Task | None,
-    batches: list[Batch],
+    batches: Sequence[Batch],
     budget: Budget,
     advance: Callable[[str], None] = lambda stage: None,
+    world: World | None = None,
 ) -> Effects:
     """Measure the paths of every length on `batches`, which are those of the task's samples.
+
+    world: the processes that share the batches; the result is the same in each
 
     Raises RcProbeError where the model cannot be frozen. Where only single heads cannot be told apart, or rows cannot
     go their own ways, the estimator is left out with a note.
     """
+    world = world or World()
     run = _Run(structure, task, budget)
-    for batch in batches:
-        run.start(batch)
-        run.exact()
-        advance(EXACT)
-        if batch is batches[0]:
-            run.by_source()
-        for name in list(run.estimates):
-            run.attempt(name)
-            advance(name)
-    return run.effects()
+
+    def measured() -> list[Seen]:
+        return [run.batch(batch, advance) for batch in world.share(batches)]
+
+    seen = itertools.chain.from_iterable(world.together(measured, what="paths"))
+    return _effects(sorted(seen, key=lambda one: one.start), task)
 
 
 class _Run:
+    """Of one batch after the other: the plain pass and the decomposition, that all estimators share."""
+
     def __init__(self, structure: Structure, task: Task | None, budget: Budget) -> None:
         self.structure, self.task, self.budget = structure, task, budget
         self.choices: list[Step] = hops(structure, count_mlp=budget.count_mlp)
-        self.meter, self.found = Meter(), Effects()
-        names = (EXACT, SAMPLED, LIVE) if budget.paths else (EXACT,)
-        self.tallies = {name: task.tally() for name in names} if task else {}
         self.estimates = {SAMPLED: self.sampled, LIVE: self.live} if budget.paths else {}
-        self.counts: tuple[int, ...] = ()
 
-    def start(self, batch: Batch) -> None:
-        """The plain pass of a batch and its decomposition, that all estimators share."""
+    def batch(self, batch: Batch, advance: Callable[[str], None]) -> Seen:
+        """Everything of one batch. An estimator that fails on one is not tried again."""
+        self.seen = Seen(batch.start)
         self.prepared = self.task.prepare(batch) if self.task else None
         self.inputs = dict(self.prepared.inputs if self.prepared else batch.inputs)
         self.head = ModelHead(self.structure, self.inputs, self.task.model) if self.task else None
         self.whole = self._decompose(max_length=self.budget.max_length)
+        self.exact()
+        advance(EXACT)
+        if batch.start < SOURCE_SAMPLES:
+            self.by_source()
+        for name in list(self.estimates):
+            try:
+                self.estimates[name]()
+            except RcProbeError as error:
+                del self.estimates[name]
+                self.seen.failed[name] = str(error)
+            advance(name)
+        return self.seen
 
     def _decompose(self, **how: Any) -> Decomposition:
         plain = self.head.stream if self.head else None
@@ -121,8 +151,7 @@ class _Run:
 
     def exact(self) -> None:
         whole = self.whole
-        self.counts = whole.counts
-        self.found.error = max(self.found.error, whole.error)
+        self.seen.counts, self.seen.error = whole.counts, whole.error
         parts: dict[tuple[str, int | None], Tensor] = {
             (ALONE, k): whole.length(k) for k in range(whole.most + 1)
         }
@@ -148,7 +177,7 @@ class _Run:
             for n, repeat in itertools.product(drawn, range(self.budget.repeats)):
                 for k, part in enumerate(drawn[n].parts[repeat]):
                     key = (SAMPLED, n, ALONE, k, repeat)
-                    self.meter.add(key, "projection", _projection(part, whole.value, whole.mask))
+                    self.seen.add(key, "projection", _projection(part, whole.value, whole.mask))
                 estimates = list(drawn[n].stream[repeat])
                 for scope, k, stream in _scopes(_bias(whole), estimates, whole.stream_value):
                     score((SAMPLED, n, scope, k, repeat), stream)
@@ -178,7 +207,8 @@ class _Run:
         if self.head is None or self.prepared is None:
             yield lambda key, stream: None
             return
-        tally = self.tallies[name]
+        assert self.task is not None
+        tally = self.seen.tallies[name] = self.task.tally()
         with self.head as head:
             tally.start(self.prepared, head.plain)
             yield lambda key, stream: tally.add(key, head(stream))
@@ -189,17 +219,17 @@ class _Run:
         total (batch,): the sizes of all parts together.
         """
         mask = whole.mask
-        self.meter.add(key, "norm_share", _size(part, mask) / total)
-        self.meter.add(key, "projection", _projection(part, whole.value, mask))
-        self.meter.add(key, "cosine_to_output", _cosine(part, whole.value, mask))
-        self.meter.add(key, "residual", measure(part, mask, ["residual"])["residual"][0])
+        self.seen.add(key, "norm_share", _size(part, mask) / total)
+        self.seen.add(key, "projection", _projection(part, whole.value, mask))
+        self.seen.add(key, "cosine_to_output", _cosine(part, whole.value, mask))
+        self.seen.add(key, "residual", measure(part, mask, ["residual"])["residual"][0])
 
     def by_source(self) -> None:
-        """Tokens, positions and biases, told apart on one batch."""
+        """Tokens, positions and biases, told apart on the first SOURCE_SAMPLES samples of the run."""
         try:
             whole = self._decompose(by_source=True, by_length=False)
         except RcProbeError as error:
-            self.found.notes.append(f"Positions were not told from tokens: {error}")
+            self.seen.failed[""] = str(error)
             return
         names = list(dict.fromkeys(whole.sources))
         sizes = {name: _size(whole.source(name), whole.mask) for name in names}
@@ -209,66 +239,84 @@ class _Run:
                 "norm_share": sizes[name] / total,
                 "projection": _projection(whole.source(name), whole.value, whole.mask),
             }
-            self.found.sources += [
-                {"source": name, "metric": metric, **over_samples(value.double().cpu(), metric)}
-                for metric, value in values.items()
-            ]
+            for metric, value in values.items():
+                self.seen.sources[name, metric] = value[: SOURCE_SAMPLES - self.seen.start].double().cpu()
 
-    # ---- running
 
-    def attempt(self, name: str) -> None:
-        """Measure an estimator on this batch. One that fails is left out of all batches."""
-        try:
-            self.estimates[name]()
-        except RcProbeError as error:  # what was found until then is of some of the samples
-            del self.estimates[name]
-            self.tallies.pop(name, None)
-            self.meter.values = {key: v for key, v in self.meter.values.items() if key[0][0] != name}
-            how = {SAMPLED: "sampled", LIVE: "run live"}[name]
-            self.found.notes.append(f"Paths were not {how}: {error}")
+# ---- results
 
-    # ---- results
 
-    def effects(self) -> Effects:
-        grouped: dict[tuple[str, int, str, int | None, str], dict[int, list[Tensor]]] = {}
-        weights = self.tallies[EXACT].counts() if self.tallies else None
-        for ((name, n, scope, k, repeat), metric), values in self._all():
-            grouped.setdefault((name, n, scope, k, metric), {}).setdefault(repeat, []).extend(values)
-        for (name, n, scope, k, metric), repeats in grouped.items():
-            values = [torch.cat(parts) for parts in repeats.values()]
-            summary = (
-                over_samples(values[0], metric, weights)
-                if name == EXACT
-                else over_repeats(torch.stack([mean_of(v, metric, weights) for v in values]), metric)
-            )
-            self.found.rows.append(
-                {
-                    "length": k, "count": None if k is None else str(self.counts[k]), "estimator": name,
-                    "drawn": n or None, "scope": scope, "metric": metric, **summary,
-                }
-            )  # fmt: skip
-        self._reference_rows()
-        return self.found
+def _effects(seen: list[Seen], task: Task | None) -> Effects:
+    """What all batches, in the order of the data, say together."""
+    found = Effects(error=max(one.error for one in seen))
+    failed = {name: why for one in reversed(seen) for name, why in one.failed.items()}
+    for name, words in LEFT_OUT.items():
+        if name in failed:
+            found.notes.append(f"{words}: {failed[name]}")
+    tallies = _merged(seen, task, failed)
+    weights = tallies[EXACT].counts() if tallies else None
+    counts = seen[0].counts
+    grouped: dict[tuple[str, int, str, int | None, str], list[Tensor]] = {}
+    for ((name, n, scope, k, _), metric), values in _values(seen, tallies, failed):
+        grouped.setdefault((name, n, scope, k, metric), []).append(values)
+    for (name, n, scope, k, metric), repeats in grouped.items():
+        summary = (
+            over_samples(repeats[0], metric, weights)
+            if name == EXACT
+            else over_repeats(torch.stack([mean_of(v, metric, weights) for v in repeats]), metric)
+        )
+        found.rows.append(
+            {
+                "length": k, "count": None if k is None else str(counts[k]), "estimator": name,
+                "drawn": n or None, "scope": scope, "metric": metric, **summary,
+            }
+        )  # fmt: skip
+    if tallies:
+        found.rows += _reference_rows(tallies[EXACT])
+    if "" not in failed:
+        for (name, metric), values in _joined(one.sources for one in seen).items():
+            found.sources.append({"source": name, "metric": metric, **over_samples(values, metric)})
+    return found
 
-    def _all(self) -> Iterator[tuple[tuple[Key, str], list[Tensor]]]:
-        yield from self.meter.values.items()
-        for tally in self.tallies.values():
-            for key, scores in tally.scores().items():
-                if key != FULL:
-                    for metric, values in scores.items():
-                        yield (key, metric), [values]  # type: ignore[misc]
 
-    def _reference_rows(self) -> None:
-        """The full model, and the best constant answer or chance, from the same samples."""
-        if not self.tallies:
-            return
-        tally = self.tallies[EXACT]
-        for metric, value in tally.baselines().items():
-            self.found.rows.append(_reference("baseline", metric, torch.tensor([value], dtype=torch.float64)))
-        for metric, values in tally.scores()[FULL].items():
-            row = _reference("full", metric, values, tally.counts())
-            itself = {"low": math.nan, "high": math.nan} if metric == "agreement" else {}  # by definition 1
-            self.found.rows.append(row | itself)
+def _merged(seen: list[Seen], task: Task | None, failed: dict[str, str]) -> dict[str, Tally]:
+    """The scores of each estimator that was measured on every batch."""
+    merged: dict[str, Tally] = {}
+    for one in seen:
+        for name, tally in one.tallies.items():
+            if task is not None and name not in failed:
+                merged.setdefault(name, task.tally()).merge(tally)
+    return merged
+
+
+def _values(
+    seen: list[Seen], tallies: dict[str, Tally], failed: dict[str, str]
+) -> Iterator[tuple[tuple[Key, str], Tensor]]:
+    for (key, metric), values in _joined(one.values for one in seen).items():
+        if key[0] not in failed:
+            yield (key, metric), values
+    for tally in tallies.values():
+        for key, scores in tally.scores().items():
+            for metric, values in scores.items() if key != FULL else ():
+                yield (key, metric), values  # type: ignore[misc]
+
+
+def _joined(batches: Iterable[dict[tuple[Any, str], Tensor]]) -> dict[tuple[Any, str], Tensor]:
+    lists: dict[tuple[Any, str], list[Tensor]] = {}
+    for one in batches:
+        for key, values in one.items():
+            lists.setdefault(key, []).append(values)
+    return {key: torch.cat(values) for key, values in lists.items()}
+
+
+def _reference_rows(tally: Tally) -> Iterator[Row]:
+    """The full model, and the best constant answer or chance, from the same samples."""
+    for metric, value in tally.baselines().items():
+        yield _reference("baseline", metric, torch.tensor([value], dtype=torch.float64))
+    for metric, values in tally.scores()[FULL].items():
+        row = _reference("full", metric, values, tally.counts())
+        itself = {"low": math.nan, "high": math.nan} if metric == "agreement" else {}  # by definition 1
+        yield row | itself
 
 
 def _reference(name: str, metric: str, values: Tensor, weights: Tensor | None = None) -> Row:

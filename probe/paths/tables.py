@@ -11,11 +11,13 @@ from rc_probe.data.samples import Samples
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.structure.structure import Structure
 from rc_probe.models.load import Loaded
+from rc_probe.processes.heartbeat import ElsewhereError
+from rc_probe.processes.world import World
 from rc_probe.results.tables import Row
 from rc_probe.tasks import Task, choose_task
 
 from .decompose import hops
-from .effectiveness import Budget, effectiveness
+from .effectiveness import Budget, Effects, effectiveness
 from .path_counts import architecture_rows, count_rows
 from .sample import stream_size
 
@@ -61,10 +63,11 @@ def measure_paths(
     chosen: Any,
     name: str,
     advance: Callable[[str], None] = lambda stage: None,
+    world: World | None = None,
 ) -> PathTables:
     """Count, decompose and sample the paths of a model, as `chosen` says (PathOptions and the common ones).
 
-    name: the model's, for the tables
+    name: the model's, for the tables; world: the processes that share the batches
     """
     found = PathTables(notes=list(plan.notes))
     scored = plan.task.samples if plan.task else plan.samples
@@ -72,24 +75,19 @@ def measure_paths(
         chosen = with_longest(chosen, structure.depth, found.notes)
         one = in_batches(loaded, scored, chosen, 1)[0]
         made = in_batches(loaded, scored, chosen, path_rows(structure, chosen, one))
-        _effects(structure, plan.task, made, chosen, name, found, advance)
-        found.facts["samples"] = len(plan.samples.items)
+        budget = Budget(chosen.path_draws, chosen.repeats, chosen.max_length, chosen.count_mlp, chosen.seed)
+        effects = effectiveness(structure, plan.task, made, budget, advance, world)
+        _fill(found, effects, structure, plan, chosen, name)
+    except ElsewhereError:
+        raise
     except RcProbeError as error:
         found.notes.append(f"Paths were not measured: {error}")
     return found
 
 
-def _effects(
-    structure: Structure,
-    task: Task | None,
-    made: list[Batch],
-    chosen: Any,
-    name: str,
-    found: PathTables,
-    advance: Callable[[str], None],
+def _fill(
+    found: PathTables, effects: Effects, structure: Structure, plan: PathPlan, chosen: Any, name: str
 ) -> None:
-    budget = Budget(chosen.path_draws, chosen.repeats, chosen.max_length, chosen.count_mlp, chosen.seed)
-    effects = effectiveness(structure, task, made, budget, advance)
     heads = [step.heads for step in hops(structure, count_mlp=chosen.count_mlp)]
     found.tables["paths"] = effects.rows
     found.tables["path_counts"] = [*count_rows(name, heads), *architecture_rows()]
@@ -97,8 +95,9 @@ def _effects(
         found.tables["path_sources"] = effects.sources
     found.notes += effects.notes
     found.facts = {
-        "task": task.name if task else None, "euler_error": effects.error, "repeats": chosen.repeats,
+        "task": plan.task.name if plan.task else None, "euler_error": effects.error, "repeats": chosen.repeats,
         "draws": list(chosen.path_draws), "count_mlp": chosen.count_mlp, "max_length": chosen.max_length,
+        "samples": len(plan.samples.items),
     }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, distributed
 
-from rc_probe.hooks.errors import RcProbeError
+from rc_probe.hooks.errors import RcProbeError, out_of_memory
 from rc_probe.models.libraries import first_line, quiet
 
 from .heartbeat import JOIN, ElsewhereError, Pulse
@@ -21,8 +21,13 @@ from .heartbeat import JOIN, ElsewhereError, Pulse
 Value = TypeVar("Value")
 CLAIMS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
+SMALLER = "Try a smaller --batch-size or --length"
 START = "Start it with rc-probe MODEL --num-processes N, torchrun, or accelerate launch --multi_gpu"
 _joined = itertools.count()
+
+
+class FailedTogetherError(RcProbeError):
+    """What failed in one process, raised in each at the same point: they can go on with something else."""
 
 
 class World(AbstractContextManager["World"]):
@@ -164,6 +169,30 @@ class World(AbstractContextManager["World"]):
                 todo="Give all of them the same model, data and options",
             )  # fmt: skip
         return [theirs for _, theirs in found]
+
+    def together(self, work: Callable[[], Value], what: str = "") -> list[Value]:
+        """What `work()` gives in each process, in every process. Where it fails in one, all get that error.
+
+        So all go on together with what comes next. Errors that are neither of rc-probe nor of memory end the run.
+        """
+        if self.size == 1:
+            return [work()]
+        found: tuple[Value | None, RcProbeError | None]
+        try:
+            found = work(), None
+        except ElsewhereError:
+            raise
+        except RcProbeError as error:
+            found = None, error
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            found = None, RcProbeError(f"process {self.rank} has no memory left", todo=SMALLER)
+        outcomes = self.gather(found, what)
+        for _, failed in outcomes:
+            if failed is not None:
+                raise FailedTogetherError(failed.what, where=failed.where, todo=failed.todo)
+        return [value for value, _ in outcomes]  # type: ignore[misc]
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, float64, in the order of the processes, on the device of `tensor`.

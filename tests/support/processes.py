@@ -63,6 +63,15 @@ def inject(fault: str) -> None:
 
     Passes.plain, Passes.edited = spoilt, broken
 
+    from rc_probe.paths import effectiveness
+
+    class Fails(effectiveness._Run):
+        def exact(self) -> None:
+            raise RuntimeError("can't allocate memory") if kind == "pathmemory" else RcProbeError("no parts")
+
+    if kind.startswith("path"):
+        effectiveness._Run = Fails  # type: ignore[misc]
+
 
 def command(*arguments: str) -> None:
     from rc_probe.__main__ import main

@@ -461,9 +461,37 @@ def test_a_batch_of_paths_takes_one_plain_pass(trained_causal: Loaded) -> None:
         effects = effectiveness(structure, task, made, Budget(paths=()))
     scored = sum(row["metric"] == "loss" and row["estimator"] == "exact" for row in effects.rows)
     assert len(made) == 2 and scored == 10  # three scopes of three lengths, and biases alone
-    assert (
-        len(calls) == 2 * (1 + 1 + scored) + 1
-    )  # plain, by length, the head's (no block computes); by source once
+    assert len(calls) == 2 * (
+        1 + 1 + 1 + scored
+    )  # plain, by length, by source, the head's (no block computes)
+
+
+def test_sources_are_those_of_the_first_eight_samples_whatever_the_batches(trained_causal: Loaded) -> None:
+    texts, _ = trained.walks(11, seed=5)
+    task, _ = choose_task(trained_causal, load_samples(texts, modality="text", samples=100))
+    assert task is not None
+    found = []
+    for size in (3, 8, 11):
+        made = list(batches(task.samples, trained_causal, batch_size=size))
+        structure = find_structure(trained_causal.model, made[0].inputs)
+        found.append(effectiveness(structure, task, made, Budget(paths=())).sources)
+    for other in found[1:]:
+        for row, wanted in zip(other, found[0], strict=True):
+            assert (row["source"], row["metric"]) == (wanted["source"], wanted["metric"])
+            assert [row[k] for k in ("mean", "std", "low", "high")] == pytest.approx(
+                [wanted[k] for k in ("mean", "std", "low", "high")], rel=2e-5, nan_ok=True
+            )
+    made = list(batches(task.samples, trained_causal, batch_size=8))
+    whole = paths.decompose(structure, made[0].inputs, by_source=True)
+    mask = whole.mask if whole.mask is not None else torch.ones(whole.value.shape[:2], dtype=torch.bool)
+    sizes = {
+        name: (whole.source(name) * mask[..., None]).double().square().sum((1, 2)).sqrt()
+        for name in whole.sources
+    }
+    total = sum(sizes.values())
+    for name, size in sizes.items():
+        mean = next(r["mean"] for r in found[0] if (r["source"], r["metric"]) == (name, "norm_share"))
+        assert mean == pytest.approx(float((size / total).mean()), rel=2e-5)
 
 
 def number(effects: Effects, **wanted: Any) -> dict[str, Any]:

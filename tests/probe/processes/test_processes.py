@@ -27,7 +27,7 @@ from rc_probe.processes.world import World
 
 MANY = TESTS / "support" / "processes.py"
 FAST = ("--no-init", "--no-recursion", "--no-paths", "--quiet")
-FULL = ("--init-seeds", "2", "--ablate", "mlp@1", "--ablate", "head@2:1", "--svd-samples", "3", "--importance", "parts", "--quiet")  # fmt: skip
+FULL = ("--init-seeds", "2", "--ablate", "mlp@1", "--ablate", "head@2:1", "--svd-samples", "3", "--importance", "parts", "--paths", "3", "--repeats", "2", "--quiet")  # fmt: skip
 HANGS = (
     120  # seconds, on however busy a machine; who waits for a lost process without being told waits for long
 )
@@ -274,6 +274,25 @@ def test_an_error_in_one_process_ends_all_with_one_line(
     assert "Traceback" not in error
     assert not (here / "broken").exists()
     assert found["seconds"] < HANGS
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"), [("path@1", "no parts"), ("pathmemory@1", "process 1 has no memory left")]
+)
+def test_paths_that_fail_in_one_process_are_a_note_of_all(
+    here: Path, many: Many, fault: str, says: str
+) -> None:
+    out = f"noted-{fault}"
+    found = many(
+        2,
+        "command",
+        *arguments(out, "--no-init", "--no-recursion", "--importance", "none", "--quiet"),
+        fault=fault,
+    )
+    assert found["codes"] == [0, 0], found["errors"]
+    notes = json.loads((here / out / "results.json").read_text())["model"]["notes"]
+    assert sum(note.startswith("Paths were not measured") and says in note for note in notes) == 1
+    assert (here / out / "residuals.csv").exists() and not (here / out / "paths.csv").exists()
 
 
 @pytest.mark.parametrize("fault", ["kill@1", "kill@0", "stop@2"])
