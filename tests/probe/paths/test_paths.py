@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import transformers
@@ -27,9 +29,11 @@ from rc_probe.hooks.frozen.head_choice import kept_heads
 from rc_probe.hooks.frozen.parts import Ledger, Parts, Unknown
 from rc_probe.hooks.structure.structure import AttentionOp
 from rc_probe.models.load import Loaded
-from rc_probe.paths.effectiveness import Budget, Effects, effectiveness
+from rc_probe.paths.effectiveness import Budget, effectiveness
+from rc_probe.paths.effects import Effects
 from rc_probe.paths.live import summed
 from rc_probe.paths.summaries import over_repeats
+from rc_probe.processes.world import World
 from rc_probe.tasks import choose_task
 
 sampling, living = import_module("rc_probe.paths.sample"), import_module("rc_probe.paths.live")
@@ -492,6 +496,31 @@ def test_sources_are_those_of_the_first_eight_samples_whatever_the_batches(train
     for name, size in sizes.items():
         mean = next(r["mean"] for r in found[0] if (r["source"], r["metric"]) == (name, "norm_share"))
         assert mean == pytest.approx(float((size / total).mean()), rel=2e-5)
+
+
+class OneAfterTheOther(World):
+    """Two processes in one, the second before the first."""
+
+    def together(self, work: Callable[[], Any], what: str = "") -> list[Any]:
+        found = []
+        for self.rank, self.size in ((1, 2), (0, 2)):
+            found.append(work())
+        return found
+
+
+def test_intervals_are_those_of_samples_in_the_order_of_the_data(trained_causal: Loaded) -> None:
+    """Bootstraps depend on it: `agreement` of texts has eleven shares here."""
+    texts, _ = trained.walks(11, seed=5)
+    task, _ = choose_task(trained_causal, load_samples(texts, modality="text", samples=100))
+    assert task is not None
+    made = list(batches(task.samples, trained_causal, batch_size=2))
+    structure = find_structure(trained_causal.model, made[0].inputs)
+    one, two = (
+        effectiveness(structure, task, made, Budget(paths=()), world=world)
+        for world in (World(), OneAfterTheOther())
+    )
+    assert pd.DataFrame(two.rows).equals(pd.DataFrame(one.rows))
+    assert two.sources == one.sources and two.error == one.error
 
 
 def number(effects: Effects, **wanted: Any) -> dict[str, Any]:

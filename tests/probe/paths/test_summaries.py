@@ -13,7 +13,8 @@ from rc_probe.data.samples import load_samples
 from rc_probe.hooks.attach import find_structure
 from rc_probe.metrics.intervals import bootstrap, student, wilson
 from rc_probe.models.load import Loaded
-from rc_probe.paths.effectiveness import Budget, Effects, effectiveness
+from rc_probe.paths.effectiveness import Budget, effectiveness
+from rc_probe.paths.effects import Effects
 from rc_probe.paths.summaries import over_repeats, over_samples
 from rc_probe.tasks import choose_task
 
