@@ -14,7 +14,8 @@ from rc_probe.hooks.structure.example_inputs import with_no_cache
 from rc_probe.hooks.structure.structure import CandidateBlock, Structure
 
 from .block_watch import BlockWatch, fetch, replace
-from .model_state import full_precision, measuring
+from .model_state import measuring
+from .single_precision import single_precision
 from .stream_taps import batch_first, laid_out
 
 
@@ -39,7 +40,7 @@ class ModelHead(BlockWatch):
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        with measuring(self.model), full_precision(self.model):
+        with measuring(self.model), single_precision(self.model):
             yield
 
     @property

@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_leaves
 
 from rc_probe.hooks.edits.block_watch import BlockWatch, fetch, replace
 from rc_probe.hooks.edits.edits import Editing, Edits
-from rc_probe.hooks.edits.model_state import full_precision, measuring
+from rc_probe.hooks.edits.model_state import measuring
+from rc_probe.hooks.edits.single_precision import HALVES, single_precision
 from rc_probe.hooks.edits.stream_taps import StreamDone
 from rc_probe.hooks.errors import RcProbeError, reason
 from rc_probe.hooks.operator_rules import become
@@ -199,12 +200,14 @@ def frozen(
     around: a context for the pass
     edits: what happens to operands of junctions and attention ops, as functions of Parts
 
+    A model in half precision is run in float32, one operation's weights at a time.
+
     Raises RcProbeError, naming the operation, where the parts cannot be followed.
     """
-    _check_dtype(structure, inputs)
+    _check_dtype(structure)
     run = _Pass(structure, lambda x: Parts(x.value if isinstance(x, Parts) else x.detach(), start(x), ledger))
     run.given |= {id(a) for a in tree_leaves(inputs)}
-    with measuring(structure.model), full_precision(structure.model), ExitStack() as stack:
+    with measuring(structure.model), single_precision(structure.model), ExitStack() as stack:
         stack.enter_context(run)
         stack.enter_context(Editing(structure, edits))
         stack.enter_context(around or nullcontext())
@@ -225,11 +228,11 @@ def frozen(
     return Frozen(run.stream, run.hidden, run.named)
 
 
-def _check_dtype(structure: Structure, inputs: dict[str, Any]) -> None:
+def _check_dtype(structure: Structure) -> None:
     dtype = next((p.dtype for p in structure.model.parameters() if p.is_floating_point()), torch.float32)
-    if dtype not in TOLERANCE:
+    if dtype not in {*TOLERANCE, *HALVES}:
         raise RcProbeError(
-            f"paths need at least float32, and the model is in {str(dtype).removeprefix('torch.')}",
+            f"paths have no arithmetic for weights in {str(dtype).removeprefix('torch.')}",
             where=type(structure.model).__name__,
             todo="Load it with --dtype float32",
         )

@@ -18,7 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from rc_probe.hooks.attach import find_structure
 from rc_probe.hooks.edits.edits import Edits
-from rc_probe.hooks.edits.model_state import full_precision, measuring
+from rc_probe.hooks.edits.model_state import measuring
+from rc_probe.hooks.edits.single_precision import single_precision
 from rc_probe.hooks.edits.stream_taps import Tap, batch_first, run_stopped
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.frozen.frozen_pass import TOLERANCE, Frozen, Step, frozen, hop_edits, steps
@@ -315,7 +316,7 @@ def _last_stream(structure: Structure, batch: dict[str, Any]) -> Tensor:
         if layer == structure.depth:
             found.append(x)
 
-    with measuring(structure.model), full_precision(structure.model), Tap(structure, keep, stop=True):
+    with measuring(structure.model), single_precision(structure.model), Tap(structure, keep, stop=True):
         run_stopped(lambda: structure.model(**with_no_cache(structure.model, batch)))
     return found[0]
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from rc_probe.hooks.attach import find_structure
 from rc_probe.hooks.edits.model_state import measuring
+from rc_probe.hooks.edits.single_precision import single_precision
 from rc_probe.hooks.edits.stream_taps import Tap, run_stopped
 from rc_probe.hooks.frozen.frozen_pass import Step
 from rc_probe.hooks.frozen.live_pass import EPS, Live
@@ -77,8 +78,14 @@ def _run(
 
     inputs = {key: _repeated(value, rows, len(paths)) for key, value in batch.items()}
     each = paths.repeat_interleave(rows, 0)  # one path for all rows of the batch, then the next
-    with measuring(structure.model), Tap(structure, keep, stop=True), Live(structure, choices, each):
-        run_stopped(lambda: structure.model(**with_no_cache(structure.model, inputs)))
+    model = structure.model
+    with (
+        measuring(model),
+        single_precision(model),
+        Tap(structure, keep, stop=True),
+        Live(structure, choices, each),
+    ):
+        run_stopped(lambda: model(**with_no_cache(model, inputs)))
     states: Tensor = found[0].unflatten(0, (len(paths), rows))
     return states
 

@@ -17,7 +17,8 @@ from rc_probe.results.tables import Row
 from rc_probe.tasks import Task, choose_task
 
 from .decompose import hops
-from .effectiveness import Budget, Effects, effectiveness
+from .effectiveness import Budget, effectiveness
+from .effects import Effects
 from .path_counts import architecture_rows, count_rows
 from .sample import stream_size
 

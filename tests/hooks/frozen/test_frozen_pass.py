@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from typing import Any
@@ -215,11 +216,22 @@ def test_a_state_space_model_is_refused() -> None:
         paths.decompose(model, {"input_ids": torch.arange(10).reshape(1, 10)})
 
 
-def test_half_precision_is_refused() -> None:
-    model, inputs = zoo.build("bert", dtype=torch.bfloat16)
-    with pytest.raises(RcProbeError, match=r"at least float32.*bfloat16") as error:
-        paths.decompose(model, inputs)
-    assert "--dtype float32" in str(error.value)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "family", ["bert", "llama", "t5_encoder", "vit", "gemma2", "bloom", "mixtral", "swin"]
+)
+def test_half_precision_is_run_in_float32_and_no_weight_is_touched(family: str, dtype: torch.dtype) -> None:
+    """To the last bit as the same weights in float32; also where a model casts to the type of its weights (T5)."""
+    model, inputs = zoo.build(family, dtype=dtype, padded=family != "swin")
+    inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+    double, before = copy.deepcopy(model).float(), copy.deepcopy(model.state_dict())
+    found = paths.decompose(model, inputs)
+    wide = {k: v.float() if v.is_floating_point() else v for k, v in inputs.items()}
+    wanted = paths.decompose(double, wide)
+    assert found.parts.dtype == torch.float32 and torch.equal(found.parts, wanted.parts)
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(after[k].dtype == v.dtype and torch.equal(after[k], v) for k, v in before.items())
 
 
 class Around(nn.Module):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -496,6 +498,25 @@ def test_sources_are_those_of_the_first_eight_samples_whatever_the_batches(train
     for name, size in sizes.items():
         mean = next(r["mean"] for r in found[0] if (r["source"], r["metric"]) == (name, "norm_share"))
         assert mean == pytest.approx(float((size / total).mean()), rel=2e-5)
+
+
+def test_effects_of_half_precision_are_those_of_the_same_weights_in_float32(trained_causal: Loaded) -> None:
+    texts, _ = trained.walks(4, seed=5)
+    half = copy.deepcopy(trained_causal.model).bfloat16()
+    frames = []
+    for model in (half, copy.deepcopy(half).float()):
+        loaded = replace(trained_causal, model=model)
+        task, _ = choose_task(loaded, load_samples(texts, modality="text", samples=100))
+        assert task is not None
+        made = list(batches(task.samples, loaded, batch_size=2))
+        effects = effectiveness(
+            find_structure(model, made[0].inputs), task, made, Budget(paths=(2,), repeats=2)
+        )
+        assert not effects.notes
+        frames.append((pd.DataFrame(effects.rows), pd.DataFrame(effects.sources)))
+    for found, wanted in zip(*frames, strict=True):
+        assert found.equals(wanted)
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
 
 
 class OneAfterTheOther(World):
