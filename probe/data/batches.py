@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from rc_probe.hooks.errors import RcProbeError
+from rc_probe.hooks.structure.example_inputs import batch_size
 from rc_probe.models.libraries import first_line
 from rc_probe.models.load import Loaded
 from rc_probe.models.model_inputs import accepts, input_device
@@ -42,10 +43,25 @@ class Batch:
     start: int = 0
 
 
+def part_of(batch: Batch, rows: slice, tokens: int | None = None) -> Batch:
+    """Some samples of a batch, or the first tokens of some."""
+    size, ids = batch_size(batch.inputs), batch.inputs.get("input_ids")
+    known = ids if batch.mask is None else batch.mask
+    length = known.shape[1] if known is not None and known.ndim == 2 else None
+
+    def part(x: Tensor) -> Tensor:
+        x = x[rows] if x.ndim and x.shape[0] == size else x
+        return x[:, :tokens] if tokens and x.shape[1:2] == (length,) else x
+
+    inputs = {name: part(x) if isinstance(x, Tensor) else x for name, x in batch.inputs.items()}
+    return Batch(inputs, None if batch.mask is None else part(batch.mask), batch.start + rows.start)
+
+
 class Batches:
     """The batches of a run, made anew by each iteration; `len` is their number.
 
     length: tokens at most in a text, after the model's own limit; None for images and sounds
+    longest: tokens of the longest text; None for images and sounds
     tokens: real tokens in all; None for images and sounds (the model makes them)
     truncated: how many texts were cut to `length`
     note: for the reader, "" if nothing to say
@@ -54,6 +70,7 @@ class Batches:
     def __init__(self, loaded: Loaded, items: list[Any], batch_size: int) -> None:
         self.loaded, self.items = loaded, items
         self.length: int | None = None
+        self.longest: int | None = None
         self.tokens: int | None = None
         self.truncated, self.note = 0, ""
         self.slices: list[list[Any]] = []
@@ -108,7 +125,8 @@ def batches(
     encoded = tokenize(loaded.processor, samples.items, cut, special_tokens)
     _check_ids(encoded, loaded, samples.source)
     made = Batches(loaded, encoded, batch_size)
-    made.length, made.tokens = cut, sum(map(_length, encoded))
+    lengths = [_length(text) for text in encoded]
+    made.length, made.longest, made.tokens = cut, max(lengths), sum(lengths)
     made.truncated = sum(_length(text) > cut for text in longer)
     if cut < length and made.truncated:
         made.note = f"--length cut from {length} to {cut}, all the positions that the model has"

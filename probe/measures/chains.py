@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rc_probe.hooks.errors import RcProbeError
 from rc_probe.options import Options, option
 from rc_probe.results.tables import METRIC, Column, Table
 
@@ -44,9 +45,12 @@ class Chains(Measurement):
         return bool(settings.paths if settings.chains is None else settings.chains)
 
     def run(self, context: Context) -> Found:
-        from .chained_attention import chained_products
+        from .chained_attention import affordable, chained_products, said
 
         context.advance("chained attention")
-        return Found(
-            {"chains": chained_products(context.structure, context.batches, seed=context.settings.seed)}
-        )
+        chosen = affordable(context.shape, cut=context.loaded.modality == "text")
+        if chosen is None:
+            what = f"its products of {context.shape.tokens} tokens take more than is allowed for"
+            raise RcProbeError(what, where=context.name, todo="Give a smaller --length")
+        rows = chained_products(context.structure, context.batches, chosen, seed=context.settings.seed)
+        return Found({"chains": rows}, said(chosen))

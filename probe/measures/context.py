@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rc_probe.budget import Shape
 from rc_probe.data.batches import Batch, Batches
 from rc_probe.data.samples import Samples
+from rc_probe.hooks.structure.example_inputs import batch_size
 from rc_probe.hooks.structure.structure import Structure
 from rc_probe.interventions.intervention import Variant
 from rc_probe.interventions.paper import paper_variants
 from rc_probe.models.load import Loaded
+from rc_probe.paths.sample import stream_size
 from rc_probe.processes.world import World
 
 from .measurement import Found
@@ -61,6 +64,15 @@ class Context:
     def numbers(self) -> Sequence[int]:
         """Of the batches that this process measures, from 0."""
         return self.world.share(range(len(self.batches)))
+
+    @property
+    def shape(self) -> Shape:
+        """Of the run, from which is chosen what is affordable."""
+        first = self.first
+        tokens = self.batches.longest or stream_size(self.structure, first.inputs) // (
+            (batch_size(first.inputs) or 1) * self.structure.dim
+        )
+        return Shape.of(self.structure, tokens, len(self.samples.items))
 
     @property
     def first(self) -> Batch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rc_probe.hooks.errors import RcProbeError
 from rc_probe.options import Options, option
 from rc_probe.results.tables import LAYER, WEIGHTS, Column, Table
 
@@ -48,6 +49,7 @@ class FloorOptions(Options):
     """Whether to measure it."""
 
     recursion: bool = option(True, "Follow pure attention below the float floor.")
+    bounds: bool = option(True, "The theorem's bounds beside it.")
 
 
 class Floor(Measurement):
@@ -65,7 +67,12 @@ class Floor(Measurement):
         if context.before is not None:
             return context.before
         context.advance("below the float floor")
-        from .below_floor.below_float_floor import below_the_floor
+        from .below_floor.below_float_floor import affordable, below_the_floor, said
 
-        below = below_the_floor(context.structure, context.first, context.weights)
-        return Found({"recursion": below.recursion, "bounds": below.bounds}, below.notes)
+        asked, shape = context.settings.bounds, context.shape
+        chosen = affordable(shape, cut=context.loaded.modality == "text", bounds=asked)
+        if chosen is None:
+            raise RcProbeError(f"{shape.tokens} tokens take more than is allowed for", where=context.name)
+        below = below_the_floor(context.structure, context.first, context.weights, chosen)
+        tables = {"recursion": below.recursion, "bounds": below.bounds}
+        return Found(tables, [*said(chosen, asked), *below.notes])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rc_probe.data.batches import Batch
+from rc_probe.budget import AT_MOST, DOUBLE, Shape, first_that_fits
+from rc_probe.data.batches import Batch, part_of
 from rc_probe.hooks.edits.model_state import measuring
 from rc_probe.hooks.edits.stream_taps import Tap, batch_first, run_stopped
 from rc_probe.hooks.errors import RcProbeError
@@ -25,20 +26,59 @@ from rc_probe.results.tables import Row
 from .recursion import recursion
 from .theorem_bound import Bounds, attention_branch
 
+DEARER = 8  # plain passes of one sample that its recursion costs
 
-def first_sample(batch: Batch) -> Batch:
-    """The first sample of a batch, without the padding that the others made."""
-    mask = None if batch.mask is None else batch.mask[:1]
-    inputs: dict[str, Any] = {
-        k: v[:1] if isinstance(v, Tensor) and v.ndim else v for k, v in batch.inputs.items()
-    }
-    if mask is not None:
-        tokens, length = int(mask.sum()), mask.shape[1]
-        cut = {
-            k: v[:, :tokens] for k, v in inputs.items() if isinstance(v, Tensor) and v.shape[1:2] == (length,)
-        }
-        inputs |= cut
-    return Batch(inputs, None)
+
+@dataclass(frozen=True)
+class Chosen:
+    """How much is measured: the first `tokens` of the first sample (None: all), bounds or not."""
+
+    tokens: int | None = None
+    bounds: bool = True
+
+
+def affordable(shape: Shape, *, cut: bool, bounds: bool) -> Chosen | None:
+    """The first within the limits of rc_probe.budget: all tokens, half of them, a quarter …; with bounds, without.
+
+    cut: whether the first tokens of a sample can be had alone
+    """
+    tokens = shape.halved() if cut else [shape.tokens]
+    choices = (
+        Chosen(t, with_bounds) for t in tokens for with_bounds in ((True, False) if bounds else (False,))
+    )
+    found = first_that_fits(choices, shape, lambda one: _work(shape, one), lambda one: _memory(shape, one))
+    return replace(found, tokens=None) if found and found.tokens == shape.tokens else found
+
+
+def said(chosen: Chosen, asked: bool) -> list[str]:
+    """A note where something was cut; asked: whether bounds were asked for."""
+    parts = [f"the first {chosen.tokens} tokens of the sample"] if chosen.tokens else []
+    parts += ["no bounds"] if asked and not chosen.bounds else []
+    return (
+        [f"Below the float floor: {', '.join(parts)}, so that it costs no more than {AT_MOST}."]
+        if parts
+        else []
+    )
+
+
+def _work(shape: Shape, chosen: Chosen) -> float:
+    """Bounds push as many unit vectors as the stream is wide through each layer, and take its patterns apart."""
+    tokens, dim = chosen.tokens or shape.tokens, float(shape.dim)
+    each = DOUBLE * (8 * dim**3 + 100 * dim * tokens**2) if chosen.bounds else 0
+    return DEARER * shape.plain(tokens) + shape.blocks * each
+
+
+def _memory(shape: Shape, chosen: Chosen) -> float:
+    """Eight tables of scores in float64; for bounds four of the width of the stream."""
+    tables = 64.0 * max(shape.heads, default=0) * (chosen.tokens or shape.tokens) ** 2
+    return tables + (32.0 * shape.dim**2 if chosen.bounds else 0)
+
+
+def first_sample(batch: Batch, tokens: int | None = None) -> Batch:
+    """The first sample of a batch, or its first tokens, without the padding that the others made."""
+    real = None if batch.mask is None else int(batch.mask[0].sum())
+    most = min((n for n in (real, tokens) if n is not None), default=None)
+    return replace(part_of(batch, slice(0, 1), most), mask=None)
 
 
 @dataclass(frozen=True)
@@ -50,14 +90,15 @@ class Below:
     notes: list[str]
 
 
-def below_the_floor(structure: Structure, batch: Batch, weights: str) -> Below:
+def below_the_floor(structure: Structure, batch: Batch, weights: str, chosen: Chosen | None = None) -> Below:
     """The pure attention variant of the first sample of `batch`, without cancellation.
 
     Beside each residual stands what the model's own arithmetic gives. A model with an operation that
     split arithmetic has no rule for, or whose result does not agree where both can be compared, gets
     no rows; one that the theorem does not cover gets no bounds. The notes say why.
     """
-    sample = first_sample(batch)
+    chosen = chosen or Chosen()
+    sample = first_sample(batch, chosen.tokens)
     san = paper_variants(structure)[0].edits(structure)
     direct = Curves(["residual"])
     replay = Replay(structure)
@@ -80,7 +121,7 @@ def below_the_floor(structure: Structure, batch: Batch, weights: str) -> Below:
         try:
             found = recursion(
                 [running(block) for block in structure.blocks], replay.stream(first), None, plain,
-                axis=token_axis(first) - first.ndim, each=bounds,
+                axis=token_axis(first) - first.ndim, each=bounds if chosen.bounds else None,
             )  # fmt: skip
         except RcProbeError as error:
             return Below([], [], [f"Below the float floor, {weights}: {error}"])
@@ -89,7 +130,7 @@ def below_the_floor(structure: Structure, batch: Batch, weights: str) -> Below:
         if found.note
         else []
     )
-    if bounds.why:
+    if chosen.bounds and bounds.why:
         notes.append(f"No bound from the theorem, {weights}: {bounds.why}")
     return Below(_named(weights, found.rows), _named(weights, bounds.rows()), notes)
 

@@ -1,15 +1,22 @@
 """The tables `recursion` and `bounds` of a run: split arithmetic on the model's own blocks."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from support import zoo
 
+from rc_probe.budget import Shape
 from rc_probe.data.batches import Batch, batches
 from rc_probe.data.samples import load_samples
 from rc_probe.hooks.attach import find_structure
-from rc_probe.measures.below_floor.below_float_floor import below_the_floor, first_sample
+from rc_probe.measures.below_floor.below_float_floor import (
+    Chosen,
+    affordable,
+    below_the_floor,
+    first_sample,
+)
 from rc_probe.models.load import Loaded
 
 
@@ -84,3 +91,30 @@ def test_first_sample_has_no_padding() -> None:
     assert {value.shape for value in sample.inputs.values()} == {(1, 5)}
     structure = find_structure(model, inputs)
     assert len(below_the_floor(structure, Batch(inputs, mask), "init").recursion) == 4
+
+
+def test_the_first_tokens_of_a_sample_and_no_bounds() -> None:
+    """As if the text were no longer."""
+    model, inputs = zoo.build("bert")
+    structure = find_structure(model, inputs)
+    short = Batch({name: x[:, :5] for name, x in inputs.items()}, None)
+    found = below_the_floor(structure, Batch(inputs, None), "init", Chosen(tokens=5))
+    wanted = below_the_floor(structure, short, "init")
+    assert (found.recursion, found.bounds) == (wanted.recursion, wanted.bounds) and found.bounds
+    without = below_the_floor(structure, Batch(inputs, None), "init", Chosen(5, bounds=False))
+    assert (without.recursion, without.bounds) == (wanted.recursion, [])
+
+
+def test_what_is_affordable() -> None:
+    """Everything on usual models; within one plain pass over the run's samples on longer texts."""
+    base = Shape(85_054_464, 12, 768, (12,) * 12, 128, 1)
+    half = Shape(357_898_112, 24, 896, (14,) * 24, 1024, 4)
+    assert affordable(base, cut=True, bounds=True) == Chosen()
+    assert affordable(base, cut=True, bounds=False) == Chosen(bounds=False)
+    assert affordable(half, cut=True, bounds=True) == Chosen(512, bounds=False)
+    assert affordable(half, cut=False, bounds=True) is None
+    room = 4 * (357_898_112 * 1024 + 2 * 24 * 896 * 1024**2)
+    plain = 8 * (357_898_112 * 512 + 2 * 24 * 896 * 512**2)
+    assert plain <= room < plain + 24 * 2 * (8 * 896**3 + 100 * 896 * 512**2)
+    wide = replace(base, dim=6000)
+    assert affordable(wide, cut=True, bounds=True) == Chosen(bounds=False), "a table is as wide as the stream"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import mpmath
@@ -22,12 +23,13 @@ from torch import Tensor
 
 import rc_probe.measures.chained_attention
 from rc_probe import RcProbeError
+from rc_probe.budget import Shape
 from rc_probe.data.batches import Batch, batches
 from rc_probe.data.samples import load_samples
 from rc_probe.hooks.attach import find_structure
 from rc_probe.hooks.structure.structure import Structure
-from rc_probe.measures.chained_attention import (
-    chained_products,
+from rc_probe.measures.chained_attention import Chosen, affordable, chained_products
+from rc_probe.measures.chained_products import (
     distances,
     draw_paths,
     first_eigenvector,
@@ -60,13 +62,12 @@ def by_hand(P: Array) -> dict[str, float]:
     }
 
 
-def of_product(factors: list[Array], real: Array | None = None) -> dict[str, float]:
+def of_product(factors: list[Array]) -> dict[str, float]:
     """What the module says of factors[-1] … factors[0], each (tokens, tokens)."""
-    seen = torch.ones(1, len(factors[0]), dtype=torch.bool) if real is None else torch.tensor(real)[None]
-    mean, deviation = identity(seen)
+    mean, deviation = identity(len(factors[0]))
     for factor in factors:
-        mean, deviation = multiplied(torch.tensor(factor)[None], mean, deviation, seen)
-    return {name: float(value) for name, value in distances(mean, deviation, seen).items()}
+        mean, deviation = multiplied(torch.tensor(factor), mean, deviation)
+    return {name: float(value) for name, value in distances(mean[None], deviation[None]).items()}
 
 
 # ---- products and distances
@@ -99,19 +100,6 @@ def test_order_matters() -> None:
     assert of_product([half, shift])["dobrushin"] == 0
     assert of_product([merge, half])["dobrushin"] == 0  # half reads rows 1 and 2 only, which merge made equal
     assert of_product([half, merge])["dobrushin"] == 1
-
-
-def test_padding_does_not_enter() -> None:
-    rng = np.random.default_rng(0)
-    real = np.array([False, True, True, False, True, True, True])
-    factors = list(stochastic(rng, 3, 5))
-    padded = []
-    for factor in factors:
-        big = rng.random((7, 7))  # what queries of padding attend to is nobody's
-        big[:, ~real] = 0
-        big[np.ix_(real, real)] = factor
-        padded.append(big)
-    assert of_product(padded, real) == pytest.approx(of_product(factors), rel=1e-12)
 
 
 def test_depth_leaves_every_digit() -> None:
@@ -235,7 +223,7 @@ def test_rows_are_those_of_eager_attention(name: str, padded: bool) -> None:
     model, inputs, structure = attached(name, padded=padded and text, dtype=dtype)
     batch = made(inputs)
     assert (batch.mask is not None) == (padded and name != "vit")
-    rows = chained_products(structure, [batch], draws=6, seed=3)
+    rows = chained_products(structure, [batch], Chosen(draws=6), seed=3)
     wanted = expected(eager_attentions(model, inputs), batch.mask, 6, 3)
     assert [(row["length"], row["metric"]) for row in rows] == [
         (k, name) for name in CHAIN_METRICS for k in range(1, structure.depth + 1)
@@ -251,37 +239,78 @@ def test_rows_are_those_of_eager_attention(name: str, padded: bool) -> None:
 
 def test_rows_do_not_depend_on_batches_or_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     _model, inputs, structure = attached("bert", batch=3, padded=True)
-    whole = chained_products(structure, [made(inputs)], samples=3, draws=4)
+    whole = chained_products(structure, [made(inputs)], Chosen(3, 4))
     parts = []
     for i in range(3):
         length = int(inputs["attention_mask"][i].sum())
         parts.append(made({key: value[i : i + 1, :length] for key, value in inputs.items()}))
     monkeypatch.setattr(rc_probe.measures.chained_attention, "BYTES", 8 * 12 * 12 * 5)
     for made_otherwise in (parts, [made(inputs)], [*parts, parts[0]]):
-        again = chained_products(structure, made_otherwise, samples=3, draws=4)
+        again = chained_products(structure, made_otherwise, Chosen(3, 4))
         for one, two in zip(copy.deepcopy(whole), again, strict=True):
             assert one.pop("metric") == two.pop("metric")
             assert one == pytest.approx(two, rel=1e-4, abs=1e-10)
-    fewer = chained_products(structure, [made(inputs)], samples=2, draws=4)
+    fewer = chained_products(structure, [made(inputs)], Chosen(2, 4))
     assert {row["count"] for row in whole} == {12}
     assert {row["count"] for row in fewer} == {8}
 
 
-def test_kept_patterns_give_what_new_passes_give(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model runs once where its patterns may be kept, else once for every few products; bit by bit the same."""
+def test_each_sample_goes_through_the_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Together where their patterns fit, else one after the other; rounding apart the same. Samples that are not used never."""
     _model, inputs, structure = attached("bert", batch=3, padded=True)
-    calls: list[Any] = []
+    calls: list[int] = []
+    block = structure.module(structure.blocks[0])
     heads = sum(block.branches[0].heads for block in structure.blocks)
     kept = heads * 2 * 12 * 12 * 4  # of the two samples that are used, in float32
     monkeypatch.setattr(rc_probe.measures.chained_attention, "BYTES", 8 * 12 * 12 * 5)
     found = []
-    for limit, passes in ((kept, 1), (kept - 1, 5)):  # 2 samples × 3 lengths × 4 draws, 5 at a time
+    for limit, passes in ((kept, [2]), (kept - 1, [1, 1])):
         monkeypatch.setattr(rc_probe.measures.chained_attention, "KEPT", limit)
         calls.clear()
-        with structure.module(structure.blocks[0]).register_forward_pre_hook(lambda *_: calls.append(1)):
-            found.append(chained_products(structure, [made(inputs)], samples=2, draws=4))
-        assert len(calls) == passes
-    assert found[0] == found[1]
+        with block.register_forward_pre_hook(lambda module, args: calls.append(len(args[0]))):
+            found.append(chained_products(structure, [made(inputs)], Chosen(2, 4)))
+        assert calls == passes
+    for one, two in zip(*found, strict=True):
+        assert one.pop("metric") == two.pop("metric")
+        assert one == pytest.approx(two, rel=1e-4, abs=1e-10)
+
+
+# ---- what is affordable
+
+BASE = Shape(85_054_464, 12, 768, (12,) * 12, 128, 32)  # BERT-base on the bundled samples
+HALF = Shape(357_898_112, 24, 896, (14,) * 24, 1024, 4)  # Qwen2-0.5B on four long texts
+
+
+def products(chosen: Chosen, layers: int, tokens: int) -> float:
+    """Multiply-adds of what is measured, each product by itself."""
+    each = 2 * ((layers + 1) / 2 + 11) + 40 * chosen.spread
+    return chosen.samples * chosen.draws * layers * each * tokens**3
+
+
+def test_what_is_affordable() -> None:
+    """By default everything on usual models; on longer texts less, always within one plain pass over the run's samples."""
+    assert affordable(BASE, cut=True) == Chosen()
+    assert affordable(replace(BASE, samples=1), cut=True) == Chosen(), "however few the samples"
+    chosen = affordable(HALF, cut=True)
+    assert chosen == Chosen(2, 3, 512, spread=False)
+    all_samples = 4 * (357_898_112 * 1024 + 2 * 24 * 896 * 1024**2)
+    own = 357_898_112 * 512 + 2 * 24 * 896 * 512**2
+    more = replace(chosen, samples=4)
+    assert products(chosen, 24, 512) + 2 * own <= all_samples < products(more, 24, 512) + 4 * own
+    assert affordable(HALF, cut=False) is None, "nor are images cut"
+    longer = affordable(replace(HALF, tokens=4096), cut=True)
+    assert longer is not None and longer.tokens == 512
+
+
+def test_the_first_tokens_of_a_sample() -> None:
+    """As if the text were no longer; without the metric that is not asked for."""
+    _model, inputs, structure = attached("llama")
+    batch = made(inputs)
+    short = made({name: x[:, :7] for name, x in inputs.items()})
+    found = chained_products(structure, [batch], Chosen(2, 4, tokens=7, spread=False))
+    wanted = chained_products(structure, [short], Chosen(2, 4))
+    assert {row["metric"] for row in found} == {"rank_one", "mean_row"}
+    assert found == [row for row in wanted if row["metric"] != "dobrushin"]
 
 
 def test_the_head_of_the_model_does_not_run() -> None:
@@ -291,7 +320,7 @@ def test_the_head_of_the_model_does_not_run() -> None:
     structure = find_structure(model, {"input_ids": ids})
     calls: list[Any] = []
     with model.cls.register_forward_pre_hook(lambda *_: calls.append(1)):
-        rows = chained_products(structure, [Batch({"input_ids": ids}, None)], draws=2)
+        rows = chained_products(structure, [Batch({"input_ids": ids}, None)], Chosen(draws=2))
     assert rows and not calls
 
 
@@ -321,7 +350,7 @@ def test_single_precision_is_enough() -> None:
     found = {}
     for dtype in (torch.float32, torch.float64):
         structure = find_structure(model.to(dtype), {"input_ids": ids})
-        rows = chained_products(structure, [Batch({"input_ids": ids}, None)], draws=5)
+        rows = chained_products(structure, [Batch({"input_ids": ids}, None)], Chosen(draws=5))
         found[dtype] = [row["mean"] for row in rows]
     assert min(found[torch.float64]) < 1e-10
     assert found[torch.float32] == pytest.approx(found[torch.float64], rel=1e-3, abs=0)
@@ -331,11 +360,11 @@ def test_the_model_and_the_random_state_stay() -> None:
     model, inputs, structure = attached("bert")
     model.train()
     state = torch.get_rng_state()
-    one = chained_products(structure, [made(inputs)], draws=3)
+    one = chained_products(structure, [made(inputs)], Chosen(draws=3))
     assert model.training
     assert torch.equal(torch.get_rng_state(), state)
-    assert one == chained_products(structure, [made(inputs)], draws=3)
-    assert one != chained_products(structure, [made(inputs)], draws=3, seed=1)
+    assert one == chained_products(structure, [made(inputs)], Chosen(draws=3))
+    assert one != chained_products(structure, [made(inputs)], Chosen(draws=3), seed=1)
 
 
 def test_cross_attention_is_no_link() -> None:
@@ -353,7 +382,7 @@ def test_cross_attention_is_no_link() -> None:
     ids = torch.randint(5, 100, (2, 9))
     inputs = {"input_ids": ids[:, :7], "decoder_input_ids": ids}
     structure = find_structure(model, inputs, stack="decoder.block")
-    rows = chained_products(structure, [Batch(inputs, None)], draws=3)
+    rows = chained_products(structure, [Batch(inputs, None)], Chosen(draws=3))
     eager = (
         transformers.T5Model._from_config(copy.deepcopy(config), attn_implementation="eager").eval().double()
     )
@@ -371,7 +400,7 @@ def test_a_trained_model_forgets_with_depth(demo: Loaded) -> None:
     """The paper's figure of chained attention, on all-MiniLM: independently measured medians, on other texts."""
     structure = find_structure(demo.model)
     samples = load_samples(modality="text", samples=4)
-    rows = chained_products(structure, batches(samples, demo), draws=15)
+    rows = chained_products(structure, batches(samples, demo), Chosen(draws=15))
     medians = {
         name: [row["median"] for row in rows if row["metric"] == name] for name in CHAIN_METRICS
     }  # by length 1 … 6
@@ -392,7 +421,7 @@ def test_a_trained_model_forgets_with_depth(demo: Loaded) -> None:
 
 def refused(structure: Structure, inputs: Any) -> str:
     with pytest.raises(RcProbeError) as caught:
-        chained_products(structure, [made(inputs)], draws=2)
+        chained_products(structure, [made(inputs)], Chosen(draws=2))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -432,14 +461,14 @@ def test_a_mask_that_does_not_hide_is_refused() -> None:
     mask = torch.ones(2, 12, dtype=torch.bool)
     mask[1, 8:] = False
     with pytest.raises(RcProbeError, match="do not sum to one"):
-        chained_products(structure, [Batch(inputs, mask)], draws=2)
+        chained_products(structure, [Batch(inputs, mask)], Chosen(draws=2))
 
 
 def test_a_mask_of_other_tokens_is_refused() -> None:
     _model, inputs, structure = attached("vit")
     mask = torch.ones(2, 5, dtype=torch.bool)
     with pytest.raises(RcProbeError, match="not over all tokens"):
-        chained_products(structure, [Batch(inputs, mask)], draws=2)
+        chained_products(structure, [Batch(inputs, mask)], Chosen(draws=2))
 
 
 def test_models_without_attention_are_refused() -> None:
@@ -451,9 +480,9 @@ def test_models_without_attention_are_refused() -> None:
 
 def test_no_paths_are_refused() -> None:
     _model, inputs, structure = attached("bert")
-    for how in ({"samples": 0}, {"draws": 0}):
+    for how in (Chosen(samples=0), Chosen(draws=0)):
         with pytest.raises(RcProbeError, match="no path is drawn"):
-            chained_products(structure, [made(inputs)], **how)
+            chained_products(structure, [made(inputs)], how)
     packed = Batch({"pixel_values": torch.zeros(5, 3), "grid": torch.zeros(2, 3)}, None)
     with pytest.raises(RcProbeError, match="do not tell how many samples"):
         chained_products(structure, [packed])

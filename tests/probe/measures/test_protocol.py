@@ -55,6 +55,7 @@ def listed(monkeypatch: pytest.MonkeyPatch) -> type[Options]:
     every = (*MEASUREMENTS, Shapes())
     made = settings_type(*every)
     monkeypatch.setattr(api, "MEASUREMENTS", every)
+    monkeypatch.setattr("rc_probe.run.MEASUREMENTS", every)
     monkeypatch.setattr(api, "Settings", made)
     monkeypatch.setattr("rc_probe.measures.MEASUREMENTS", every)
     monkeypatch.setitem(TABLES, "shapes", SHAPES)
