@@ -467,9 +467,7 @@ def test_a_batch_of_paths_takes_one_plain_pass(trained_causal: Loaded) -> None:
         effects = effectiveness(structure, task, made, Budget(paths=()))
     scored = sum(row["metric"] == "loss" and row["estimator"] == "exact" for row in effects.rows)
     assert len(made) == 2 and scored == 10  # three scopes of three lengths, and biases alone
-    assert len(calls) == 2 * (
-        1 + 1 + 1 + scored
-    )  # plain, by length, by source, the head's (no block computes)
+    assert len(calls) == 2 * (1 + 1 + 1)  # plain, by length, by source; for the head no block is called
 
 
 def test_sources_are_those_of_the_first_eight_samples_whatever_the_batches(trained_causal: Loaded) -> None:
