@@ -1,8 +1,9 @@
 """What measuring costs, against the plain forward pass, in one process.
 
-    python benchmarks/overhead.py [--rounds 9] [--part taps|narrow|attach|memory]
+    python benchmarks/overhead.py [--rounds 9] [--part taps|narrow|massive|narrow-massive|attach|memory]
 
-BERT-base shape (narrow: 384 wide, 6 blocks), 8 × 128 tokens, float32, 2 threads. Modes alternate within each round, in turned order every
+BERT-base shape (narrow: 384 wide, 6 blocks), 8 × 128 tokens, float32, 2 threads. massive: a GPT-2 of that shape whose
+first position is a massive token in every sample and at every layer. Modes alternate within each round, in turned order every
 other round; reported is the median of the paired ratios of process CPU time, with the quartiles. Memory is the
 peak resident set of a process of its own for each mode.
 """
@@ -38,9 +39,33 @@ def bert(**sizes: int) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     return model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def taps(**sizes: int) -> dict[str, Mode]:
+def gpt2(**sizes: int) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    model = transformers.GPT2Model(transformers.GPT2Config(use_cache=False, **sizes)).eval()
+    with torch.no_grad():
+        model.wpe.weight[0] += 100.0
+    ids = torch.randint(1000, 30000, (8, 128))
+    return model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def taps() -> dict[str, Mode]:
+    return tapped_modes(*bert())
+
+
+def narrow() -> dict[str, Mode]:
+    return tapped_modes(*bert(hidden_size=384, num_hidden_layers=6, intermediate_size=1536))
+
+
+def massive() -> dict[str, Mode]:
+    return tapped_modes(*gpt2())
+
+
+def narrow_massive() -> dict[str, Mode]:
+    return tapped_modes(*gpt2(n_embd=384, n_layer=6))
+
+
+def tapped_modes(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, Mode]:
     """The plain pass, and the same with taps at every layer, for two sets of metrics and none."""
-    model, inputs = bert(**sizes)
     structure = find_structure(model, inputs)
 
     def tapped(metrics: list[str]) -> Mode:
@@ -52,10 +77,6 @@ def taps(**sizes: int) -> dict[str, Mode]:
         "all cheap metrics": tapped(CHEAP),
         "no metric": tapped([]),
     }
-
-
-def narrow() -> dict[str, Mode]:
-    return taps(hidden_size=384, num_hidden_layers=6, intermediate_size=1536)
 
 
 def attaching() -> dict[str, Mode]:
@@ -110,10 +131,15 @@ def memory(rounds: int) -> None:
             print(f"{mode}: {middle(mode, samples // 8) - base:+.0f} MiB")
 
 
+PARTS: dict[str, Callable[[], dict[str, Mode]]] = {
+    "taps": taps, "narrow": narrow, "massive": massive, "narrow-massive": narrow_massive, "attach": attaching,
+}  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--part", choices=["taps", "narrow", "attach", "memory"], action="append")
+    parser.add_argument("--part", choices=[*PARTS, "memory"], action="append")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(2)
@@ -125,12 +151,12 @@ def main() -> None:
                 mode()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
-    for part in given.part or ["taps", "narrow", "attach", "memory"]:
+    for part in given.part or [*PARTS, "memory"]:
         print(f"\n{part}")
         if part == "memory":
             memory(min(given.rounds, 3))
         else:
-            ratios({"taps": taps, "narrow": narrow, "attach": attaching}[part](), given.rounds)
+            ratios(PARTS[part](), given.rounds)
 
 
 if __name__ == "__main__":
