@@ -5,6 +5,7 @@ from rc_probe.results.tables import RUN_TABLES, Table
 from .ablations import Ablations
 from .chains import Chains
 from .curves import Curves
+from .drops.drops import Drops
 from .floor import Floor
 from .importance.importance import Importance
 from .massive import Massive
@@ -15,6 +16,7 @@ MEASUREMENTS: tuple[Measurement, ...] = (
     Curves(),
     Massive(),
     Importance(),
+    Drops(),
     Ablations(),
     Floor(),
     Paths(),

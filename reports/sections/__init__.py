@@ -3,6 +3,7 @@
 from .ablations import Ablations
 from .below_float_floor import BelowFloatFloor
 from .chains import Chains
+from .drops import Drops
 from .importance import Importance
 from .massive import MassiveTokens
 from .metrics import OtherMetrics
@@ -14,6 +15,7 @@ from .view import View
 SECTIONS: tuple[Section[View], ...] = (
     Residual(),
     Importance(),
+    Drops(),
     MassiveTokens(),
     Ablations(),
     Paths(),
