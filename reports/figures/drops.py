@@ -33,10 +33,9 @@ def _panel(rows: pd.DataFrame, split: str, metric: str) -> str:
     with panel_of(f"drop{split[0]}", SPLITS[split]) as panel:
         by_layer(panel.axes, int(rows["step"].max()), "parts removed")
         set_scale(panel.axes, rows["change"].tolist(), log=False)
-        for (method, draw), own in mine.groupby(["method", "draw"], dropna=False, sort=False):
-            if method == "random" and pd.notna(draw):
-                steps, changes = _from_zero(dict(zip(own["step"], own["change"], strict=True)))
-                draw_line(panel.axes, steps, changes, LOOKS["random"], linewidth=0.8, alpha=0.5)
+        for _, own in mine[mine["method"] == "random"].groupby("draw"):
+            steps, changes = _from_zero(dict(zip(own["step"], own["change"], strict=True)))
+            draw_line(panel.axes, steps, changes, LOOKS["random"], linewidth=0.8, alpha=0.5)
         for method, own in mine.groupby("method", sort=False):
             steps, changes = _from_zero(own.groupby("step")["change"].mean().to_dict())
             draw_line(panel.axes, steps, changes, LOOKS[str(method)], linewidth=2)

@@ -65,8 +65,9 @@ def _lists(facts: dict[str, Any]) -> Table | None:
 def _table(frame: pd.DataFrame, metric: str) -> Table:
     """A row for each method and number of parts, both halves beside each other."""
     rows = []
-    for (method, draw, step), own in frame.groupby(["method", "draw", "step"], dropna=False, sort=False):
-        name = METHODS[str(method)] + (f" {int(draw)}" if pd.notna(draw) else "")
+    for key, own in frame.groupby(["method", "draw", "step"], dropna=False, sort=False):
+        method, draw, step = map(str, key)
+        name = METHODS[method] + ("" if draw == "nan" else f" {draw.removesuffix('.0')}")
         at = own.iloc[0]
         cells = [_value(own[own["split"] == split]) for split in ("chosen", "held_out")]
         rows.append([Cell(name), cell(int(step)), Cell(f"{at['component']} {int(at['block'])}"), *cells])
