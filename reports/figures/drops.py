@@ -1,6 +1,7 @@
 """What is left after removals: a curve for each method, on the samples that chose and on those held out."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -48,6 +49,6 @@ def _panel(rows: pd.DataFrame, split: str, metric: str) -> str:
     return panel.svg
 
 
-def _from_zero(found: Mapping[int, float]) -> tuple[list[int], list[float]]:
+def _from_zero(found: Mapping[Any, float]) -> tuple[list[int], list[float]]:
     """Steps and changes, from the whole model on."""
     return [0, *map(int, found)], [0.0, *map(float, found.values())]
