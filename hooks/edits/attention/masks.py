@@ -19,6 +19,7 @@ from rc_probe.hooks.structure.tape import SDPA
 
 from .pass_inputs import PassInputs
 
+MASKED = -5000.0  # scores of a head may be lower
 SDPA_NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
 
@@ -117,11 +118,11 @@ def mask_edit(
         if torch.equal(*torch.broadcast_tensors(_live(own_seen, alive), _live(seen, alive))):
             return call
         if own.bias is not None and bool((_live(seen, alive) & ~own_seen).any()):
+            why = "scores are seen" if call.via == "softmax" else "position biases come"
             raise structure.error(
-                block,
-                "its position biases come with its mask, and there are none where the new mask sees more",
+                block, f"its {why} only where its own mask lets them, and the new one sees more",
                 "Choose a mask that sees less than the model's own",
-            )
+            )  # fmt: skip
         return _with_mask(call, seen, own.bias)
 
     return edit
@@ -202,5 +203,6 @@ def _apart(x: Tensor, heads: int) -> Tensor:
 
 
 def _above(x: Tensor) -> Tensor:
-    """Where a mask or scores are not those of what is masked: code takes -inf, the least number, or -10,000."""
-    return x > max(torch.finfo(x.dtype).min / 4, -5000.0)
+    """Where (batch, heads, queries, keys) is not what masked entries are: -inf, the least number, or in all heads -10,000."""
+    masked = (x < MASKED).all(1, keepdim=True) | (x < torch.finfo(x.dtype).min / 4)
+    return ~masked
