@@ -271,3 +271,20 @@ def test_engine_and_context_agree() -> None:
     for spec in specs:
         with rc_probe.ablate(model, spec, inputs=inputs), torch.no_grad():
             assert torch.equal(found[spec], model(**inputs, output_hidden_states=True).hidden_states[-1])
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.7])
+def test_every_skip_of_a_block(strength: float) -> None:
+    model, inputs = zoo.build("gpt2", dtype=torch.float64, padded=True)
+    with rc_probe.ablate(model, f"skip@2={strength}", inputs=inputs):
+        found = real_rows(model, inputs)
+    with rc_probe.ablate(model, f"attention.skip@2={strength}+mlp.skip@2={strength}", inputs=inputs):
+        assert torch.equal(found, real_rows(model, inputs))
+    second = model.h[1]
+
+    def block(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        x = strength * x + second.attn(second.ln_1(x), attention_mask=kwargs.get("attention_mask"))[0]
+        return strength * x + second.mlp(second.ln_2(x))
+
+    second.forward = block
+    assert torch.allclose(found, real_rows(model, inputs), rtol=1e-9, atol=1e-9)
