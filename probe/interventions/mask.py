@@ -38,7 +38,8 @@ class Masked(Intervention):
         return cls(spec.part, spec.blocks, (), spec.value)
 
     def edits(self, structure: Structure) -> Edits:
-        from rc_probe.hooks.edits.attention.masks import PassInputs, Sight, mask_edit
+        from rc_probe.hooks.edits.attention.masks import Sight, mask_edit
+        from rc_probe.hooks.edits.attention.pass_inputs import PassInputs
         from rc_probe.hooks.edits.edits import Edits
 
         edits, inputs = Edits(), PassInputs(structure)
