@@ -21,7 +21,7 @@ from rc_probe.measures import TABLES
 from rc_probe.registry import PAPER, WHOLE
 from rc_probe.results.curves import BULK, RESIDUAL, curves, curves_by_metric, headline, metrics_of
 from rc_probe.results.files import tables_as_json, tidy, to_csv
-from rc_probe.results.json_file import HTML_NAME, SCHEMA
+from rc_probe.results.json_file import HTML_NAME, SCHEMA, reading
 from rc_probe.results.like_for_like import unlike
 from rc_probe.results.protocols import Failure, Run
 from rc_probe.results.saving import save_whole
@@ -64,6 +64,11 @@ class Comparison:
         found = unlike([run.result.settings for run in self.runs])
         names = [run.name for run in self.runs]
         return {what: dict(zip(names, values, strict=True)) for what, values in found.items()}
+
+    @property
+    def source(self) -> str | None:
+        """The files that it was loaded from; None where there is none."""
+        return ", ".join(str(run.result.source) for run in self.runs if run.result.source) or None
 
     @property
     def metric(self) -> str:
@@ -166,7 +171,8 @@ class Comparison:
         """The report as one self-contained page."""
         from rc_probe.reports.pages.comparison import render
 
-        return render(self)
+        with reading(self.source):
+            return render(self)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `results.json`, one CSV per table and `report.html` into `folder`, none half-written."""
@@ -188,7 +194,10 @@ def compare(*runs: str | os.PathLike[str] | ProbeResult, command: str | None = N
     names = distinct([name_of(result) for result in results], results, places)
     made = [Run(name, result) for name, result in zip(names, results, strict=True)]
     title = ", ".join(names) if len(names) <= MOST_NAMES else f"{len(names)} runs"
-    return Comparison(made, title=title, command=command)
+    comparison = Comparison(made, title=title, command=command)
+    with reading(comparison.source):
+        _ = comparison.tables, comparison.metric
+    return comparison
 
 
 def _folder(path: Path) -> str:
