@@ -99,7 +99,7 @@ def check_saved(result: Result) -> None:
                 not isinstance(value, kind) or (kind is int and isinstance(value, bool))
             ):
                 raise ValueError(f"{part}.{key} is {value!r:.80}")
-            if kind is list and not all(isinstance(item, str) for item in value or ()):
+            if isinstance(value, list) and not all(isinstance(item, str) for item in value):
                 raise ValueError(f"{part}.{key} holds more than texts")
     for name, frame in result.tables.items():
         for column in result.declared[name].columns if name in result.declared else ():

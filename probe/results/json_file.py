@@ -32,8 +32,6 @@ def reading(source: str | Path | None) -> Iterator[None]:
     """Whatever goes wrong inside with what a file holds is one line; with results of this process (None) it is a fault."""
     try:
         yield
-    except RcProbeError:
-        raise
     except Exception as error:
         if source is None:
             raise
