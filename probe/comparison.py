@@ -35,7 +35,7 @@ MOST_NAMES = 4  # in a title
 DEPTH = Column("depth", "float64", "layer / blocks, 0 to 1")
 STACKED = {  # the runs' tables of these names below each other
     name: Declared(name, f"The tables {name} of the runs", (RUN, STEP, *TABLES[name].columns, *more))
-    for name, more in {"residuals": (DEPTH,), "ablations": ()}.items()
+    for name, more in {"residuals": (DEPTH,), "ablations": (), "importance": (), "drops": ()}.items()
 }
 CHANGING = ("first", "last", "lowest")  # key numbers that are compared with the first run's
 ABLATION = ["component", "layer", "head"]  # what says which ablation a row is about
@@ -45,8 +45,8 @@ ABLATION = ["component", "layer", "head"]  # what says which ablation a row is a
 class Comparison:
     """Runs by their names, in the order in which they are shown.
 
-    Tables (`tables`): `runs` (one row per run: its key numbers), `residuals` and `ablations` (as in a run, with the
-    columns run, and step or depth), `changes` (against the first run, where depths agree and it is no training),
+    Tables (`tables`): `runs` (one row per run: its key numbers), `residuals`, `ablations`, `importance` and `drops`
+    (as in a run, with the columns run, and step or depth), `changes` (against the first run, where depths agree and it is no training),
     `differences` (settings that keep curves from being compared), `failures`.
     """
 
@@ -91,7 +91,7 @@ class Comparison:
             ),
             "residuals": self._stacked("residuals"),
             "changes": COMPARED["changes"].frame(() if self.training else self._changes()),
-            "ablations": self._stacked("ablations"),
+            **{name: self._stacked(name) for name in ("ablations", "importance", "drops")},
             "differences": COMPARED["differences"].frame(
                 {"setting": what, "run": name, "value": value}
                 for what, values in self.differences.items()
