@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import torch
 
+from rc_probe.hooks.edits.model_head import NarrowHead
 from rc_probe.hooks.edits.model_state import full_precision, measuring
-from rc_probe.hooks.edits.narrow_head import NarrowHead
 from rc_probe.hooks.structure.example_inputs import small, with_no_cache
 
 from .base import Prepared, Task

@@ -18,7 +18,7 @@ from rc_probe import engine
 from rc_probe.data.batches import Batch, Batches, batches
 from rc_probe.data.samples import Samples
 from rc_probe.hooks.edits.edits import Edits
-from rc_probe.hooks.edits.narrow_head import NarrowHead
+from rc_probe.hooks.edits.model_head import NarrowHead
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.metrics.intervals import change_interval
 from rc_probe.metrics.stream_metrics import measure
