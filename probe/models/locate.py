@@ -120,6 +120,8 @@ def load_config(source: Source) -> Any:
     if not isinstance(raw, dict) or not all(isinstance(name, str) for name in _list(classes)):
         raise source.error("config.json is not as save_pretrained writes it", SAVE)
     kind = raw.get("model_type")
+    if not isinstance(kind, str | None):
+        raise source.error("the model_type of config.json is no text", SAVE)
     if not source.options["trust_remote_code"] and kind not in transformers.CONFIG_MAPPING:
         if raw.get("auto_map"):
             todo = "Read that code, then allow it with --trust-remote-code"
