@@ -1,23 +1,27 @@
 """What the parts of a run beside its curves may cost: chosen from shapes by one formula, the same on every machine.
 
 A part takes the first of its choices, from what it does by default down to less and less, whose work is at most `PASSES`
-plain passes over all samples of the run, or `LEAST` where that is more, and whose memory is at most `MEMORY`. Work is
-counted in multiply-adds of the model's own arithmetic.
+plain passes over all samples of the run (a pass of at least `LEAST`), and whose memory is at most `MEMORY`. Work is
+counted in multiply-adds of float32; of those of a half-precision model four count as one.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
+
+from torch import nn
 
 from rc_probe.hooks.structure.structure import Structure
 
 C = TypeVar("C")
 PASSES = 1.0
-LEAST = 2**40  # multiply-adds; some fifteen seconds of a core
+LEAST = 7e11  # multiply-adds that count as one pass over all samples where it has fewer; some ten seconds of a core
 MEMORY = 2**30  # bytes, beside the weights
 DOUBLE = 2  # multiply-adds that one in float64 counts for
+HALF = 1 / 4  # that one in half precision counts for
 ABSOLUTE = 40  # and one absolute difference, which no matrix product makes
 
 AT_MOST = "one plain pass over all samples (docs/large-models.md)"  # as notes say it
@@ -25,7 +29,10 @@ AT_MOST = "one plain pass over all samples (docs/large-models.md)"  # as notes s
 
 @dataclass(frozen=True)
 class Shape:
-    """weights: of all block calls; heads: of each attention layer; tokens: of a sample at most; samples: of the run."""
+    """weights: of all block calls; heads: of each attention layer; tokens: of a sample at most; samples: of the run.
+
+    head: weights of what makes words of the last layer, 0 without; half: whether it computes in half precision
+    """
 
     weights: int
     blocks: int
@@ -33,6 +40,8 @@ class Shape:
     heads: tuple[int, ...]
     tokens: int
     samples: int
+    head: int = 0
+    half: bool = False
 
     @classmethod
     def of(cls, structure: Structure, tokens: int, samples: int) -> Shape:
@@ -44,7 +53,19 @@ class Shape:
             for b in block.branches
             if b.kind == "attention" and b.ops
         ]
-        return cls(weights, structure.depth, structure.dim, tuple(heads), tokens, samples)
+        half = next(
+            (p.dtype.itemsize == 2 for p in structure.model.parameters() if p.is_floating_point()), False
+        )
+        return cls(
+            weights,
+            structure.depth,
+            structure.dim,
+            tuple(heads),
+            tokens,
+            samples,
+            _head(structure.model),
+            half,
+        )
 
     def plain(self, tokens: int | None = None) -> float:
         """Multiply-adds of a plain pass of one sample through the blocks, of all its tokens or of so many."""
@@ -67,5 +88,14 @@ def first_that_fits(
     passes: float = PASSES,
 ) -> C | None:
     """The first choice that is within the limits; None where none is."""
-    room = max(LEAST, passes * shape.samples * shape.plain())
+    room = passes * max(LEAST, shape.samples * shape.plain() * (HALF if shape.half else 1))
     return next((one for one in choices if work(one) <= room and memory(one) <= MEMORY), None)
+
+
+def _head(model: nn.Module) -> int:
+    with contextlib.suppress(
+        AttributeError, NotImplementedError
+    ):  # base models, and what is none of the library
+        weight = getattr(model.get_output_embeddings(), "weight", None)  # type: ignore[operator]
+        return 0 if weight is None else int(weight.numel())
+    return 0

@@ -91,7 +91,7 @@ def run(
         for number, batch in enumerate(batches):
             _refuse_packed(structure, batch)
             if number == 0 and edited:
-                notes = _prove(structure, batch.inputs, model, base)
+                notes = _prove(structure, batch.inputs, model, base, stop)
             passes = Passes(
                 structure, batch.inputs, edited, base=base, model=model, shortcuts=bool(edited) and not notes
             )
@@ -111,10 +111,12 @@ def run(
 
 
 def _prove(
-    structure: Structure, inputs: dict[str, Any], model: nn.Module | None, base: Edits | None
+    structure: Structure, inputs: dict[str, Any], model: nn.Module | None, base: Edits | None, stop: bool
 ) -> list[str]:
     """A note where shortcuts do not hold on such inputs."""
-    problem = shortcut_problem(structure, inputs, model) or batch_problem(structure, inputs, model, base)
+    problem = shortcut_problem(structure, inputs, model) or batch_problem(
+        structure, inputs, model, base, stop=stop
+    )
     return [] if problem is None else [f"Every pass was a full one: {problem}."]
 
 

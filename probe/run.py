@@ -25,6 +25,7 @@ from rc_probe.models.packaged import DEMOS
 from rc_probe.models.structure_table import structure_rows
 from rc_probe.processes.heartbeat import ElsewhereError
 from rc_probe.processes.world import FailedTogetherError, World
+from rc_probe.results.checks import FAULT
 from rc_probe.results.tables import Row
 
 if TYPE_CHECKING:
@@ -255,4 +256,4 @@ def _why(error: BaseException) -> str:
         return str(error)
     if out_of_memory(error):
         return "out of memory. Try a smaller --batch-size or --length"
-    return f"a fault of rc-probe ({type(error).__name__}: {reason(error)})"
+    return f"{FAULT} ({type(error).__name__}: {reason(error)})"

@@ -132,12 +132,8 @@ class Tape(TorchFunctionMode):
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Off again, if it is on: does no harm a second time."""
         if self in _get_current_function_mode_stack():
-            super().__exit__(None, None, None)
+            super().__exit__(*exc)
         self._exit.close()
         self._node_of.clear()
         self._alive.clear()

@@ -29,7 +29,7 @@ from .errors import INTERRUPTED, fail, interrupts, one_line_errors
 from .finished_runs import interrupted, placed
 from .generated import with_options
 from .job import Job, folder_name
-from .one_run import conclude, run
+from .one_run import conclude, run, tell_faults
 
 COMMANDS = {  # besides the main job: what each is for
     "sweep": "A list of models, one per line, and their comparison.",
@@ -155,7 +155,8 @@ def measure(
             conclude(result, outcomes, quiet=quiet)
         if left := interrupted(result):
             fail(f"interrupted. Saved without {', '.join(left)}: {job.target}", INTERRUPTED)
-        raise SystemExit(exit_code(outcomes))
+        tell_faults(result)
+        raise SystemExit(exit_code(outcomes, result))
 
 
 def _aside(line: str, *, quiet: bool) -> None:

@@ -18,7 +18,7 @@ from rc_probe.results.checks import FAILED, PASSED, UNKNOWN, exit_code, table_of
 from .errors import INTERRUPTED, fail
 from .finished_runs import finished, interrupted
 from .job import Job
-from .one_run import conclude, run
+from .one_run import conclude, run, tell_faults
 
 if TYPE_CHECKING:
     from rc_probe.result import ProbeResult
@@ -74,7 +74,8 @@ class ManyRuns:
                 runs.append(Run(each.name, result, each.step))
                 if outcomes:
                     conclude(result, outcomes, quiet=self.quiet, name=each.name)
-                    codes.append(exit_code(outcomes))
+                tell_faults(result, each.name)
+                codes.append(exit_code(outcomes, result))
         if not runs:
             fail(f"none of {len(self.planned)} runs could be made")
         comparison = Comparison(runs, failures, self.title, self.command)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from rc_probe.results.checks import table_of
+from rc_probe.results.checks import faults, table_of
 from rc_probe.results.words import one_line
 
 from .errors import one_line_errors
@@ -75,3 +75,9 @@ def conclude(result: ProbeResult, outcomes: list[Outcome], *, quiet: bool, name:
         typer.echo(f"{name}: {line}" if name and not line.startswith("::") else line, err=True)
 
     tell(name or str(result.model["id"]), result.verdict["sentence"], outcomes, say, quiet=quiet)
+
+
+def tell_faults(result: ProbeResult, name: str | None = None) -> None:
+    """A line on standard error for each measurement that ended in an error that nobody foresaw."""
+    for measurement, why in faults(result).items():
+        typer.echo(f"{name or 'rc-probe'}: {measurement} was not measured: {why}", err=True)

@@ -2,8 +2,5 @@
 
 from .gate import Gated
 from .intervention import Intervention
-from .mask import Masked
-from .pattern import Pattern
-from .temperature import Temperature
 
-KINDS: tuple[type[Intervention], ...] = (Gated, Masked, Temperature, Pattern)
+KINDS: tuple[type[Intervention], ...] = (Gated,)

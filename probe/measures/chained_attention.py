@@ -54,17 +54,19 @@ class Chosen:
         return [name for name in CHAIN_METRICS if self.spread or name != "dobrushin"]
 
 
-FEWER = (Chosen(), Chosen(spread=False), *(Chosen(4, draws, spread=False) for draws in (12, 6, 3)),
-         Chosen(2, 3, spread=False), Chosen(1, 3, spread=False))  # fmt: skip
+FEWER = (Chosen(), Chosen(spread=False), *(Chosen(4, draws, spread=False) for draws in (12, 6, 3)))
+FEWEST = (Chosen(2, 3, spread=False), Chosen(1, 3, spread=False))
 
 
 def affordable(shape: Shape, *, cut: bool) -> Chosen | None:
-    """The first of `FEWER` within the limits of rc_probe.budget, on all tokens; else on half of them, a quarter …
+    """The first of `FEWER` within the limits of rc_probe.budget, on all tokens; else on half of them, a quarter …; else of
+    `FEWEST`.
 
     cut: whether the first tokens of a sample can be had alone
     """
     tokens = shape.halved() if cut else [shape.tokens]
-    choices = (replace(one, tokens=t) for t in tokens for one in FEWER)
+    choices = [replace(one, tokens=t) for t in tokens for one in FEWER]
+    choices += [replace(one, tokens=tokens[-1]) for one in FEWEST]
     found = first_that_fits(choices, shape, lambda one: _work(shape, one), lambda one: _memory(shape, one))
     return replace(found, tokens=None) if found and found.tokens == shape.tokens else found
 

@@ -13,12 +13,16 @@ from rc_probe.results.tables import LAYER, METRIC, STREAM, VARIANT, WEIGHTS, Col
 from .measurement import Found, Measurement
 
 if TYPE_CHECKING:
+    from rc_probe.budget import Shape
+
     from .context import Context
 
 RESIDUALS = Table("residuals", "Every metric at every layer, of every variant", (WEIGHTS, VARIANT, *STREAM))
 INIT_SEEDS = Table("init_seeds", "Further initialisations", (
     Column("seed", "int64", "of the fresh weights"), VARIANT, LAYER, METRIC, Column("mean", "float64", "mean over samples"),
 ))  # fmt: skip
+SVD_SAMPLES, SVD = 4, 16  # by default; multiply-adds, as measured
+PASSES = 2  # plain passes over all samples that they may cost
 
 
 def _read_names(text: str | None) -> tuple[str, ...] | None:
@@ -33,17 +37,21 @@ class CurveOptions(Options):
         None, "Names, separated by commas, or 'all'. (default: all but the solvers)", typed=str | None,
         read=_read_names, words=lambda names, chosen: ["--metrics", ",".join(names)],
     )  # fmt: skip
-    svd_samples: int = option(4, "Samples that ranks are measured on (slow).", least=0)
+    svd_samples: int | None = option(
+        None, "Samples that ranks are measured on (slow). (default: 4, fewer of long texts)", least=0
+    )
 
     @property
     def measured(self) -> list[str]:
         """The metrics to measure, in display order; without `svd_samples` the cheap ones alone."""
-        return [name for name in select(self.metrics) if self.svd_samples or METRICS[name].cost == "cheap"]
+        return [
+            name for name in select(self.metrics) if self.svd_samples != 0 or METRICS[name].cost == "cheap"
+        ]
 
     def check(self) -> None:
         super().check()
         costly = [name for name in select(self.metrics) if METRICS[name].cost != "cheap"]
-        if self.svd_samples and self.svd_samples != 4 and not costly:
+        if self.svd_samples and not costly:
             todo = "Leave it out, or add effective_rank or another of its kind to --metrics"
             raise RcProbeError(
                 "it changes nothing: no such metric is measured", where="--svd-samples", todo=todo
@@ -70,10 +78,18 @@ class Curves(Measurement):
         from .variant_passes import measure_variants
 
         settings = context.settings
+        few = settings.svd_samples
+        if few is None:
+            few = affordable(context.shape, len(context.variants))
         mine, notes = measure_variants(
             context.structure, context.batches.of(context.numbers), context.variants, settings.measured,
-            few=settings.svd_samples, readers=context.readers.values(), advance=lambda name: context.advance(name, passes=1),
+            few=few, readers=context.readers.values(), advance=lambda name: context.advance(name, passes=1),
         )  # fmt: skip
+        if few < min(_asked(settings), len(context.samples.items)):
+            notes.append(
+                f"Ranks: on {few} sample{'s' * (few > 1)}, so that they cost no more than {PASSES} plain passes over all samples "
+                "(docs/large-models.md): --svd-samples 4 takes more."
+            )
         stage = "pretrained" if context.seed is None else f"init, seed {context.seed}"
         curves = gather_curves(mine, lambda value: context.world.gather(value, what=stage))
         if context.weights == "pretrained":
@@ -91,4 +107,19 @@ class Curves(Measurement):
         return Found({"residuals": rows, **tables}, notes, kept=curves)
 
     def entries(self, settings: Any, samples: int) -> dict[str, Any]:
-        return {"metrics": settings.measured, "svd_samples": min(settings.svd_samples, samples)}
+        return {"metrics": settings.measured, "svd_samples": min(_asked(settings), samples)}
+
+
+def _asked(settings: Any) -> int:
+    return SVD_SAMPLES if settings.svd_samples is None else int(settings.svd_samples)
+
+
+def affordable(shape: Shape, variants: int) -> int:
+    """Samples that ranks are measured on: SVD_SAMPLES, or as many of them as rc_probe.budget allows, at least one.
+
+    Singular values of a stream (tokens, dim) take SVD times tokens × dim × the smaller of the two multiply-adds.
+    """
+    from rc_probe.budget import first_that_fits
+
+    one = float(SVD) * shape.tokens * shape.dim * min(shape.tokens, shape.dim) * (shape.blocks + 1) * variants
+    return first_that_fits(range(SVD_SAMPLES, 0, -1), shape, lambda n: n * one, passes=PASSES) or 1

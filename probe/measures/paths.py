@@ -65,7 +65,9 @@ class PathOptions(Options):
         words=lambda numbers, chosen: ["--paths", *map(str, numbers)] if chosen.paths else [],
     )  # fmt: skip
     repeats: int = option(REPEATS, "Estimates of each, for the intervals.", panel=PANEL, least=2)
-    path_samples: int = option(16, "Samples that paths are measured on.", panel=PANEL, least=1)
+    path_samples: int | None = option(
+        None, "Samples that paths are measured on. (default: 16, fewer of long texts)", panel=PANEL, least=1
+    )
     max_length: int | None = option(
         None, "Group all longer paths. (default: 8 if over 12 blocks)", panel=PANEL, least=0
     )
@@ -106,7 +108,7 @@ class Paths(Measurement):
         context.advance("paths: exact")
         found = measure_paths(
             context.loaded, context.structure, context.plans[self.name], context.settings, context.name,
-            lambda stage: context.advance(f"paths: {stage}"), context.world,
+            lambda stage: context.advance(f"paths: {stage}"), context.world, context.shape,
         )  # fmt: skip
         return Found(found.tables, found.notes, found.facts)
 

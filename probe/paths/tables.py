@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rc_probe.budget import MEMORY, Shape, first_that_fits
 from rc_probe.data.batches import Batch, batches
 from rc_probe.data.samples import Samples
 from rc_probe.hooks.errors import RcProbeError
@@ -22,7 +23,11 @@ from .effects import Effects
 from .path_counts import architecture_rows, count_rows
 from .sample import stream_size
 
-MEMORY = 2**30  # bytes
+SAMPLES, FEW = (
+    16,
+    4,
+)  # that paths are measured on by default; fewer than FEW only where shorter texts do not help
+PASSES = 8  # plain passes over all samples that the exact numbers may cost
 DEEP, LONGEST = 12, 8  # in models of more than DEEP blocks, paths longer than LONGEST are one part by default
 
 
@@ -49,7 +54,7 @@ class PathPlan:
 
 def plan_paths(loaded: Loaded, samples: Samples, chosen: Any) -> PathPlan:
     """The samples and the task. Raises RcProbeError for labels that cannot be meant."""
-    few = first(samples, chosen.path_samples)
+    few = first(samples, chosen.path_samples or SAMPLES)
     task, notes = choose_task(
         loaded, few, length=chosen.length, batch_size=chosen.batch_size, special_tokens=chosen.special_tokens,
         seed=chosen.seed,
@@ -65,15 +70,19 @@ def measure_paths(
     name: str,
     advance: Callable[[str], None] = lambda stage: None,
     world: World | None = None,
+    shape: Shape | None = None,
 ) -> PathTables:
     """Count, decompose and sample the paths of a model, as `chosen` says (PathOptions and the common ones).
 
-    name: the model's, for the tables; world: the processes that share the batches
+    name: the model's, for the tables; world: the processes that share the batches; shape: of the run, which says what is
+    affordable where no number of samples was asked for
     """
     found = PathTables(notes=list(plan.notes))
-    scored = plan.task.samples if plan.task else plan.samples
     try:
         chosen = with_longest(chosen, structure.depth, found.notes)
+        if shape is not None and chosen.path_samples is None:
+            plan, chosen = cut(loaded, plan, chosen, shape, found.notes)
+        scored = plan.task.samples if plan.task else plan.samples
         one = in_batches(loaded, scored, chosen, 1)[0]
         made = in_batches(loaded, scored, chosen, path_rows(structure, chosen, one))
         budget = Budget(chosen.path_draws, chosen.repeats, chosen.max_length, chosen.count_mlp, chosen.seed)
@@ -102,6 +111,49 @@ def _fill(
     }  # fmt: skip
 
 
+def cut(loaded: Loaded, plan: PathPlan, chosen: Any, shape: Shape, notes: list[str]) -> tuple[PathPlan, Any]:
+    """A plan and settings of fewer samples, or of their first tokens, where the whole is not affordable; a note says so."""
+    most = len(plan.samples.items)
+    few = affordable(shape, most, _parts(shape.blocks, chosen), cut=loaded.modality == "text")
+    if few is None:
+        what = f"{shape.tokens} tokens take more than is allowed for"
+        raise RcProbeError(what, where="paths", todo="Say on how many: --path-samples 1")
+    samples, tokens = few
+    if few == (most, shape.tokens):
+        return plan, chosen
+    of = f" of {tokens} tokens" if tokens < shape.tokens else ""
+    notes.append(
+        f"Paths: on {samples} of {most} samples{of}, so that they cost no more than {PASSES} plain passes over all samples "
+        f"(docs/large-models.md): --path-samples {most} takes all."
+    )
+    chosen = replace(chosen, path_samples=samples, length=min(chosen.length, tokens))
+    return plan_paths(loaded, plan.samples, chosen), chosen
+
+
+def affordable(shape: Shape, most: int, parts: int, *, cut: bool) -> tuple[int, int] | None:
+    """Samples and tokens: the first within the limits of rc_probe.budget of half as many samples, a quarter … down to FEW,
+    then of half of the tokens, …, at last of fewer samples.
+
+    A sample costs half as many plain passes as its stream has parts, two of the proofs, and three runs of the head a part.
+    cut: whether the first tokens of a sample can be had alone
+    """
+    tokens = shape.halved() if cut else [shape.tokens]
+    counts = [most]
+    while counts[-1] > FEW:
+        counts.append(max(FEW, counts[-1] // 2))
+    fewer = [n for n in (2, 1) if n < counts[-1]]
+    choices = [(n, t) for t in tokens for n in counts] + [(n, tokens[-1]) for n in fewer]
+
+    def work(choice: tuple[int, int]) -> float:
+        n, t = choice
+        return n * (shape.plain(t) * (parts / 2 + 2) + 3.0 * parts * shape.head * t)
+
+    def memory(choice: tuple[int, int]) -> float:
+        return 8.0 * _numbers(parts, choice[1], shape.dim, max(shape.heads, default=0))
+
+    return first_that_fits(choices, shape, work, memory, passes=PASSES)
+
+
 def first(samples: Samples, count: int) -> Samples:
     """The first samples of a run, with their labels."""
     return replace(samples, items=samples.items[:count], labels=samples.labels and samples.labels[:count])
@@ -124,12 +176,19 @@ def path_rows(structure: Structure, chosen: Any, one: Batch) -> int:
     A sample has a stream for every part, of which an MLP makes four times as much; and of the widest attention four
     tables (scores, masked, softmax, pattern) of a number for each head and pair of tokens. A number has eight bytes.
     """
-    parts = structure.depth * (2 if chosen.count_mlp else 1) + 2
-    if chosen.max_length is not None:
-        parts = min(parts, chosen.max_length + 3)  # with biases, and what is longer
-    tokens = _tokens(structure, chosen, one)
-    numbers = 4 * parts * tokens * structure.blocks[0].dim + 4 * max(_heads(structure), default=0) * tokens**2
-    return max(1, MEMORY // (8 * numbers))
+    parts, tokens = _parts(structure.depth, chosen), _tokens(structure, chosen, one)
+    most = max(_heads(structure), default=0)
+    return max(1, MEMORY // (8 * _numbers(parts, tokens, structure.blocks[0].dim, most)))
+
+
+def _parts(blocks: int, chosen: Any) -> int:
+    """Of the stream: one of biases, one of every length, and one of what is longer."""
+    parts = blocks * (2 if chosen.count_mlp else 1) + 2
+    return parts if chosen.max_length is None else min(parts, chosen.max_length + 3)
+
+
+def _numbers(parts: int, tokens: int, dim: int, heads: int) -> int:
+    return 4 * parts * tokens * dim + 4 * heads * tokens**2
 
 
 def pattern_rows(structure: Structure, chosen: Any, one: Batch, room: int) -> int:

@@ -115,11 +115,7 @@ class Tally(ABC):
 
     def add(self, key: Hashable, output: Any) -> None:
         """The output of the version `key` on the batch that was started."""
-        self.put(key, self.task.read(output, self._prepared))
-
-    def put(self, key: Hashable, readout: Readout) -> None:
-        """What was read of the version `key` on the batch that was started."""
-        self._keep(key, readout)
+        self._keep(key, self.task.read(output, self._prepared))
 
     def __getstate__(self) -> dict[str, Any]:
         """What goes to another process: the scores, not the model."""

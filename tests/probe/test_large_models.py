@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from support.loops import TEXTS, numpy_residual, tokenized
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 import rc_probe
+from rc_probe.budget import Shape
+from rc_probe.measures.curves import affordable
 from rc_probe.models.fresh_weights import Blueprint, fresh_model
 from rc_probe.models.load import load_model
 
@@ -30,7 +33,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_a_checkpoint_in_bfloat16_is_measured_in_it(half: str) -> None:
     """The statistics of its own streams, in float64 beside; floors are those of bfloat16."""
-    found = rc_probe.probe(half, TEXTS, paths=False, chains=False, init=False, metrics=["residual"])
+    found = rc_probe.probe(half, TEXTS, paths=False, init=False, metrics=["residual"])
     assert found.settings["dtype"] == "bfloat16" and "--dtype" not in found.settings["command"]
     rows = found.residuals[found.residuals["variant"] == "transformer"].set_index("layer")
     model = transformers.LlamaForCausalLM.from_pretrained(half, dtype=torch.bfloat16).eval()
@@ -39,9 +42,7 @@ def test_a_checkpoint_in_bfloat16_is_measured_in_it(half: str) -> None:
     for layer in (0, 1):  # the library norms the last one
         wanted = np.mean([numpy_residual(run[layer][0].double().numpy()) for run in runs])
         assert rows["mean"][layer] == pytest.approx(wanted, rel=0.02)  # padded, a batch rounds otherwise
-    full = rc_probe.probe(
-        half, TEXTS, dtype="float32", paths=False, chains=False, init=False, metrics=["residual"]
-    )
+    full = rc_probe.probe(half, TEXTS, dtype="float32", paths=False, init=False, metrics=["residual"])
     assert full.settings["dtype"] == "float32" and "--dtype float32" in full.settings["command"]
     of = full.residuals[full.residuals["variant"] == "transformer"].set_index("layer")
     assert rows["floor"][1] / of["floor"][1] == pytest.approx(2**16, rel=0.02)
@@ -124,7 +125,7 @@ def test_nothing_holds_weights_that_were_measured(half: str, monkeypatch: pytest
 def test_a_model_that_is_held_needs_room_for_two(half: str, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load_model(half, device="cpu")
     weights = sum(x.numel() * 2 for x in loaded.model.parameters())
-    few = {"paths": False, "chains": False, "recursion": False, "metrics": "residual"}
+    few = {"paths": False, "recursion": False, "metrics": "residual"}
     buffers = sum(x.numel() * x.element_size() for x in loaded.model.buffers())
     for room, there in ((2 * (weights + buffers), True), (2 * (weights + buffers) - 1, False)):
         monkeypatch.setattr("rc_probe.run.BOTH", room)
@@ -140,7 +141,12 @@ def test_a_model_that_is_held_needs_room_for_two(half: str, monkeypatch: pytest.
 def test_what_was_cut_is_said(half: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each part by itself; with its switch off it is not measured, and nothing is said."""
     monkeypatch.setattr("rc_probe.budget.LEAST", 2_000_000)
-    few: dict[str, Any] = {"paths": False, "init": False, "metrics": "residual", "dtype": "float32"}
+    few: dict[str, Any] = {
+        "paths": False,
+        "init": False,
+        "metrics": ("residual", "effective_rank"),
+        "dtype": "float32",
+    }
     found = rc_probe.probe(half, [tiny.words(40, step) for step in (1, 3, 5)], chains=True, **few)
     text = " ".join(found.model["notes"])
     assert (
@@ -149,5 +155,26 @@ def test_what_was_cut_is_said(half: str, monkeypatch: pytest.MonkeyPatch) -> Non
     )
     assert "Below the float floor: the first 21 tokens of the sample, no bounds, so that" in text
     assert {"chains", "recursion"} <= set(found.tables)
-    off = rc_probe.probe(half, TEXTS, chains=False, recursion=False, **few)
+    off = rc_probe.probe(half, TEXTS, recursion=False, **few)
     assert off.model["notes"] == [] and not {"chains", "recursion"} & set(off.tables)
+
+
+def test_no_head_runs_where_no_score_needs_it(half: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attaching looks at small inputs as a whole; the run's own batches end behind the last block, proofs included."""
+    tokens: list[int] = []
+    loaded = load_model(half, dtype="float32")
+    loaded.model.lm_head.register_forward_pre_hook(lambda module, args: tokens.append(args[0].shape[1]))
+    texts = [tiny.words(40, step) for step in (1, 3, 5)]
+    few: dict[str, Any] = {"paths": False, "init": False, "chains": True, "recursion": True}
+    found = rc_probe.probe(loaded.model, texts, processor=loaded.processor, ablate="mlp@2", **few)
+    assert {"residuals", "recursion", "chains", "ablations"} <= set(found.tables)
+    assert tokens and max(tokens) <= 16
+
+
+def test_ranks_that_are_affordable() -> None:
+    base = Shape(85_054_464, 12, 768, (12,) * 12, 128, 32)
+    long = Shape(357_898_112, 24, 896, (14,) * 24, 1024, 4)
+    assert [affordable(base, 4), affordable(replace(base, samples=1), 16), affordable(long, 4)] == [4, 4, 2]
+    one = 4 * 25 * 16 * 1024 * 896**2  # variants, layers, a matrix
+    assert 2 * one <= 2 * 4 * (357_898_112 * 1024 + 2 * 24 * 896 * 1024**2) < 3 * one
+    assert affordable(replace(long, half=True), 4) == 1

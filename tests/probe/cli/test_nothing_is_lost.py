@@ -86,11 +86,20 @@ def test_an_interrupt_in_a_measurement(
 def test_a_fault_of_ours_is_said_and_loses_nothing(
     run: Run, whole: ProbeResult, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Without a check it does not look like success; the checks that are decided decide."""
     spoil(monkeypatch, "chains", KeyError("tables"))
-    assert run(model, *SMALL, "--out", "o")[0] == 0
+    line = "rc-probe: chains was not measured: a fault of rc-probe (KeyError: 'tables')\n"
+    code, _, err = run(model, *SMALL, "--out", "o")
+    assert code == 2 and err == line
     same_tables(ProbeResult.load("o"), whole, {"chains"})
     missing = json.loads(Path("o/results.json").read_text())["settings"]["missing"]
     assert missing == {"chains": "a fault of rc-probe (KeyError: 'tables')"}
+    for condition, wanted in (("residual_bulk@last<0.1", 0), ("residual_bulk@last>0.1", 1)):
+        code, _, err = run(model, *SMALL, "--out", "o", "--fail-if", condition)
+        assert code == wanted and line in err
+    Path("m.txt").write_text(f"{model}\n{model} --no-chains\n")
+    code, _, err = run("sweep", "m.txt", *SMALL, "--out", "s")
+    assert code == 2 and err == line.replace("rc-probe", "m", 1)
 
 
 def test_the_curves_are_needed(run: Run, model: str, monkeypatch: pytest.MonkeyPatch) -> None:

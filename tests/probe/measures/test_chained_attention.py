@@ -292,14 +292,18 @@ def test_what_is_affordable() -> None:
     assert affordable(BASE, cut=True) == Chosen()
     assert affordable(replace(BASE, samples=1), cut=True) == Chosen(), "however few the samples"
     chosen = affordable(HALF, cut=True)
-    assert chosen == Chosen(2, 3, 512, spread=False)
+    assert chosen == Chosen(4, 12, 256, spread=False)
     all_samples = 4 * (357_898_112 * 1024 + 2 * 24 * 896 * 1024**2)
-    own = 357_898_112 * 512 + 2 * 24 * 896 * 512**2
-    more = replace(chosen, samples=4)
-    assert products(chosen, 24, 512) + 2 * own <= all_samples < products(more, 24, 512) + 4 * own
+    own = 4 * (357_898_112 * 256 + 2 * 24 * 896 * 256**2)
+    assert products(chosen, 24, 256) + own <= all_samples < products(replace(chosen, draws=25), 24, 256) + own
+    assert all_samples < products(Chosen(4, 3, 512, spread=False), 24, 512)
+    quarter = affordable(replace(HALF, half=True), cut=True)  # one pass counts as 7e11 at least
+    assert quarter == Chosen(4, 3, 256, spread=False)
+    assert products(Chosen(4, 3, spread=False), 24, 256) + own <= 7e11
+    assert products(Chosen(4, 6, spread=False), 24, 256) + own > 7e11
     assert affordable(HALF, cut=False) is None, "nor are images cut"
     longer = affordable(replace(HALF, tokens=4096), cut=True)
-    assert longer is not None and longer.tokens == 512
+    assert longer == Chosen(4, 12, 512, spread=False)
 
 
 def test_the_first_tokens_of_a_sample() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 from support import tiny, zoo
 
 import rc_probe
+from rc_probe.budget import Shape
 from rc_probe.data.batches import Batch
 from rc_probe.hooks.attach import find_structure
-from rc_probe.paths.tables import path_rows, pattern_rows, with_longest
+from rc_probe.models.load import Loaded
+from rc_probe.paths.tables import affordable, path_rows, pattern_rows, with_longest
 from rc_probe.settings import Settings
 
 
@@ -62,3 +65,35 @@ def test_batches_of_paths_know_of_parts_and_of_patterns(monkeypatch: pytest.Monk
     assert path_rows(
         structure, Settings(), Batch({k: v[:1] for k, v in image[1].items()}, None)
     ) == 2**30 // (8 * numbers)
+
+
+def test_what_is_affordable() -> None:
+    """Sixteen samples of usual models, with a head of many words or none; less of long texts, within eight plain passes."""
+    base = Shape(85_054_464, 12, 768, (12,) * 12, 128, 32)
+    assert affordable(base, 16, 14, cut=True) == (16, 128)
+    assert affordable(replace(base, head=38_597_376), 16, 14, cut=True) == (16, 128)
+    assert affordable(replace(base, samples=3), 3, 14, cut=True) == (3, 128)
+    long = Shape(357_898_112, 24, 896, (14,) * 24, 1024, 4, 136_192_000)
+    plain = [357_898_112 * t + 2 * 24 * 896 * t**2 for t in (1024, 512, 256)]
+    costs = [4 * (p * 7.5 + 33 * 136_192_000 * t) for p, t in zip(plain, (1024, 512, 256), strict=True)]
+    assert costs[2] <= 8 * 4 * plain[0] < costs[1]
+    assert affordable(long, 4, 11, cut=True) == (4, 256)
+    assert affordable(long, 4, 11, cut=False) == (1, 1024)
+    assert affordable(replace(long, half=True), 4, 11, cut=True) == (4, 256)
+    assert affordable(replace(long, samples=8), 8, 11, cut=True) == (4, 1024), (
+        "fewer samples before fewer tokens"
+    )
+
+
+def test_a_number_of_samples_that_is_asked_for_is_kept(demo: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rc_probe.budget.LEAST", 0)
+    monkeypatch.setattr("rc_probe.paths.tables.PASSES", 4)
+    how: dict[str, Any] = {"init": False, "recursion": False, "chains": False, "metrics": "residual"}
+    texts = ["one two three four five six seven eight nine ten " * n for n in (4, 5, 4, 4, 5, 4)]
+    cut = rc_probe.probe(demo.model, texts, processor=demo.processor, **how)
+    assert cut.model["paths"]["samples"] == 4
+    assert "Paths: on 4 of 6 samples, so that they cost no more than 4 plain" in " ".join(cut.model["notes"])
+    kept = rc_probe.probe(demo.model, texts, processor=demo.processor, path_samples=6, **how)
+    assert kept.model["paths"]["samples"] == 6 and not any(
+        note.startswith("Paths") for note in kept.model["notes"]
+    )
