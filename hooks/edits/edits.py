@@ -27,6 +27,8 @@ from .block_mode import BlockMode, Function, OpEdit, OpKey, OpWatch, Plan
 from .block_watch import BlockWatch, fetch, replace
 from .model_state import recomputing
 
+FIRST = -1
+
 
 @dataclass
 class Edits:
@@ -35,7 +37,8 @@ class Edits:
     operands: dict[Site, Function] = field(default_factory=dict)
     ops: dict[tuple[int, OpKey], OpEdit] = field(default_factory=dict)
     watches: dict[tuple[int, OpKey], OpWatch] = field(default_factory=dict)
-    bypass: set[tuple[int, int]] = field(default_factory=set)  # (block, junction) whose norms are left out
+    # (block, junction) whose norms are left out; FIRST: those that the stream goes through before the first one
+    bypass: set[tuple[int, int]] = field(default_factory=set)
     identity: set[int] = field(default_factory=set)  # blocks whose stream leaves as it entered
 
     def at(self, site: Site, function: Function) -> None:
@@ -134,7 +137,8 @@ def _plans(structure: Candidate, edits: Edits, owning: bool) -> dict[int, Plan]:
     for (index, key), watch in edits.watches.items():
         plans[index].watches[key] = watch
     for index, junction in edits.bypass:
-        norms = structure.blocks[index].junctions[junction].norms
+        block = structure.blocks[index]
+        norms = block.norms if junction == FIRST else block.junctions[junction].norms
         plans[index].norms |= {(structure.model.get_submodule(n.name), n.turn) for n in norms}
     for index, plan in plans.items():
         whole = tuple(structure.module(structure.blocks[index]).modules())

@@ -19,7 +19,7 @@ from rc_probe.hooks.structure.example_inputs import with_no_cache
 from rc_probe.hooks.structure.flow import InnerCall
 from rc_probe.hooks.structure.structure import Structure
 
-from .edits import Editing, Edits
+from .edits import FIRST, Editing, Edits
 from .recording import NotRecordable, copied, form_of, own, size_of, zeros_like
 from .stream_taps import StreamDone, Tap
 
@@ -210,7 +210,9 @@ class Passes:
         block = self.structure.blocks[number]
         places = [site.ordinal for site in edits.operands if site.block == number]
         places += [
-            block.junctions[junction].skip.ordinal for index, junction in edits.bypass if index == number
+            0 if junction == FIRST else block.junctions[junction].skip.ordinal
+            for index, junction in edits.bypass
+            if index == number
         ]
         return self._unheard(number, block.flow.before(min(places)))
 

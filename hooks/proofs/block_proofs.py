@@ -132,7 +132,7 @@ def _normed(candidate: Candidate, block: CandidateBlock, norm: NormAfter, x: Ten
 
 def _is_identity(candidate: Candidate, block: CandidateBlock, x: Tensor, out: Tensor) -> bool:
     expected = block.inside(x)
-    for norm in (n for j in block.junctions for n in j.norms):
+    for norm in (*block.norms, *(n for j in block.junctions for n in j.norms)):
         if norm.turn < 0:
             return True  # a norm without a module cannot be applied from here; (3) and (4) still hold
         expected = _normed(candidate, block, norm, expected)

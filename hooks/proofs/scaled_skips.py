@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rc_probe.hooks.edits.edits import Edits, zero
+from rc_probe.hooks.edits.edits import FIRST, Edits, zero
 from rc_probe.hooks.structure.structure import REPORT, CandidateBlock, CandidateJunction
 
 from .replay import Replay, noise_like, tolerance
@@ -63,6 +63,8 @@ def _without(
 ) -> Edits:
     """Every norm left out and every branch off but those of `kept`, whose skip goes unless `skip`; and that of `gone`."""
     edits = Edits()
+    if block.norms:
+        edits.bypass.add((block.index, FIRST))
     for index, junction in enumerate(block.junctions):
         if junction.norms:
             edits.bypass.add((block.index, index))

@@ -57,7 +57,7 @@ def read_block(tape: Tape, call: Call, spine: list[Node], index: int, batch: int
             CandidateJunction(
                 skip=_site(index, adds, node, node.skip, call),
                 branches=_branches(tape, index, adds, ops, node, batch, call, stream, spine[:i]),
-                norms=_norms_between(tape, call, node, until),
+                norms=_norms_between(tape, call, node.index, until, node),
                 where=node.where,
             )
         )
@@ -65,7 +65,7 @@ def read_block(tape: Tape, call: Call, spine: list[Node], index: int, batch: int
     return CandidateBlock(
         index, call.name, call.turn, turns, tuple(junctions), entry, exits[0], forms, len(adds), len(ops), len(shape),
         shape[features], batch_axis, features, inside, 0, read_flow(tape, call, adds, exits[0]),
-        normed_before(tape, call, stream, spine[0]),
+        _norms_before(tape, call, stream, spine[0]), normed_before(tape, call, stream, spine[0]),
     )  # fmt: skip
 
 
@@ -192,10 +192,20 @@ def _heads(tape: Tape, op: Node, batch: int) -> int:
     return max(shape[0] // batch, 1)
 
 
-def _norms_between(tape: Tape, call: Call, node: Node, until: Node) -> tuple[NormAfter, ...]:
-    """Norm modules on the stream after `node`, up to the next junction or the end of the block."""
+def _norms_before(tape: Tape, call: Call, stream: int, first: Node) -> tuple[NormAfter, ...]:
+    """Norm modules that the stream itself goes through before the first add of the block (MiniMax); none where others scale it."""
+    try:
+        return _norms_between(tape, call, max(stream, call.first - 1), first)
+    except RcProbeError:  # the proofs say what it is not
+        return ()
+
+
+def _norms_between(
+    tape: Tape, call: Call, start: int, until: Node, junction: Node | None = None
+) -> tuple[NormAfter, ...]:
+    """Norm modules on the stream after the node `start`, the add of `junction`, up to the next junction or the end of the block."""
     found: list[NormAfter] = []
-    chain = [n for n in tape.nodes[node.index + 1 : until.index + 1] if n.bit & until.carried and n.norm]
+    chain = [n for n in tape.nodes[start + 1 : until.index + 1] if n.bit & until.carried and n.norm]
     seen: set[int] = set()
     for n in chain:
         if n.call in seen:
@@ -203,12 +213,12 @@ def _norms_between(tape: Tape, call: Call, node: Node, until: Node) -> tuple[Nor
         seen.add(n.call)
         owner = tape.calls[n.call]
         whole = owner.index != call.index and any(until.carried >> o & 1 for o in owner.outputs.values())
-        whole = (
-            whole and not owner.first <= node.index <= owner.last
-        )  # the add itself inside: more than a norm
+        whole = whole and not (
+            junction and owner.first <= start <= owner.last
+        )  # the add inside: more than a norm
         if not whole and n.op not in NORMS:
             raise RcProbeError(
-                f"the stream is scaled by a value computed from it after the add at {node.where}",
+                f"the stream is scaled by a value computed from it after the add at {junction.where if junction else 'entry'}",
                 where=f"{type(tape.model).__name__} ({call.name})",
                 todo=f"This block cannot be probed exactly. {REPORT}",
             )

@@ -136,7 +136,10 @@ class CandidateBlock:
     add_axis: int  # the same at its adds: -1 where a block turns such a stream to have its features last
     routed: int  # how many calls of the attention interface one call makes, where we own it
     flow: Flow  # which of its operations and modules are used for what
-    normed_before: str  # a norm that the stream goes through before the first add; "": none
+    norms: tuple[NormAfter, ...]  # that the stream goes through before the first add
+    normed_before: (
+        str  # the name of the first of them, or of what normalises it there without a module; "": none
+    )
 
     @property
     def branches(self) -> tuple[CandidateBranch, ...]:

@@ -11,8 +11,6 @@ REFUSED = {
     "resnet": "does not look like a transformer",
     # A convolution between blocks writes the stream from the embeddings.
     "deberta_v2_conv": "encoder.conv",
-    # The stream goes through a norm before its first add.
-    "bloom_post_norm": "not its norms",
 }
 
 

@@ -263,7 +263,7 @@ ZOO: dict[str, Family] = {
     "bloom_post_norm": Family(
         "BloomModel",
         _BLOOM | {"apply_residual_connection_post_layernorm": True},
-        "A|M",
+        "An|M",
         _each("h.{}"),
         note="each skip carries the normed stream: a norm stands on the spine before the junction",
     ),

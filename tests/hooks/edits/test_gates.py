@@ -106,7 +106,7 @@ def test_without_branches_the_stream_is_unchanged_or_normed(name: str) -> None:
     found = streams(structure, inputs, [Gate("attention"), Gate("mlp")])
     for block, before, after in zip(structure.blocks, found, found[1:], strict=False):
         expected = before
-        for norm in (n for j in block.junctions for n in j.norms):
+        for norm in (*block.norms, *(n for j in block.junctions for n in j.norms)):
             expected = model.get_submodule(norm.name)(expected)
         if before.shape == after.shape:  # stages of Swin change the width in between
             merged = name == "swin" and block.index == 1

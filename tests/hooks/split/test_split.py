@@ -329,13 +329,13 @@ def test_watching_sees_and_replaces_attentions() -> None:
 # ---- real blocks of the library, as pure attention
 
 REFUSED = {"xlnet", "xlnet_two_streams", "deberta_v2", "deberta_v2_conv", "swin"}
-BROKEN = {"bloom_post_norm"}
 CASTS = {
     "float32 inside",
     "modernbert",
     "t5_encoder",
     "gptj",
     "bloom",
+    "bloom_post_norm",
     "llama",
     "mistral",
     "qwen3",
@@ -357,7 +357,7 @@ def pure_attention(name: str, dtype: torch.dtype) -> tuple[Any, Tensor, Callable
     return model, replay.stream(structure.blocks[0]), lambda b, x: replay.run(b, x, san), structure.blocks
 
 
-@pytest.mark.parametrize("name", [n for n in zoo.TRANSFORMERS if n not in REFUSED | BROKEN])
+@pytest.mark.parametrize("name", [n for n in zoo.TRANSFORMERS if n not in REFUSED])
 def test_blocks_of_the_library_run_on_split_streams(name: str) -> None:
     dtype = torch.float64 if torch.float64 in zoo.ZOO[name].dtypes else torch.float32
     model, x, run, blocks = pure_attention(name, dtype)

@@ -152,13 +152,6 @@ def test_a_stream_that_changes_its_width_inside_a_block() -> None:
     assert "where its width changes to 32" in said
 
 
-def test_a_norm_before_the_first_add_is_named() -> None:
-    model, inputs = zoo.build("bloom_post_norm")
-    assert "the stream itself goes through the norm h.0.input_layernorm before the first add" in refusal(
-        model, inputs
-    )
-
-
 # ---- families that were refused, and are proved
 
 
@@ -190,11 +183,12 @@ def vitdet(**more: Any) -> tuple[Any, dict[str, Tensor]]:
 def left(model: Any, modules: Any, inputs: dict[str, Tensor]) -> list[Tensor]:
     """What leaves each block, by plain hooks; (batch, tokens, dim)."""
     found: list[Tensor] = []
-    hooks = [m.register_forward_hook(lambda _m, _a, out: found.append(out[0])) for m in modules]
+    hooks = [m.register_forward_hook(lambda _m, _a, out: found.append(out)) for m in modules]
     model(**inputs)
     for hook in hooks:
         hook.remove()
-    first = [x[0] if isinstance(x, tuple) else x for x in found]
+    first = [x if isinstance(x, Tensor) else x[0] for x in found]
+    first = [x if isinstance(x, Tensor) else x[0] for x in first]
     return [x.flatten(2).transpose(1, 2) if x.ndim == 4 else x for x in first]
 
 
@@ -222,3 +216,54 @@ def test_streams_and_ablations_are_those_of_zeroed_maps(made: Any) -> None:
         for x, y in zip(gone, wanted, strict=True):
             assert torch.equal(x, y)
         assert not torch.equal(gone[-1], streams(structure, inputs)[-1])
+
+
+def minimax(alpha: float) -> tuple[Any, dict[str, Tensor]]:
+    """Real checkpoints have alpha 3.56: skips carry the normed stream times that."""
+    import transformers
+
+    config = transformers.MiniMaxConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=4, num_local_experts=2, block_size=4, full_attn_alpha_factor=alpha,
+        layer_types=["full_attention", "linear_attention", "full_attention"], linear_attn_alpha_factor=alpha,
+        mlp_alpha_factor=alpha,
+    )  # fmt: skip
+    return small("MiniMaxModel", config, input_ids=torch.arange(10, 30).reshape(2, 10))
+
+
+def rwkv() -> tuple[Any, dict[str, Tensor]]:
+    import transformers
+
+    config = transformers.RwkvConfig(vocab_size=40, hidden_size=16, num_hidden_layers=3, context_length=32)
+    return small("RwkvModel", config, input_ids=torch.arange(10, 30).reshape(2, 10))
+
+
+@pytest.mark.parametrize(
+    ("made", "signature", "blocks", "writers"),
+    [
+        (lambda: minimax(1.0), "An|M", "layers", {"attention": "self_attn.out_proj"}),
+        (lambda: minimax(3.56), "An|M", "layers", {"attention": "self_attn.out_proj"}),
+        (rwkv, "C|C", "blocks", {"mixer": "attention.output feed_forward.value"}),
+        (lambda: zoo.build("bloom_post_norm"), "An|M", "h", {"attention": "self_attention.dense", "mlp": "mlp.dense_4h_to_h"}),
+    ],
+    ids=["minimax", "minimax, scaled skips", "rwkv", "bloom"],
+)  # fmt: skip
+def test_a_stream_that_goes_through_a_norm_before_the_first_add(
+    made: Any, signature: str, blocks: str, writers: dict[str, str]
+) -> None:
+    from support.streams import same, streams
+
+    model, inputs = made()
+    structure = find_structure(model, inputs)
+    assert structure.signature == signature and structure.blocks[0].norms
+    same(streams(structure, inputs)[1:], left(model, getattr(model, blocks), inputs))
+    for part, names in writers.items():
+        gone = streams(structure, inputs, [rc_probe.Gate(part, 2)])[1:]
+        again, _ = made()
+        with torch.no_grad():
+            for name in names.split():
+                for parameter in getattr(again, blocks)[1].get_submodule(name).parameters():
+                    parameter.zero_()
+        for x, y in zip(gone, left(again, getattr(again, blocks), inputs), strict=True):
+            assert torch.allclose(x, y, rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(gone[-1], streams(structure, inputs)[-1], atol=1e-3)
