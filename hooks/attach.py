@@ -39,6 +39,7 @@ from rc_probe.hooks.structure.tape import Tape, walk
 from rc_probe.hooks.structure.unwrap import check_module
 
 from .errors import RcProbeError, reason
+from .undo import undoing
 
 _known: weakref.WeakKeyDictionary[nn.Module, dict[Any, Structure]] = weakref.WeakKeyDictionary()
 
@@ -118,7 +119,8 @@ def _first_pass(
 
 def _attach(model: nn.Module, given: dict[str, Any], stack: str | None, blocks: str | None) -> Structure:
     run, inputs, plain = _first_pass(model, given)
-    with Tape(model) as tape:
+    tape = Tape(model)
+    with undoing(tape.close), tape:
         observed = run()
     finite = not any(t.isnan().any() for t in plain)
     _refuse_unless(finite, model, "its output holds NaN", "Try --dtype float32, and check the weights")

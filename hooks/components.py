@@ -10,6 +10,7 @@ COMPONENTS = {
     "cross.skip": "the skip around the cross-attention branch",
     "mixer": "the branch that mixes tokens without attention (state space, convolution …)",
     "mixer.skip": "the skip around that branch",
+    "skip": "every skip of the block: its branches go on alone, or with a skip of another strength",
     "head": "one attention head",
     "block": "the whole block: the stream leaves it as it entered",
 }

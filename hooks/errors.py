@@ -13,9 +13,14 @@ class RcProbeError(ValueError):
 
     def __init__(self, what: str, *, where: str | None = None, todo: str | None = None) -> None:
         self.what, self.where, self.todo = what, where, todo
+        where, what = where and _short(where), _short(what)
         line = f"{where}: {what}" if where else what
         end = "" if line.endswith((".", "?", "!")) else "."
         super().__init__(" ".join((f"{line}{end} {todo}" if todo else line).splitlines()))
+
+
+def _short(text: str, most: int = 500) -> str:
+    return text if len(text) <= most else f"{text[: most * 2 // 3]} … {text[-most // 3 :]}"
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -21,7 +21,7 @@ from rc_probe.measures import TABLES
 from rc_probe.registry import PAPER, WHOLE
 from rc_probe.results.curves import BULK, RESIDUAL, curves, curves_by_metric, headline, metrics_of
 from rc_probe.results.files import tables_as_json, tidy, to_csv
-from rc_probe.results.json_file import HTML_NAME, SCHEMA
+from rc_probe.results.json_file import HTML_NAME, SCHEMA, reading
 from rc_probe.results.like_for_like import unlike
 from rc_probe.results.protocols import Failure, Run
 from rc_probe.results.saving import save_whole
@@ -35,7 +35,7 @@ MOST_NAMES = 4  # in a title
 DEPTH = Column("depth", "float64", "layer / blocks, 0 to 1")
 STACKED = {  # the runs' tables of these names below each other
     name: Declared(name, f"The tables {name} of the runs", (RUN, STEP, *TABLES[name].columns, *more))
-    for name, more in {"residuals": (DEPTH,), "ablations": ()}.items()
+    for name, more in {"residuals": (DEPTH,), "ablations": (), "importance": (), "drops": ()}.items()
 }
 CHANGING = ("first", "last", "lowest")  # key numbers that are compared with the first run's
 ABLATION = ["component", "layer", "head"]  # what says which ablation a row is about
@@ -45,8 +45,8 @@ ABLATION = ["component", "layer", "head"]  # what says which ablation a row is a
 class Comparison:
     """Runs by their names, in the order in which they are shown.
 
-    Tables (`tables`): `runs` (one row per run: its key numbers), `residuals` and `ablations` (as in a run, with the
-    columns run, and step or depth), `changes` (against the first run, where depths agree and it is no training),
+    Tables (`tables`): `runs` (one row per run: its key numbers), `residuals`, `ablations`, `importance` and `drops`
+    (as in a run, with the columns run, and step or depth), `changes` (against the first run, where depths agree and it is no training),
     `differences` (settings that keep curves from being compared), `failures`.
     """
 
@@ -64,6 +64,11 @@ class Comparison:
         found = unlike([run.result.settings for run in self.runs])
         names = [run.name for run in self.runs]
         return {what: dict(zip(names, values, strict=True)) for what, values in found.items()}
+
+    @property
+    def source(self) -> str | None:
+        """The files that it was loaded from; None where there is none."""
+        return ", ".join(str(run.result.source) for run in self.runs if run.result.source) or None
 
     @property
     def metric(self) -> str:
@@ -86,7 +91,7 @@ class Comparison:
             ),
             "residuals": self._stacked("residuals"),
             "changes": COMPARED["changes"].frame(() if self.training else self._changes()),
-            "ablations": self._stacked("ablations"),
+            **{name: self._stacked(name) for name in ("ablations", "importance", "drops")},
             "differences": COMPARED["differences"].frame(
                 {"setting": what, "run": name, "value": value}
                 for what, values in self.differences.items()
@@ -166,7 +171,8 @@ class Comparison:
         """The report as one self-contained page."""
         from rc_probe.reports.pages.comparison import render
 
-        return render(self)
+        with reading(self.source):
+            return render(self)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `results.json`, one CSV per table and `report.html` into `folder`, none half-written."""
@@ -188,7 +194,10 @@ def compare(*runs: str | os.PathLike[str] | ProbeResult, command: str | None = N
     names = distinct([name_of(result) for result in results], results, places)
     made = [Run(name, result) for name, result in zip(names, results, strict=True)]
     title = ", ".join(names) if len(names) <= MOST_NAMES else f"{len(names)} runs"
-    return Comparison(made, title=title, command=command)
+    comparison = Comparison(made, title=title, command=command)
+    with reading(comparison.source):
+        _ = comparison.tables, comparison.metric
+    return comparison
 
 
 def _folder(path: Path) -> str:

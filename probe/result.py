@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 import pandas as pd
 
 from rc_probe.hooks.errors import RcProbeError
-from rc_probe.results.files import frame_of, plain, tables_as_json, tidy, to_csv
-from rc_probe.results.json_file import HTML_NAME, JSON_NAME, SCHEMA, given_path, read_json
+from rc_probe.results.files import check_saved, frame_of, plain, tables_as_json, tidy, to_csv
+from rc_probe.results.json_file import HTML_NAME, JSON_NAME, SCHEMA, given_path, read_json, reading
 from rc_probe.results.saving import save_whole, write_files
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class ProbeResult:
     settings: dict[str, Any]
     environment: dict[str, Any]
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    source: Path | None = field(default=None, init=False)  # the file that it was loaded from
 
     def __post_init__(self) -> None:
         self.model, self.settings, self.environment = map(
@@ -147,7 +148,8 @@ class ProbeResult:
         """The report as one self-contained page; written to `path` too where one is given."""
         from rc_probe.reports.pages.run import render
 
-        html = render(self)
+        with reading(self.source):
+            html = render(self)
         if path is not None:
             target = given_path(path, "to_html")
             write_files(target.parent, {target.name: html})
@@ -176,15 +178,13 @@ class ProbeResult:
         if saved.get("kind") == "comparison":
             todo = "Give one of the runs that it compares"
             raise RcProbeError("a comparison, not a run", where=str(source), todo=todo)
-        try:
+        with reading(source):
             tables = {
                 name: frame_of(rows, saved.get("columns", {}).get(name))
                 for name, rows in saved["tables"].items()
             }
-            return cls(saved["model"], saved["settings"], saved["environment"], tables)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise RcProbeError(
-                f"the results are damaged ({type(error).__name__}: {error})",
-                where=str(source),
-                todo="Run the probe again",
-            ) from error
+            result = cls(saved["model"], saved["settings"], saved["environment"], tables)
+            check_saved(result)
+            result.source = source
+            _ = result.verdict
+        return result

@@ -11,7 +11,7 @@ and else where the mode meets them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from rc_probe.hooks.module_calls import Call, around_calls
 from rc_probe.hooks.structure.structure import INTERFACE, AttentionOp, Candidate, CandidateBlock, Site
 from rc_probe.hooks.structure.tape import walk
 
+from .attention.pass_inputs import PassInputs
 from .attention_interface import OpCall, RunOp, owned
 from .block_mode import BlockMode, Function, OpEdit, OpKey, OpWatch, Plan
 from .block_watch import BlockWatch, fetch, replace
@@ -30,16 +31,39 @@ from .model_state import recomputing
 FIRST = -1
 
 
+@dataclass(frozen=True)
+class Around:
+    """What is done around an attention op: an OpEdit itself. The inner edit gets the call as the outer has made it."""
+
+    outer: OpEdit | None = None
+    inner: OpEdit | None = None
+
+    def __call__(self, call: OpCall, run: RunOp) -> Any:
+        inner = self.inner
+        within = run if inner is None else lambda c: inner(c, run)
+        return within(call) if self.outer is None else self.outer(call, within)
+
+    def then(self, later: Around) -> Around:
+        return Around(_around(self.outer, later.outer), _around(self.inner, later.inner))
+
+
+def _around(first: OpEdit | None, second: OpEdit | None) -> OpEdit | None:
+    if first is None or second is None:
+        return first or second
+    return lambda call, run: second(call, lambda c: first(c, run))
+
+
 @dataclass
 class Edits:
     """What to do where. Several edits at one place are applied in the order in which they came."""
 
     operands: dict[Site, Function] = field(default_factory=dict)
-    ops: dict[tuple[int, OpKey], OpEdit] = field(default_factory=dict)
+    ops: dict[tuple[int, OpKey], Around] = field(default_factory=dict)
     watches: dict[tuple[int, OpKey], OpWatch] = field(default_factory=dict)
     # (block, junction) whose norms are left out; FIRST: those that the stream goes through before the first one
     bypass: set[tuple[int, int]] = field(default_factory=set)
     identity: set[int] = field(default_factory=set)  # blocks whose stream leaves as it entered
+    inputs: list[PassInputs] = field(default_factory=list)  # what edits want to know of the pass that runs
 
     def at(self, site: Site, function: Function) -> None:
         first = self.operands.get(site)
@@ -61,25 +85,24 @@ class Edits:
             dict(self.watches),
             self.bypass | other.bypass,
             self.identity | other.identity,
+            [*self.inputs, *other.inputs],
         )
         for site, function in other.operands.items():
             both.at(site, function)
         for key, edit in other.ops.items():
-            both._around(key, edit)
+            both.ops[key] = both.ops.get(key, Around()).then(edit)
         for key, watch in other.watches.items():
             both._watch(key, watch)
         return both
 
-    def around_op(self, block: int, op: AttentionOp, edit: OpEdit) -> None:
+    def around_op(self, block: int, op: AttentionOp, edit: OpEdit, *, inner: bool = False) -> None:
         """Edit what enters or leaves an attention op: `edit` gets the call and the function that runs it.
 
-        New masks and temperatures go here, as `lambda call, run: run(replace(call, args=…))`.
+        New masks and temperatures go here, as `lambda call, run: run(replace(call, args=…))`. inner: it gets the call
+        as all others have made it, in whatever order they came.
         """
-        self._around(_key(block, op), edit)
-
-    def _around(self, key: tuple[int, OpKey], edit: OpEdit) -> None:
-        first = self.ops.get(key)
-        self.ops[key] = edit if first is None else lambda call, run: edit(call, lambda c: first(c, run))
+        key = _key(block, op)
+        self.ops[key] = self.ops.get(key, Around()).then(Around(inner=edit) if inner else Around(edit))
 
     def at_op(self, block: int, op: AttentionOp, function: Function) -> None:
         """Hand the op's output through `function`: see AttentionOp for its layout."""
@@ -155,6 +178,7 @@ class Editing(BlockWatch):
     def __init__(self, structure: Candidate, edits: Edits, *, own: bool = False, skipped: int = 0) -> None:
         super().__init__(structure, edits.blocks, skipped=skipped)
         self._identity, self._entered = edits.identity, dict[int, Tensor]()
+        self._inputs = edits.inputs
         self.own = own or edits.routed
         self._plans = _plans(structure, edits, self.own)
         self._modes: list[BlockMode] = []
@@ -162,7 +186,13 @@ class Editing(BlockWatch):
     @contextmanager
     def opened(self) -> Iterator[None]:
         norms = [module for plan in self._plans.values() for module, _ in plan.norms]
-        with around_calls(norms, self._pass_norm), owned(self.model) if self.own else nullcontext():
+        holders = [self.model.get_submodule(name) for name in self.structure.ancestors]
+        with ExitStack() as stack:
+            stack.enter_context(around_calls(norms, self._pass_norm))
+            for inputs in self._inputs:
+                stack.enter_context(around_calls(holders, inputs.called))
+            if self.own:
+                stack.enter_context(owned(self.model))
             yield
 
     def enter(self, block: CandidateBlock, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -173,6 +203,8 @@ class Editing(BlockWatch):
                 "call cannot be told",
                 "Run it without gradient checkpointing",
             )
+        for inputs in self._inputs:
+            inputs.entered(block, fetch((args, kwargs), block.entry))
         if block.index in self._identity:
             self._entered[block.index] = fetch(
                 (args, kwargs), block.entry

@@ -107,7 +107,7 @@ def _kind(component: str) -> str:
 
 
 def has_component(block: Block, component: str) -> bool:
-    if component == "block":
+    if component in {"block", "skip"}:
         return True
     if component == "mlp.skip" and is_parallel(block):
         return False  # the one skip of a parallel block is the attention skip
@@ -141,8 +141,8 @@ def _gate_part(structure: Structure, block: Block, gate: Gate, edits: Edits) -> 
     function = scaling(gate.value, block.batch_axis, block.ndim)
     kind = _kind(gate.component)
     for index, junction in enumerate(block.junctions):
-        mine = [b for b in junction.branches if b.kind == kind]
-        if mine and gate.component.endswith(".skip"):
+        mine = [b for b in junction.branches if kind in {b.kind, "skip"}]
+        if mine and gate.component.endswith("skip"):
             edits.at(junction.skip, function)
         elif mine and gate.component == "mlp.sublayer":
             _remove_sublayer(structure, block, index, junction, gate, edits)

@@ -1,4 +1,4 @@
-"""The model from behind its last block on: everything but the blocks, run with another stream."""
+"""The model from behind its last block on: run with another stream, or for a few positions alone."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.module_calls import Call
 from rc_probe.hooks.structure.example_inputs import with_no_cache
 from rc_probe.hooks.structure.structure import CandidateBlock, Structure
+from rc_probe.hooks.undo import undoing
 
 from .block_watch import BlockWatch, fetch, replace
 from .model_state import measuring
@@ -72,3 +73,35 @@ class ModelHead(BlockWatch):
             )
         self._given = stream.to(self._raw.device, self._raw.dtype)
         return self.run(**self.inputs)
+
+
+class NarrowHead:
+    """While it is installed and has positions, `head` gets (1, P, dim) of its input (batch, tokens, dim).
+
+    >>> narrow = NarrowHead(model.get_output_embeddings())        # doctest: +SKIP
+    >>> with narrow.installed():                                   # doctest: +SKIP
+    ...     narrow.at = torch.tensor([0, 0, 1]), torch.tensor([3, 7, 2])
+    ...     model(**inputs).logits.shape                           # (1, 3, words)
+
+    at: rows and tokens, (P,) each; None: all, as the model does it
+    """
+
+    def __init__(self, head: nn.Module) -> None:
+        self.head = head
+        self.at: tuple[Tensor, Tensor] | None = None
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        def back() -> None:
+            handle.remove()
+            self.at = None
+
+        handle = self.head.register_forward_pre_hook(self._narrow)
+        with undoing(back):
+            yield
+
+    def _narrow(self, module: nn.Module, args: Any) -> Any:
+        if self.at is None or not args:
+            return None
+        row, column = (place.to(args[0].device) for place in self.at)
+        return (args[0][row, column][None], *args[1:])

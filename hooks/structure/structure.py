@@ -237,6 +237,26 @@ class Structure(Candidate):
                 )
         return list(self.blocks) if numbers is None else [self.blocks[number - 1] for number in numbers]
 
+    def attention_ops(self, numbers: tuple[int, ...] | None) -> list[tuple[Block, AttentionOp]]:
+        """The attention ops of these blocks, from 1; None: of all that attend. RcProbeError where one cannot be seen."""
+        blocks = self.numbered(numbers)
+        attending = [b for b in blocks if any(branch.kind == "attention" for branch in b.branches)]
+        without = [b for b in blocks if b not in attending] if numbers or not attending else []
+        for block in without:
+            raise self.error(
+                block, f"it has no attention; its branches are {block.signature}", "Choose another block"
+            )
+        found = []
+        for block in attending:
+            ops = [op for branch in block.branches if branch.kind == "attention" for op in branch.ops]
+            if not ops:
+                what = self.unseen(
+                    "no softmax or scaled_dot_product_attention was seen in its attention branch"
+                )
+                raise self.error(block, what, "Load the model with attn_implementation='eager' or 'sdpa'")
+            found += [(block, op) for op in ops]
+        return found
+
     def unseen(self, what: str) -> str:
         """What cannot be seen of its attention, and why the library's interface does not show it."""
         return (

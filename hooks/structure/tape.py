@@ -132,8 +132,12 @@ class Tape(TorchFunctionMode):
         return self
 
     def __exit__(self, *exc: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Off again, if it is on: does no harm a second time."""
         if self in _get_current_function_mode_stack():
-            super().__exit__(*exc)
+            super().__exit__(None, None, None)
         self._exit.close()
         self._node_of.clear()
         self._alive.clear()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -148,7 +149,7 @@ def max_length(loaded: Loaded) -> int | None:
     names = ("max_position_embeddings", "n_positions", "max_seq_len")
     limits = [getattr(config, name, None) for name in names]
     limits.append(getattr(loaded.processor, "model_max_length", None))  # 1e30 stands for no limit
-    found = [int(limit) for limit in limits if limit and 0 < limit < 1e9]
+    found = [int(limit) for limit in limits if isinstance(limit, int | float) and 0 < limit < 1e9]
     # RoBERTa and its kin count positions from padding_idx + 1, in a table that has a padding row.
     for name, module in loaded.model.named_modules():
         if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None:
@@ -158,11 +159,16 @@ def max_length(loaded: Loaded) -> int | None:
 
 def tokenize(tokenizer: Any, texts: list[str], length: int, special_tokens: bool) -> list[Ids]:
     """input_ids, and token_type_ids if the tokenizer makes them, of each text, at most `length` of them."""
-    with _as_before(tokenizer):
-        made = tokenizer(
-            texts, truncation=True, max_length=length, add_special_tokens=special_tokens, padding=False,
-            return_attention_mask=False,
-        )  # fmt: skip
+    try:
+        with _as_before(tokenizer):
+            made = tokenizer(
+                texts, truncation=True, max_length=length, add_special_tokens=special_tokens, padding=False,
+                return_attention_mask=False,
+            )  # fmt: skip
+    except Exception as error:  # its files may hold anything
+        what = f"the tokenizer fails ({first_line(error)})"
+        where = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+        raise RcProbeError(what, where=where, todo="Check its files, or give another") from error
     keys = [key for key in ("input_ids", "token_type_ids") if key in made]
     return [{key: list(made[key][i]) for key in keys} for i in range(len(texts))]
 
@@ -293,7 +299,8 @@ def _converted(item: Any, mode: str) -> Any:
 
     image = item if isinstance(item, Image.Image) else open_image(item)
     try:
-        return _eight_bits(ImageOps.exif_transpose(image), image.format, str(item)[:200]).convert(mode)
+        with warnings.catch_warnings(action="ignore"):  # about tags that are damaged
+            return _eight_bits(ImageOps.exif_transpose(image), image.format, str(item)[:200]).convert(mode)
     except RcProbeError:
         raise
     except Exception as error:  # decoded only now; each format has errors of its own

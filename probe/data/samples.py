@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,7 +225,8 @@ def open_image(path: Path) -> Any:
     from PIL import Image
 
     try:
-        return Image.open(path)
+        with warnings.catch_warnings(action="ignore"):  # about tags that are damaged
+            return Image.open(path)
     except Exception as error:  # each format has errors of its own
         what = f"not a readable image ({first_line(error)})"
         raise RcProbeError(what, where=str(path), todo="Remove or replace it") from error

@@ -2,5 +2,8 @@
 
 from .gate import Gated
 from .intervention import Intervention
+from .mask import Masked
+from .pattern import Pattern
+from .temperature import Temperature
 
-KINDS: tuple[type[Intervention], ...] = (Gated,)
+KINDS: tuple[type[Intervention], ...] = (Gated, Masked, Temperature, Pattern)

@@ -5,6 +5,7 @@ No torch is imported here or in a kind's file before `edits`: `rc-probe --help` 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -85,6 +86,22 @@ class Variant:
         for each in self.interventions:
             whole = whole.then(each.edits(structure))
         return whole
+
+
+def number(spec: Spec, todo: str = f"Write {FORM}") -> float:
+    """The value of a spec as a finite number, or the error that says so."""
+    return finite(spec.value or "", spec, todo)
+
+
+def finite(text: str, spec: Spec, todo: str) -> float:
+    """A text as a finite number, or the error of the spec that says so."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise spec.error(f"{text!r} is not a number", todo) from None
+    if not math.isfinite(value):
+        raise spec.error(f"{text!r} is not a finite number", todo)
+    return value
 
 
 def span(numbers: tuple[int, ...] | None) -> str:

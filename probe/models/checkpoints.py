@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rc_probe.hooks.errors import RcProbeError
 
-from .packaged import DEMOS, check_revision
+from .packaged import DEMOS, check_revision, is_here
 
 CONFIGS = ("config.json", "adapter_config.json")  # what makes a folder a model, or an adapter of one
 _STEP = re.compile(r"(?:steps?|checkpoint|ckpt|global_step|iter)[-_]?(\d+)", re.IGNORECASE)
@@ -33,10 +33,10 @@ def checkpoints(model: str, revisions: str | None, revision: str | None = None) 
     names some of these (`checkpoint-*`), also below a folder that is a model itself; of a Hub model its revisions.
     """
     check_revision(model, revision)
-    folder = Path(model).expanduser()
-    there = _below(folder) if folder.is_dir() else []
+    folder = Path(model).expanduser() if is_here(model) and model not in DEMOS else None
+    there = _below(folder) if folder and folder.is_dir() else []
     if revisions is None:
-        if not there or _is_model(folder):
+        if folder is None or not there or _is_model(folder):
             return []
         names = there
     else:
@@ -48,11 +48,11 @@ def checkpoints(model: str, revisions: str | None, revision: str | None = None) 
         asked = list(dict.fromkeys(name.strip() for name in revisions.split(",") if name.strip()))
         if not asked:
             raise RcProbeError("it names none", where="--revisions", todo="Write step0,step1000")
-        names = _chosen(asked, there, model) if folder.is_dir() else asked
+        names = _chosen(asked, there, model) if folder and folder.is_dir() else asked
     steps = _steps(names)
     made = [
         Checkpoint(name, str(folder / name), None, step)
-        if folder.is_dir()
+        if folder and folder.is_dir()
         else Checkpoint(name, model, name, step)
         for name, step in zip(names, steps, strict=True)
     ]

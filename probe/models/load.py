@@ -25,7 +25,7 @@ from rc_probe.hooks.structure.unwrap import unwrapped
 from .adapter import add_adapter, base_of, brought
 from .libraries import first_line, quiet
 from .locate import SAVE, Source, load_config, locate
-from .missing_weights import check_keys
+from .missing_weights import check_keys, check_size
 from .stored_dtype import stored_dtype
 from .towers import Part, pick
 from .towers import modality as modality_of
@@ -199,6 +199,7 @@ def _load_weights(
 ) -> tuple[Any, list[str], tuple[str, ...]]:
     """The model, notes about weights that its checkpoint lacks or that it does not use, and the ones it lacks."""
     cls = _model_class(config, source)
+    check_size(cls, config, source)
     # The bar of de-quantisation is of a kind that no setting switches off.
     bars = contextlib.redirect_stderr(io.StringIO()) if source.gguf else contextlib.nullcontext()
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 from rc_probe.hooks.errors import RcProbeError
 
 from .libraries import first_line, hub_problem
-from .packaged import DEMOS, check_revision
+from .packaged import DEMOS, check_revision, is_here
 
+MOST = 99_999  # layers, experts or sizes of a block that a config may ask for
 SAVE = "Give a folder written by save_pretrained"
 
 
@@ -65,14 +67,19 @@ def locate(model_id: str, revision: str | None, trust_remote_code: bool) -> Sour
             if inside.suffix == ".gguf"
             else Source(model_id, str(inside), options)
         )
+    if not is_here(model_id):
+        return _of_hub(model_id, revision, options)
     path = Path(model_id).expanduser()
-    if model_id and path.is_dir():
+    if path.is_dir():
         return Source(model_id, str(path), options)
-    if model_id and path.is_file() and path.suffix.lower() == ".gguf":
+    if path.is_file() and path.suffix.lower() == ".gguf":
         return _gguf(model_id, path, options)
     source = Source(model_id, model_id, options)
-    if path.is_file():
-        raise source.error("a file, not a model", "Give the folder that holds config.json, or a .gguf file")
+    raise source.error("a file, not a model", "Give the folder that holds config.json, or a .gguf file")
+
+
+def _of_hub(model_id: str, revision: str | None, options: dict[str, Any]) -> Source:
+    source = Source(model_id, model_id, options)
     try:
         validate_repo_id(model_id)
     except ValueError:
@@ -121,7 +128,18 @@ def load_config(source: Source) -> Any:
             raise source.error("the model runs code of its own", todo)
         if kind is None:
             raise source.error("config.json names no model_type", SAVE)
-        what = f"transformers {transformers.__version__} knows no model type {kind!r}"
+        what = f"transformers {transformers.__version__} knows no model type {kind!r:.80}"
         raise source.error(what, "Update transformers, or check config.json")
     with source.explain("the config does not load", "Check config.json"):
-        return transformers.AutoConfig.from_pretrained(source.place, **source.options)
+        config = transformers.AutoConfig.from_pretrained(source.place, **source.options)
+    _check_sizes(config.to_dict(), source)
+    return config
+
+
+def _check_sizes(config: dict[str, Any], source: Source) -> None:
+    """Refuse what would be built for hours."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            _check_sizes(value, source)
+        elif isinstance(value, int) and value > MOST and re.search("layer|expert|block|depth", key):
+            raise source.error(f"{key} is {value:,} in its config", "Check config.json")

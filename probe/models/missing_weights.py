@@ -5,10 +5,12 @@ from __future__ import annotations
 from itertools import takewhile
 from typing import Any
 
+import torch
 from torch import nn
 
 from .locate import Source
 
+MANY, PACKED = 10**8, 16  # weights that no one minds; of larger models, at most so many in a byte
 # What no stream depends on inside a base model: heads behind it, and wav2vec 2.0's mask for training. Within a
 # numbered block the same names mean parts of the trunk, such as a router's classifier.
 HEADS = {"pooler", "lm_head", "classifier", "score", "masked_spec_embed"}
@@ -40,6 +42,24 @@ def check_keys(model: Any, info: dict[str, Any], source: Source) -> list[str]:
     if unused:
         notes.append(f"In the checkpoint, but not used by {name}: {_some(unused)}.")
     return notes
+
+
+def check_size(cls: Any, config: Any, source: Source) -> None:
+    """RcProbeError where a config asks for far more weights than the folder holds, before any memory is asked for."""
+    if source.folder is None:
+        return
+    stored = sum(
+        file.stat().st_size for file in source.folder.iterdir() if file.suffix in (".safetensors", ".bin")
+    )
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            model = cls.from_config(config) if cls.__name__.startswith("Auto") else cls(config)
+        asked = sum(weight.numel() for weight in model.parameters())
+    except Exception:  # loading will say what is wrong with it
+        return
+    if asked > max(MANY, PACKED * stored):
+        what = f"config.json asks for {asked:,} weights, and the files hold {stored:,} bytes"
+        raise source.error(what, "Use the config.json that belongs to these weights")
 
 
 def _of_head(key: str) -> bool:

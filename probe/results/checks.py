@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.registry import METRICS, PAPER
 
-from .conditions import Condition, Drop, parse_condition, parse_drop
+from .conditions import OF_REMOVALS, Condition, Drop, parse_condition, parse_drop
 from .curves import headline, metrics_of
+from .findings.removal_checks import PLACES, of_removals, plan_removals
 from .like_for_like import unlike
 from .protocols import Measured, Result
 from .tables import RUN_TABLES
@@ -108,6 +109,9 @@ class Checks:
         """RcProbeError for a check on what these settings do not measure. Called before anything is loaded."""
         every: list[Condition | Drop] = [*self.conditions, *self.drops]
         for asked in every:
+            if asked.metric in OF_REMOVALS:
+                plan_removals(asked.text, asked.metric, asked.variant, chosen)
+                continue
             if asked.metric not in chosen.measured:
                 todo = (
                     f"Add it to --metrics (or raise --svd-samples); measured are {', '.join(chosen.measured)}"
@@ -121,7 +125,7 @@ class Checks:
     def fit(self, blocks: int) -> None:
         """RcProbeError for a layer that a model of so many blocks does not have. Called before anything is measured."""
         for asked in self.conditions:
-            if isinstance(asked.where, int) and asked.where > blocks:
+            if isinstance(asked.where, int) and asked.where > blocks and asked.metric != "drops":
                 todo = f"Give 0 to {blocks}, or last"
                 raise RcProbeError(
                     f"there is no layer {asked.where}", where=f"--fail-if {asked.text}", todo=todo
@@ -174,12 +178,29 @@ def fail_if(result: Result, checks: Checks) -> list[Outcome]:
 
 def _condition(result: Result, asked: Condition) -> Outcome:
     about = (asked.text, asked.metric, asked.variant)
+    thing = PLACES.get(asked.metric, "layer")
     try:
-        layer, value = _value(_curve(result, asked.metric, asked.variant), asked)
+        curve = (
+            _removals(result, asked)
+            if asked.metric in OF_REMOVALS
+            else _curve(result, asked.metric, asked.variant)
+        )
+        layer, value = _value(curve, asked)
     except _UnknownError as why:
         return Outcome(*about, None, None, asked.limit, None, str(why))
-    at = "over the layers" if layer is None else f"at layer {layer}"
+    at = f"over the {thing}s" if layer is None else f"at {thing} {layer}"
     return Outcome(*about, layer, value, asked.limit, not asked.holds(value), f"{value:.6g} {at}")
+
+
+def _removals(result: Result, asked: Condition) -> dict[int, Point]:
+    """What a removal costs, by block or by how many parts are gone; no rounding floor is known."""
+    found = {
+        place: Point(change, 0, -1)
+        for place, change in of_removals(result, asked.metric, asked.variant).items()
+    }
+    if not found:
+        raise _UnknownError(f"{asked.metric} of {asked.variant} was not measured")
+    return found
 
 
 def _curve(result: Result, metric: str, variant: str) -> dict[int, Point]:
@@ -210,10 +231,11 @@ def _value(curve: dict[int, Point], asked: Condition) -> tuple[int | None, float
     if asked.where == "mean":
         return None, math.fsum(point.mean for point in curve.values()) / len(curve)
     low, high = min(curve, key=lambda n: curve[n].mean), max(curve, key=lambda n: curve[n].mean)
-    named = {"first": 0, "last": max(curve), "min": low, "max": high}
+    named = {"first": min(curve), "last": max(curve), "min": low, "max": high}
     layer = asked.where if isinstance(asked.where, int) else named[asked.where]
     if layer not in curve:
-        raise _UnknownError(f"there is no layer {layer}, only 0 to {max(curve)}")
+        thing = PLACES.get(asked.metric, "layer")
+        raise _UnknownError(f"there is no {thing} {layer}, only {min(curve)} to {max(curve)}")
     value, _, floor = curve[layer]
     if abs(value) <= floor and abs(asked.limit) <= floor:
         raise _UnknownError(

@@ -23,6 +23,9 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
 }  # fmt: skip
 MOST_DIGITS = 4  # of a layer's number
+# What is not of the stream: `importance@BLOCK[:COMPONENT]`, the change without a part, and `drops@STEP[:METHOD]`, that of so many removals
+# on samples held out; each with what is meant where no variant is named.
+OF_REMOVALS = {"importance": "block", "drops": "greedy"}
 _PATTERN = re.compile(
     r"\s*(?P<metric>[^@:<>=!]+?)\s*@\s*(?P<where>[^@:<>=!]*?)\s*(:\s*(?P<variant>[^<>]+?))?\s*"
     r"(?P<op><=|>=|<|>)\s*(?P<limit>[^<>=\s]+)\s*"
@@ -67,15 +70,17 @@ def parse_condition(text: str) -> Condition:
     if not match:
         raise RcProbeError(_why_not(text), where=where, todo=f"Write {FORM}")
     name, place, variant, op, number = match.group("metric", "where", "variant", "op", "limit")
-    metric = _metric(name, where)
+    metric = name if name in OF_REMOVALS else _metric(name, where)
     numbered = place.isascii() and place.isdecimal() and len(place) <= MOST_DIGITS
     if not numbered and place not in WHERE:
         near = get_close_matches(place, WHERE, n=1)
         todo = f"Did you mean {near[0]!r}?" if near else f"Give a layer's number, or {', '.join(WHERE)}"
         raise RcProbeError(f"{place!r:.80} is no layer", where=where, todo=todo)
     limit = _number(number, where)
-    _can_tell(metric, op, limit, where)
-    return Condition(text.strip(), metric, int(place) if numbered else place, variant or WHOLE, op, limit)
+    if metric not in OF_REMOVALS:
+        _can_tell(metric, op, limit, where)
+    variant = variant or OF_REMOVALS.get(metric, WHOLE)
+    return Condition(text.strip(), metric, int(place) if numbered else place, variant, op, limit)
 
 
 def parse_drop(text: str | float, default: str = BULK) -> Drop:
@@ -95,7 +100,7 @@ def parse_drop(text: str | float, default: str = BULK) -> Drop:
 
 def _metric(name: str, where: str) -> str:
     if name not in METRICS:
-        near = get_close_matches(name, METRICS, n=1)
+        near = get_close_matches(name, [*METRICS, *OF_REMOVALS], n=1)
         todo = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(METRICS)}"
         raise RcProbeError(f"no metric is called {name!r:.80}", where=where, todo=todo)
     return name

@@ -1,6 +1,7 @@
 """Results in files: tables as JSON and CSV, saved and loaded without loss."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,18 @@ from pandas.api.types import is_numeric_dtype
 from rc_probe.hooks.errors import RcProbeError
 
 from .json_file import TABLE_NAME
+from .protocols import Result
+
+KEPT: dict[str, dict[str, type]] = {  # of what readers use of a saved result
+    "model": {"id": str, "class": str, "blocks": int, "parameters": int, "dim": int, "signature": str, "norm": str, "notes": list,
+              "proved": list, "stacks": list, "revision": str, "stack": str, "paths": dict},
+    "settings": {"data": str, "column": str, "label_column": str, "digest": str, "modality": str, "samples": int, "length": int,
+                 "batch_size": int, "tokens": int, "truncated": int, "dtype": str, "device": str, "processes": int, "seed": int,
+                 "init_seeds": int, "special_tokens": bool, "metrics": list, "svd_samples": int, "ablate": list, "notes": list,
+                 "command": str, "missing": dict, "asked": dict},
+    "environment": {"rc_probe": str, "torch": str, "transformers": str, "python": str, "platform": str, "date": str},
+}  # fmt: skip
+_DTYPE = re.compile(r"object|str|string|bool(ean)?|[uU]?[iI]nt\d{1,2}|[fF]loat\d{1,2}|datetime64\[\w{2}\]")
 
 
 def plain(value: Any) -> Any:
@@ -76,10 +89,34 @@ def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True)) for row in zip(*cells, strict=True)]
 
 
+def check_saved(result: Result) -> None:
+    """ValueError where what a file says is not of the types that all readers expect."""
+    for part, types in KEPT.items():
+        entries = getattr(result, part)
+        for key, kind in types.items():
+            value = entries.get(key)
+            if value is not None and (
+                not isinstance(value, kind) or (kind is int and isinstance(value, bool))
+            ):
+                raise ValueError(f"{part}.{key} is {value!r:.80}")
+            if isinstance(value, list) and not all(isinstance(item, str) for item in value):
+                raise ValueError(f"{part}.{key} holds more than texts")
+    for name, frame in result.tables.items():
+        for column in result.declared[name].columns if name in result.declared else ():
+            cells = frame.get(column.name)
+            if cells is None or cells.isna().all():
+                continue
+            if is_numeric_dtype(cells) != (column.dtype != "str"):
+                raise ValueError(f"the column {name}.{column.name} is of another type")
+
+
 def frame_of(rows: list[dict[str, Any]], dtypes: dict[str, str] | None) -> pd.DataFrame:
     """The frame of JSON rows; `dtypes` in the order of the columns, guessed by pandas where not given."""
     if dtypes is None:
         return pd.DataFrame(rows)
+    for dtype in dtypes.values():
+        if not _DTYPE.fullmatch(dtype):
+            raise ValueError(f"no column is of the type {dtype!r:.80}")
     columns: dict[str, pd.Series] = {
         name: pd.Series([row[name] for row in rows], dtype=dtype) for name, dtype in dtypes.items()
     }

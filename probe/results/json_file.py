@@ -1,10 +1,12 @@
 """results.json: read back, and what it says of the files beside it. No pandas here: the command reads it before any run."""
 
+import contextlib
 import gzip
 import json
 import os
 import re
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,18 @@ def given_path(path: Any, where: str) -> Path:
     if not isinstance(text, str) or not text or "\0" in text:
         raise RcProbeError(f"{text!r:.80} is no path", where=where, todo="Give a folder or a file")
     return Path(path)
+
+
+@contextlib.contextmanager
+def reading(source: str | Path | None) -> Iterator[None]:
+    """Whatever goes wrong inside with what a file holds is one line; with results of this process (None) it is a fault."""
+    try:
+        yield
+    except Exception as error:
+        if source is None:
+            raise
+        what = f"the results are damaged ({type(error).__name__}: {str(error)[:200]})"
+        raise RcProbeError(what, where=str(source), todo="Run the probe again") from error
 
 
 def _refuse_constant(token: str) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
 
     from .tables import Table
@@ -41,6 +43,7 @@ class Result(Tables, Protocol):
     model: dict[str, Any]
     settings: dict[str, Any]
     environment: dict[str, Any]
+    source: Path | None  # the file that it was loaded from
 
     @property
     def declared(self) -> Mapping[str, Table]:

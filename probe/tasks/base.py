@@ -115,7 +115,11 @@ class Tally(ABC):
 
     def add(self, key: Hashable, output: Any) -> None:
         """The output of the version `key` on the batch that was started."""
-        self._keep(key, self.task.read(output, self._prepared))
+        self.put(key, self.task.read(output, self._prepared))
+
+    def put(self, key: Hashable, readout: Readout) -> None:
+        """What was read of the version `key` on the batch that was started."""
+        self._keep(key, readout)
 
     def __getstate__(self) -> dict[str, Any]:
         """What goes to another process: the scores, not the model."""

@@ -361,3 +361,34 @@ def test_the_command(
         assert (code, out) == (2, "")
         assert re.search(says, err) and err.count("\n") == 1
     assert ProbeResult.load("a").model["id"] == "bert-base-cased"
+
+
+def test_what_each_block_is_worth_stands_beside_each_other() -> None:
+    """Tables below each other, and a column for each run where all are judged by the same metric."""
+    columns = {"head": None, "baseline": 3.0, "low": None, "high": None, "count": 16}
+    runs = [make_result(blocks=n, deep=False, init=False, id=f"org/{n}") for n in (2, 3)]
+    for n, result in enumerate(runs, 2):
+        rows = [
+            {
+                "component": "block",
+                "block": b,
+                "metric": "loss",
+                "value": 3 + n / b,
+                "change": n / b,
+                **columns,
+            }
+            for b in range(1, n + 1)
+        ]
+        result.tables["importance"] = result.declared["importance"].frame(rows)
+    both = compare(*runs)
+    assert both.tables["importance"][["run", "block", "change"]].to_numpy().tolist() == [
+        ["2", 1, 2.0], ["2", 2, 1.0], ["3", 1, 3.0], ["3", 2, 1.5], ["3", 3, 1.0],
+    ]  # fmt: skip
+    text = both.to_html()
+    start = text.index("<h2>What each block is worth</h2>")
+    own = text[start : text.index("</section>", start)]
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", own) == [
+        "block 1", "2.00", "3.00", "block 2", "1.00", "1.50", "block 3", "–", "1.00",
+    ]  # fmt: skip
+    runs[1].tables["importance"]["metric"] = "kl"
+    assert "What each block is worth" not in compare(*runs).to_html()

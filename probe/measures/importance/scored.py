@@ -7,6 +7,7 @@ processes share them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from rc_probe import engine
 from rc_probe.data.batches import Batch, Batches, batches
 from rc_probe.data.samples import Samples
 from rc_probe.hooks.edits.edits import Edits
+from rc_probe.hooks.edits.model_head import NarrowHead
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.metrics.intervals import change_interval
 from rc_probe.metrics.stream_metrics import measure
@@ -27,6 +29,7 @@ from rc_probe.results.tables import Row
 from rc_probe.tasks import FULL, Prepared, Tally, Task, choose_task
 from rc_probe.tasks.base import Readout
 from rc_probe.tasks.drift import drift_of
+from rc_probe.tasks.narrow import narrow_head, narrowed
 
 if TYPE_CHECKING:
     from rc_probe.measures.context import Context
@@ -41,6 +44,14 @@ class Plan:
     samples: Samples
     task: Task | None
     notes: list[str]
+    _head: list[NarrowHead | None] = field(default_factory=list)  # once it is known
+
+    def head(self, loaded: Loaded, chosen: Any) -> NarrowHead | None:
+        """The head at the scored positions alone, where that gives the same; tried once, on the first batch."""
+        if not self._head:
+            first = next(prepared_batches(self.task, self.batches(loaded, chosen).of([0])))
+            self._head.append(narrow_head(self.task, first.prepared))
+        return self._head[0]
 
     def batches(self, loaded: Loaded, chosen: Any) -> Batches:
         """As the model gets them; the task prepares each when it runs."""
@@ -75,6 +86,14 @@ def prepared_batches(task: Task | None, made: Iterable[Batch]) -> Iterator[Score
         )
 
 
+def _whole_between(made: Iterable[Batch], head: NarrowHead | None) -> Iterator[Batch]:
+    """The batches; what runs before one begins, such as proofs, gets the whole head."""
+    for batch in made:
+        if head is not None:
+            head.at = None
+        yield batch
+
+
 @dataclass
 class Answers:
     """What the plain model said on a batch: later passes are compared with it."""
@@ -101,8 +120,10 @@ class ScoreReader:
     compare with the plain model, too
     """
 
-    def __init__(self, task: Task | None, depth: int, plain: dict[int, Answers]) -> None:
-        self.task, self.depth, self.plain = task, depth, plain
+    def __init__(
+        self, task: Task | None, depth: int, plain: dict[int, Answers], head: NarrowHead | None
+    ) -> None:
+        self.task, self.depth, self.plain, self.head = task, depth, plain, head
         self.drift = drift_of(task)
         self.wants_output = task is not None
         self.seen: list[Seen] = []
@@ -111,6 +132,10 @@ class ScoreReader:
         assert isinstance(batch, ScoredBatch)
         self.batch, self.now = batch, Seen(batch.start, self.task.tally() if self.task else None)
         self.seen.append(self.now)
+        self.prepared = batch.prepared  # where the scores are in what the model returns
+        if self.head is not None and batch.prepared is not None and batch.prepared.column is not None:
+            self.head.at = batch.prepared.row, batch.prepared.column
+            self.prepared = narrowed(batch.prepared)
 
     def stream(self, name: str, layer: int, x: Tensor) -> None:
         if layer == self.depth:
@@ -121,13 +146,14 @@ class ScoreReader:
             self.now.bulk[name] = self.now.bulk[WHOLE]
 
     def output(self, name: str, output: Any) -> None:
-        prepared, tally, start = self.batch.prepared, self.now.tally, self.batch.start
-        if self.task is None or prepared is None or tally is None:
+        tally, start, there = self.now.tally, self.batch.start, self.prepared
+        prepared = self.batch.prepared
+        if self.task is None or prepared is None or there is None or tally is None:
             return
         first = start not in self.plain
         if first:
-            answers = self.drift.read(output, prepared) if self.drift else None
-            self.plain[start] = Answers(self.task.read(output, prepared), answers)
+            answers = self.drift.read(output, there) if self.drift else None
+            self.plain[start] = Answers(self.task.read(output, there), answers)
         plain = self.plain[start]
         if name == WHOLE:
             tally.resume(prepared, plain.readout)
@@ -136,9 +162,9 @@ class ScoreReader:
                 self.now.drift[name] = self.drift.between(plain.drift, plain.drift, prepared)
             return
         try:
-            tally.add(name, output)
+            tally.put(name, self.task.read(output, there))
             if self.drift and plain.drift is not None:
-                answers = self.drift.read(output, prepared)
+                answers = self.drift.read(output, there)
                 self.now.drift[name] = self.drift.between(plain.drift, answers, prepared)
         except RcProbeError as error:  # what is left of the model overflows
             self.now.failed[name] = str(error)
@@ -216,10 +242,12 @@ def score(
     """The scores of the plain pass (with `base`) and of each intervention, all processes together, and notes."""
     made, task = plan.batches(context.loaded, context.settings), plan.task
     mine = made.of(context.world.share(range(len(made))))
-    reader = ScoreReader(task, context.structure.depth, plain)
-    notes = engine.run(
-        context.structure, prepared_batches(task, mine), edits, [reader, *readers], base=base,
-        model=task.model if task else None, advance=lambda name: context.advance(f"{stage}: {name}", passes=1),
-    )  # fmt: skip
+    head = plan.head(context.loaded, context.settings)
+    reader = ScoreReader(task, context.structure.depth, plain, head)
+    with head.installed() if head else nullcontext():
+        notes = engine.run(
+            context.structure, _whole_between(prepared_batches(task, mine), head), edits, [reader, *readers], base=base,
+            model=task.model if task else None, advance=lambda name: context.advance(f"{stage}: {name}", passes=1),
+        )  # fmt: skip
     together = context.world.gather(reader.seen, what=stage)
     return Scores.of(task, [part for parts in together for part in parts]), notes

@@ -7,6 +7,7 @@ from .ablations import Ablations
 from .changes import Changes
 from .curves import Curves
 from .failures import Failures
+from .importance import Importance
 from .key_numbers import KeyNumbers
 from .not_alike import NotAlike
 from .training import Training
@@ -17,6 +18,7 @@ COMPARED_SECTIONS: tuple[Section[ComparedView], ...] = (
     Curves(),
     Changes(),
     KeyNumbers(),
+    Importance(),
     Ablations(),
     Failures(),
 )

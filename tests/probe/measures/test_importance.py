@@ -330,7 +330,7 @@ def test_it_is_measured_by_default_on_sixteen_samples() -> None:
         assert ("importance" in found.tables) == (parts == "blocks")
     found = rc_probe.probe(given.model, texts, processor=given.processor, importance_samples=8, **LESS)
     assert set(found.tables["importance"]["count"]) == {8} and found.model["importance"]["samples"] == 8
-    with pytest.raises(RcProbeError, match="--importance: no parts are called 'layers'"):
+    with pytest.raises(RcProbeError, match="importance: no parts are called 'layers'"):
         rc_probe.probe(given.model, texts, processor=given.processor, importance="layers", **LESS)
 
 
@@ -356,3 +356,55 @@ def test_a_removal_that_overflows_is_a_note(monkeypatch: pytest.MonkeyPatch) -> 
     wanted = found.tables["importance"].query("block == 1 and metric == 'loss'")["value"].tolist()
     assert kept.query("block == 1 and metric == 'loss'")["value"].tolist() == wanted
     assert "Not removed: block@2: tiny: its head gives NaN or infinity" in other.model["notes"]
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "t5"])
+def test_the_head_of_words_runs_at_the_scored_positions_alone(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same numbers as with the whole head; how many positions it got is counted; nothing stays behind."""
+    given = make(kind)
+    head, sizes = given.model.get_output_embeddings(), list[tuple[int, ...]]()
+    real = torch.nn.functional.linear
+
+    def counted(x: Any, weight: Any, bias: Any = None) -> Any:
+        if weight is head.weight:
+            sizes.append(tuple(x.shape[:-1]))
+        return real(x, weight, bias)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", counted)
+    ask: dict[str, Any] = {"processor": given.processor, "importance": "blocks", **LESS}
+    narrow = rc_probe.probe(given.model, TEXTS, **ask).tables["importance"]
+    scored = {size[1] for size in sizes if size[0] == 1 and len(size) == 2}
+    monkeypatch.setattr("rc_probe.measures.importance.scored.narrow_head", lambda *_: None)
+    whole = rc_probe.probe(given.model, TEXTS, **ask).tables["importance"]
+    numbers = ["value", "baseline", "change", "low", "high"]
+    assert narrow[numbers].to_numpy() == pytest.approx(whole[numbers].to_numpy(), abs=1e-12, nan_ok=True)
+    task, _ = choose_task(given, load_samples(TEXTS, modality="text"))
+    wanted = {len(task.prepare(batch).row) for batch in batches(task.samples, given, batch_size=4)}
+    assert wanted <= scored
+    assert not head._forward_pre_hooks
+
+
+def test_what_stands_behind_the_head_may_want_all_of_it() -> None:
+    """A model whose scores are changed by the place of a token, and one whose head somebody listens to: the whole head runs."""
+    from rc_probe.tasks.narrow import narrow_head
+
+    given = make("gpt2")
+    task, _ = choose_task(given, load_samples(TEXTS, modality="text"))
+    batch = next(iter(batches(task.samples, given)))
+    assert narrow_head(task, task.prepare(batch)) is not None
+    hook = given.model.get_output_embeddings().register_forward_hook(lambda *_: None)
+    assert narrow_head(task, task.prepare(batch)) is None
+    hook.remove()
+    forward = given.model.forward
+
+    def placed(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        output.logits = output.logits + torch.arange(output.logits.shape[1])[:, None].double() * torch.arange(
+            32
+        )
+        return output
+
+    given.model.forward = placed
+    assert narrow_head(task, task.prepare(batch)) is None

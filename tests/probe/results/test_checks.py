@@ -453,3 +453,74 @@ def test_the_workflow_is_yaml_and_its_command_is_ours() -> None:
     context = typer.main.get_command(app).make_context("rc-probe", words)
     Checks.of(context.params["fail_if"])
     assert context.params["baseline"]
+
+
+def removed() -> ProbeResult:
+    result = make_result(blocks=3, drops={"criterion": "loss"})
+    columns = {"baseline": 3.0, "low": None, "high": None, "count": 16}
+    result.tables["importance"] = result.declared["importance"].frame(
+        {
+            "component": part,
+            "block": n,
+            "head": None,
+            "metric": "loss",
+            "value": 3 + change,
+            "change": change,
+            **columns,
+        }
+        for part, costs in (("block", (0.5, 0.001, 2.0)), ("mlp", (0.1, 0.2, 0.3)))
+        for n, change in enumerate(costs, 1)
+    )
+    result.tables["drops"] = result.declared["drops"].frame(
+        {"method": "greedy", "draw": None, "split": split, "step": n, "component": "block", "block": n, "metric": "loss",
+         "value": 3 + change, "change": change, **columns}
+        for split, costs in (("chosen", (0.01, 0.02)), ("held_out", (0.05, 0.15)))
+        for n, change in enumerate(costs, 1)
+    )  # fmt: skip
+    return result
+
+
+@pytest.mark.parametrize(
+    ("condition", "value", "place", "holds"),
+    [
+        ("importance@min<0.01", 0.001, 2, True), ("importance@3>2.5", 2.0, 3, False), ("importance@first:mlp>0.05", 0.1, 1, True),
+        ("importance@mean>1", 0.8336666666666667, None, False), ("drops@last>0.1", 0.15, 2, True), ("drops@1>0.1", 0.05, 1, False),
+    ],
+)  # fmt: skip
+def test_removals_can_be_checked(condition: str, value: float, place: int | None, holds: bool) -> None:
+    (outcome,) = Checks.of([condition]).evaluate(removed())
+    assert (outcome.value, outcome.layer, outcome.passed) == (pytest.approx(value), place, not holds)
+
+
+def test_removals_that_were_not_measured_are_unknown() -> None:
+    for condition, says in (
+        ("importance@min:attention<0", "importance of attention was not measured"),
+        ("importance@4>0", "there is no block 4, only 1 to 3"), ("drops@3>0", "there is no removal 3, only 1 to 2"),
+    ):  # fmt: skip
+        (outcome,) = Checks.of([condition]).evaluate(removed())
+        assert outcome.passed is None and outcome.said == says
+    assert Checks.of(["importance@min<0"]).evaluate(make_result(blocks=2))[0].passed is None
+
+
+@pytest.mark.parametrize(
+    ("condition", "options", "says"),
+    [
+        ("importance@min<0", {"importance": "none"}, "importance is not measured. Add --importance blocks"),
+        (
+            "importance@min:mlp<0",
+            {},
+            "importance of 'mlp' is not measured. There are block; --importance parts measures",
+        ),
+        ("drops@last>0", {}, "nothing is dropped. Add --drop or --drop-until"),
+        (
+            "drops@last:best>0",
+            {"drop": 1},
+            "drops of 'best' is not measured. There are greedy, angular, random",
+        ),
+        ("importances@last>0", {}, "Did you mean 'importance'?"),
+    ],
+)
+def test_checks_of_removals_are_planned(condition: str, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(RcProbeError, match=re.escape(says)):
+        Checks.of([condition]).plan(Settings(**options))
+    Checks.of(["importance@min:mlp<0", "drops@last>0"]).plan(Settings(importance="parts", drop=1))

@@ -1,0 +1,1 @@
+"""What is changed of an attention op itself: its mask, its temperature, its pattern."""

@@ -1,0 +1,51 @@
+"""The long runs: `python tests/abuse interrupts`, an hour for every line; `python tests/abuse gates`, minutes for 1,000 models."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # `python tests/abuse` put this folder there
+
+app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
+
+
+@app.command()
+def interrupts(
+    scenes: Annotated[
+        list[str] | None, typer.Argument(help="attach, ablate, watch, probe. (default: all)")
+    ] = None,
+    stride: Annotated[int, typer.Option(help="Only every so many lines.")] = 1,
+) -> None:
+    """Interrupt at every line of rc-probe that a scene goes through, and look whether all is as before."""
+    from abuse.interrupts import SCENES, Scene, prove
+
+    warnings.simplefilter("ignore")
+    for name in scenes or SCENES:
+        for anew in (False, True):
+            with contextlib.redirect_stdout(None):
+                done = sum(1 for _ in prove(Scene(), name, stride=stride, anew=anew))
+            typer.echo(f"{name}, {'proved anew' if anew else 'known'}: as before after {done} interrupts")
+
+
+@app.command()
+def gates(
+    models: Annotated[int, typer.Option(help="How many random models.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the first.")] = 0,
+) -> None:
+    """Gates on random small models, against the same weights set to zero by hand."""
+    from abuse.random_gates import check
+
+    for number in range(seed, seed + models):
+        told = check(number)
+        if number % 100 == 99 or told:
+            typer.echo(f"{number + 1}: {told or 'right so far'}")
+
+
+if __name__ == "__main__":
+    app()
