@@ -164,5 +164,5 @@ def double(a: Any) -> Any:
 
 def _lose(func: Any, name: str, args: Any, kwargs: Any) -> Any:
     op = next((a.op for a in tree_leaves((args, kwargs)) if isinstance(a, Lost)), name)
-    args, kwargs = tree_map(lambda a: a.dense() if isinstance(a, Traced) else double(a), (args, kwargs))
+    args, kwargs = tree_map(lambda a: double(a.dense() if isinstance(a, Traced) else a), (args, kwargs))
     return tree_map_only(Tensor, lambda t: Lost(t, op), func(*args, **kwargs))

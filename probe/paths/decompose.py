@@ -263,6 +263,12 @@ def _collect(
     stream, hidden = first_axes(result, structure.blocks[-1])
     mask = batch.get("decoder_attention_mask" if _decodes(structure, batch) else "attention_mask")
     real = mask.bool() if isinstance(mask, Tensor) and mask.shape == hidden.shape[1:3] else None
+    if isinstance(mask, Tensor) and real is None and not bool(mask.all()):
+        raise RcProbeError(
+            f"its stream has {hidden.shape[2]} tokens and the mask {mask.shape[1]}, so padding cannot be told from text",
+            where=type(structure.model).__name__,
+            todo="Measure texts one by one: --batch-size 1",
+        )
     real = real if real is None else real.to(hidden.device)
     error = max(_error(x[:-1], x[-1], real) for x in (hidden, stream))
     return Decomposition(
