@@ -22,7 +22,7 @@ from rc_probe.registry import PAPER, WHOLE
 from rc_probe.results.curves import BULK, RESIDUAL, curves, curves_by_metric, headline, metrics_of
 from rc_probe.results.files import tables_as_json, tidy, to_csv
 from rc_probe.results.json_file import HTML_NAME, SCHEMA, reading
-from rc_probe.results.like_for_like import unlike
+from rc_probe.results.like_for_like import aligned, unlike
 from rc_probe.results.protocols import Failure, Run
 from rc_probe.results.saving import save_whole
 from rc_probe.results.tables import COMPARED, FRAMES, RUN, STEP, Column, Row, page
@@ -114,32 +114,38 @@ class Comparison:
             if self.training:
                 frame = frame.assign(step=run.step)
             if name == "residuals":
-                blocks = run.result.model.get("blocks") or max(int(frame["layer"].max()), 1)
-                frame = frame.assign(depth=frame["layer"] / blocks)
+                frame = frame.assign(depth=self._depths(run, frame["layer"]))
             frames.append(frame[[column for column in STACKED[name].names if column in frame]])
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
+    def _depths(self, run: Run, layers: pd.Series) -> pd.Series:
+        """From 0 to 1; of a part of the first run's model that of the same blocks there."""
+        blocks = run.result.model.get("blocks") or max(int(layers.max()), 1)
+        first = self.runs[0].result
+        whole = first.model.get("blocks")
+        pairs = aligned(run.result, first) if whole and whole > blocks else None
+        return layers / blocks if pairs is None else layers.map(dict(pairs)) / whole
+
     def _changes(self) -> Iterator[Row]:
-        """Each metric of the whole model, less the first run's at the same layer; of runs that are as deep."""
+        """Each metric of the whole model, less the first run's at the layer that corresponds, where that is known."""
         key = ("pretrained", WHOLE)
-        first, *others = ((run.name, curves_by_metric(run.result)) for run in self.runs)
-        for name, found in others:
-            for metric in found:
+        first, *others = ((run, curves_by_metric(run.result)) for run in self.runs)
+        for run, found in others:
+            pairs = aligned(run.result, first[0].result)
+            for metric in found if pairs else ():
                 mine, its = found[metric].get(key), first[1].get(metric, {}).get(key)
-                if mine is None or its is None or mine.layers != its.layers:
+                if mine is None or its is None:
                     continue
-                columns = (
-                    mine.layers,
-                    mine.means,
-                    its.means,
-                    np.nan_to_num(mine.floors),
-                    np.nan_to_num(its.floors),
-                )
-                for layer, value, before, floor, floor_before in zip(*columns, strict=True):
-                    yield {
-                        "run": name, "metric": metric, "layer": layer, "value": value, "baseline": before,
-                        "change": value - before, "floor": float(floor + floor_before),
-                    }  # fmt: skip
+                now, before = ({layer: i for i, layer in enumerate(one.layers)} for one in (mine, its))
+                for layer, other in pairs or ():
+                    if layer in now and other in before:
+                        i, j = now[layer], before[other]
+                        floors = np.nan_to_num([mine.floors[i], its.floors[j]])
+                        yield {
+                            "run": run.name, "metric": metric, "layer": layer, "value": mine.means[i],
+                            "baseline": its.means[j], "change": mine.means[i] - its.means[j],
+                            "floor": float(floors.sum()),
+                        }  # fmt: skip
 
     def common_ablations(self) -> pd.DataFrame:
         """The residual at the last layer under each ablation that all runs have: one row per run, one column per ablation."""

@@ -22,7 +22,7 @@ from rc_probe.measures.measurement import Found, Measurement
 from rc_probe.models.fresh_weights import Blueprint, blueprint, weight_bytes
 from rc_probe.models.load import Loaded
 from rc_probe.models.packaged import DEMOS
-from rc_probe.models.structure_table import structure_rows
+from rc_probe.models.structure_table import block_digests, structure_rows
 from rc_probe.processes.heartbeat import ElsewhereError
 from rc_probe.processes.world import FailedTogetherError, World
 from rc_probe.results.checks import FAULT
@@ -218,6 +218,7 @@ class Run:
             "revision": self.loaded.revision,
             "parameters": sum(p.numel() for p in model.parameters()),
             "blocks": structure.depth,
+            "block_digests": block_digests(structure),
             "dim": structure.dim,
             "heads": heads.pop() if len(heads) == 1 else None,
             "signature": structure.signature,

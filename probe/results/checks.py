@@ -17,7 +17,7 @@ from rc_probe.registry import METRICS, PAPER
 from .conditions import OF_REMOVALS, Condition, Drop, parse_condition, parse_drop
 from .curves import headline, metrics_of
 from .findings.removal_checks import PLACES, of_removals, plan_removals
-from .like_for_like import unlike
+from .like_for_like import Pairs, aligned, unlike
 from .protocols import Measured, Result
 from .tables import RUN_TABLES
 
@@ -247,8 +247,9 @@ def _value(curve: dict[int, Point], asked: Condition) -> tuple[int | None, float
 def _drop(result: Result, baseline: Result, name: str, asked: Drop) -> Outcome:
     about = (asked.text, asked.metric, asked.variant)
     try:
-        _alike(result, baseline, name)
-        now, before = (_curve(each, asked.metric, asked.variant) for each in (result, baseline))
+        pairs = _alike(result, baseline, name)
+        now, theirs = (_curve(each, asked.metric, asked.variant) for each in (result, baseline))
+        now, before = {one: now[one] for one, _ in pairs}, {one: theirs[other] for one, other in pairs}
         if any(now[layer].samples != before[layer].samples for layer in now):
             raise _UnknownError(f"{name} measured {asked.metric} on other numbers of samples")
     except _UnknownError as why:
@@ -266,10 +267,15 @@ def _drop(result: Result, baseline: Result, name: str, asked: Drop) -> Outcome:
     return Outcome(*about, worst[0], drops[worst[0]], asked.most, not too_far, said)
 
 
-def _alike(result: Result, baseline: Result, name: str) -> None:
-    """Whether the two were measured on the same samples in the same way, at the same layers."""
+def _alike(result: Result, baseline: Result, name: str) -> Pairs:
+    """The layers that correspond, of two results that were measured on the same samples in the same way."""
     mine, theirs = result.model.get("blocks"), baseline.model.get("blocks")
-    if mine != theirs:
-        raise _UnknownError(f"cannot be compared: {name} has {theirs} layers and this model {mine}")
+    pairs = aligned(result, baseline)
+    if pairs is None:
+        raise _UnknownError(
+            f"cannot be compared: {name} has {theirs} layers and this model {mine}, and their weights do not say which of "
+            "them correspond"
+        )
     for what, (was, now) in unlike([baseline.settings, result.settings], tokens=True).items():
         raise _UnknownError(f"cannot be compared: {what} was {was} in {name} and is {now}")
+    return pairs
