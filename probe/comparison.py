@@ -6,7 +6,7 @@ import datetime
 import json
 import os
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -114,17 +114,20 @@ class Comparison:
             if self.training:
                 frame = frame.assign(step=run.step)
             if name == "residuals":
-                frame = frame.assign(depth=self._depths(run, frame["layer"]))
+                frame = frame.assign(depth=self._depths(run, map(int, frame["layer"])))
             frames.append(frame[[column for column in STACKED[name].names if column in frame]])
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
-    def _depths(self, run: Run, layers: pd.Series) -> pd.Series:
+    def _depths(self, run: Run, layers: Iterable[int]) -> list[float]:
         """From 0 to 1; of a part of the first run's model that of the same blocks there."""
-        blocks = run.result.model.get("blocks") or max(int(layers.max()), 1)
-        first = self.runs[0].result
-        whole = first.model.get("blocks")
-        pairs = aligned(run.result, first) if whole and whole > blocks else None
-        return layers / blocks if pairs is None else layers.map(dict(pairs)) / whole
+        first, found = self.runs[0].result, [*layers]
+        blocks = run.result.model.get("blocks") or max(*found, 1)
+        whole = first.model.get("blocks") or 0
+        pairs = aligned(run.result, first) if whole > blocks else None
+        if pairs is None:
+            return [layer / blocks for layer in found]
+        places = dict(pairs)
+        return [places[layer] / whole for layer in found]
 
     def _changes(self) -> Iterator[Row]:
         """Each metric of the whole model, less the first run's at the layer that corresponds, where that is known."""
