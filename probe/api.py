@@ -22,6 +22,7 @@ from rc_probe.data.places import check_place
 from rc_probe.data.samples import Samples, load_samples
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.measures import MEASUREMENTS
+from rc_probe.measures.coarse_rounding import name_of_rounding
 from rc_probe.models.load import Loaded, hold_model, load_model
 from rc_probe.models.packaged import is_here
 from rc_probe.options import in_python
@@ -183,7 +184,7 @@ def _settings(
     return {
         "data": samples.source, "column": samples.column, "label_column": chosen.label_column, "digest": digest_of(samples.items), "modality": loaded.modality, "samples": count, "length": made.length,
         "batch_size": chosen.batch_size, "tokens": made.tokens, "truncated": made.truncated,
-        "dtype": _dtype(loaded.model),
+        "dtype": ", ".join(filter(None, [_dtype(loaded.model), name_of_rounding(loaded.model)])),
         "device": ", ".join(sorted({str(place) for place in places.values()})), "processes": world.size,
         "seed": chosen.seed, "init_seeds": chosen.init_seeds if chosen.init else 0,
         "special_tokens": chosen.special_tokens,

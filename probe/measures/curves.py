@@ -78,12 +78,13 @@ class Curves(Measurement):
         from .variant_passes import measure_variants
 
         settings = context.settings
+        noise, rounding = _rounding(context)
         few = settings.svd_samples
         if few is None:
             few = affordable(context.shape, len(context.variants))
         mine, notes = measure_variants(
             context.structure, context.batches.of(context.numbers), context.variants, settings.measured,
-            few=few, readers=context.readers.values(), advance=lambda name: context.advance(name, passes=1),
+            noise=noise, few=few, readers=context.readers.values(), advance=lambda name: context.advance(name, passes=1),
         )  # fmt: skip
         if few < min(_asked(settings), len(context.samples.items)):
             notes.append(
@@ -104,7 +105,7 @@ class Curves(Measurement):
                 earlier.merge(curves[variant])
             curves = context.before.kept
         rows = [row for v in curves for row in curves[v].rows(weights=context.weights, variant=v)]
-        return Found({"residuals": rows, **tables}, notes, kept=curves)
+        return Found({"residuals": rows, **tables}, notes + rounding, kept=curves)
 
     def entries(self, settings: Any, samples: int) -> dict[str, Any]:
         return {"metrics": settings.measured, "svd_samples": min(_asked(settings), samples)}
@@ -123,3 +124,19 @@ def affordable(shape: Shape, variants: int) -> int:
 
     one = float(SVD) * shape.tokens * shape.dim * min(shape.tokens, shape.dim) * (shape.blocks + 1) * variants
     return first_that_fits(range(SVD_SAMPLES, 0, -1), shape, lambda n: n * one, passes=PASSES) or 1
+
+
+def _rounding(context: Context) -> tuple[dict[str, dict[int, float]], list[str]]:
+    """The measured noise of quantised models, on the first batch of the run, and a note on it."""
+    from .coarse_rounding import measured_noise, name_of_rounding
+
+    kinds = name_of_rounding(context.structure.model)
+    if not kinds:
+        return {}, []
+    first = next(iter(context.batches.of([0])))
+    noise = measured_noise(
+        context.structure, first, {v.name: v.edits(context.structure) for v in context.variants}
+    )
+    return noise, [
+        f"Its arithmetic is coarser than its floats ({kinds}): floors are measured, by passes that differ by rounding alone."
+    ]

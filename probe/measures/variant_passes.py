@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -34,7 +34,8 @@ class CurveReader:
 
     def stream(self, name: str, layer: int, x: Tensor) -> None:
         if name == WHOLE:
-            self._plain[layer] = next(iter(self.curves.values())).read(layer, x)
+            curves = self.curves.get(WHOLE) or next(iter(self.curves.values()))
+            self._plain[layer] = curves.read(layer, x)
             if name in self.curves:
                 self.curves[name].add(layer, self._plain[layer])
         else:
@@ -56,14 +57,17 @@ def measure_variants(
     *,
     few: int = 4,
     readers: Iterable[engine.Reader] = (),
+    noise: Mapping[str, dict[int, float]] | None = None,
     advance: Callable[[str], None] = lambda name: None,
 ) -> tuple[dict[str, Curves], list[str]]:
     """The curves of every variant over all batches, and notes. The model is as before.
 
-    `readers` read the same passes. `advance(variant)` is called after each.
+    `readers` read the same passes. `noise` is by variant and layer (see `Curves`). `advance(variant)` is called after each.
     """
     edits = {variant.name: variant.edits(structure) for variant in variants}
     reader = CurveReader(edits, metrics, few)
+    for name, by_layer in (noise or {}).items():
+        reader.curves[name].noise = by_layer
     notes = engine.run(structure, batches, edits, [reader, *readers], advance=advance)
     return reader.curves, notes
 

@@ -36,6 +36,7 @@ class Curves:
     sums: dict[tuple[int, tuple[str, ...]], Moments] = field(default_factory=dict)
     samples: int = 0  # before the batch that is running
     mask: Tensor | None = None  # of the batch that is running, (batch, tokens)
+    noise: dict[int, float] = field(default_factory=dict)  # by layer, where it is measured (see `measure`)
 
     def __post_init__(self) -> None:
         self._seen: Tensor | None = None
@@ -58,9 +59,10 @@ class Curves:
             )
         left = max(self.few - self.samples, 0)
         mask = mask if mask is None else mask.to(x.device)  # layers may lie on several devices
-        found = measure(x, mask, self.cheap)
+        noise = self.noise.get(layer, 0.0)
+        found = measure(x, mask, self.cheap, noise)
         if self.slow and left:
-            found |= measure(x[:left], None if mask is None else mask[:left], self.slow)
+            found |= measure(x[:left], None if mask is None else mask[:left], self.slow, noise)
         return found
 
     def _see(self, mask: Tensor | None) -> None:

@@ -42,11 +42,13 @@ MetricFunction = Callable[..., Tensor]  # (x (B, T, D), mask (B, T) or None) -> 
 _READERS: dict[str, "Callable[[Tokens], Reading]"] = {}
 
 
-def measure(x: Tensor, mask: Tensor | None = None, names: Iterable[str] | None = None) -> dict[str, Reading]:
+def measure(
+    x: Tensor, mask: Tensor | None = None, names: Iterable[str] | None = None, noise: float = 0.0
+) -> dict[str, Reading]:
     """Several metrics of one stream, sharing their intermediates; which ones, `select(names)` says.
 
     x: (B, T, D) floating; mask: (B, T), nonzero = real token, or None when there is no padding (see
-    `useful_mask`).
+    `useful_mask`). noise: how far rounding moves a token, relative to its length, where that is more than its dtype says
     Returns name -> (values (B,), rounding floors (B,)), float64, on the device of x.
     Takes memory for at most five tensors of the size of x (two of them for the bulk), for the SVD metrics a few
     more.
@@ -54,7 +56,7 @@ def measure(x: Tensor, mask: Tensor | None = None, names: Iterable[str] | None =
     """
     readings = {}
     with _one_thread(x):
-        tokens = Tokens(x, mask)
+        tokens = Tokens(x, mask, noise)
         for name in select(names):
             values, floors = _READERS[name](tokens)
             readings[name] = values.where(tokens.count > 0, torch.nan), floors

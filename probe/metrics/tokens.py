@@ -19,14 +19,14 @@ Reading = tuple[Tensor, Tensor]  # values (B,) and rounding floors (B,), float64
 class Tokens:
     """One stream and what the metrics share of it; each quantity is computed once, when first asked for."""
 
-    def __init__(self, x: Tensor, mask: Tensor | None = None) -> None:
+    def __init__(self, x: Tensor, mask: Tensor | None = None, noise: float = 0.0) -> None:
         if x.ndim != 3 or not x.is_floating_point():
             what = f"a stream must be floating of shape (batch, tokens, dim), not {x.dtype} {tuple(x.shape)}"
             raise RcProbeError(what, where="metrics")
         if mask is not None and mask.shape != x.shape[:2]:
             what = f"a mask of shape {tuple(mask.shape)} does not fit a stream of shape {tuple(x.shape)}"
             raise RcProbeError(what, where="metrics")
-        self.noise = NOISE * _eps(x)
+        self.noise = max(NOISE * _eps(x), noise)
         real = None if mask is None else mask.bool()
         x = x.detach()
         x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -70,7 +70,7 @@ def test_a_new_measurement_is_one_class(listed: type[Options], demo: Loaded) -> 
     assert more.settings["factor"] == 3 and " --factor 3" in more.settings["command"]
     assert more.model["shapes"] == {"seen": 7 * 4} and "a note" in more.model["notes"]
     assert more.verdict["shapes"] == {"sentence": "7 layers.", "reasons": []}
-    with pytest.raises(RcProbeError, match="--factor: 0 is too small"):
+    with pytest.raises(RcProbeError, match="factor: 0 is too small"):
         rc_probe.probe(demo.model, TEXTS, processor=demo.processor, factor=0, **FAST)
 
 
