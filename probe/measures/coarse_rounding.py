@@ -28,7 +28,7 @@ def quantised(model: nn.Module) -> dict[str, nn.Module]:
 
 def name_of_rounding(model: nn.Module) -> str:
     """What the weights of its quantised maps are called; "" where it has none."""
-    kinds = {type(module.weight.data).__name__ for module in quantised(model).values()}  # type: ignore[union-attr]
+    kinds = {type(module.weight.data).__name__ for module in quantised(model).values()}
     return ", ".join(sorted(kinds))
 
 
