@@ -10,6 +10,7 @@ from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.structure.structure import Block, Structure
 from rc_probe.interventions.gate import Gated
 from rc_probe.measures.measurement import Found
+from rc_probe.results.findings.removal_checks import PARTS
 from rc_probe.results.tables import Row
 
 from .proxies import BRANCHES, BlockReader, BranchReader, proxy_rows, together
@@ -17,8 +18,6 @@ from .scored import Plan, Scores, score
 
 if TYPE_CHECKING:
     from rc_probe.measures.context import Context
-
-PARTS = ("attention", "attention.skip", "cross", "cross.skip", "mixer", "mixer.skip", "mlp", "mlp.skip")
 
 
 def removals(structure: Structure, parts: str) -> list[Gated]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,18 @@ from support.loops import numpy_residual
 import rc_probe
 from rc_probe.data.batches import batches
 from rc_probe.data.samples import load_samples
+from rc_probe.interventions.grammar import parse_intervention
 from rc_probe.interventions.intervention import Variant
+from rc_probe.measures.context import Context
+from rc_probe.measures.importance.scored import plan_scored, score
 from rc_probe.measures.massive import FACTORS, MOST
 from rc_probe.measures.massive_reader import MassiveReader
 from rc_probe.measures.variant_passes import measure_variants
 from rc_probe.models.load import Loaded, load_model
 from rc_probe.models.locate import locate
 from rc_probe.models.packaged import DEMOS
+from rc_probe.processes.world import World
+from rc_probe.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +66,49 @@ def test_the_curves_and_the_massive_token_are_those_of_the_hidden_states(decoder
     rows = [row for row in reader.rows(MOST, str) if row["position"] == 1 and row["norm_over_median"] > 12.5]
     assert {row["layer"] for row in rows} == set(range(12, 30))
     assert {row["coordinate"] for row in rows} == {507}
+
+
+def test_what_removals_cost_is_what_skipping_by_hand_costs(decoder: Loaded) -> None:
+    """Block 12, an attention and an MLP: the loss of every token, against the model with the part taken out."""
+    settings, samples = Settings(length=12), load_samples(None, modality="text", samples=2)
+    plan = plan_scored(decoder, samples, settings)
+    made = batches(samples, decoder, length=12)
+    with rc_probe.attach(decoder.model) as attached:
+        structure = attached.structure
+    context = Context(decoder, structure, samples, made, settings, World(), name="SmolLM2")
+    edits = {
+        text: parse_intervention(text).edits(structure) for text in ("block@12", "attention@2", "mlp@30")
+    }
+    scores, _ = score(context, plan, edits, {})
+    (batch,) = made
+    ids, layers = batch.inputs["input_ids"], decoder.model.model.layers
+
+    @torch.no_grad()
+    def loss() -> float:
+        logs = decoder.model(**batch.inputs, use_cache=False).logits[:, :-1].log_softmax(-1)
+        picked = -logs.gather(-1, ids[:, 1:, None])[..., 0]
+        return float(picked[batch.mask[:, 1:]].mean() if batch.mask is not None else picked.mean())
+
+    def without(change: Any) -> float:
+        stack = ExitStack()
+        with stack:
+            change(stack)
+            return loss()
+
+    def zeroed(linear: Any) -> Any:
+        return lambda stack: stack.callback(linear.register_forward_hook(lambda _, args, out: out * 0).remove)
+
+    def shorter(stack: ExitStack) -> None:
+        stack.callback(setattr, decoder.model.model, "layers", layers)
+        decoder.model.model.layers = torch.nn.ModuleList(layer for i, layer in enumerate(layers) if i != 11)
+
+    whole = loss()
+    changes = {
+        "block@12": shorter,
+        "attention@2": zeroed(layers[1].self_attn.o_proj),
+        "mlp@30": zeroed(layers[29].mlp),
+    }
+    for text, change in changes.items():
+        mine = scores.mean(text, "loss") - scores.mean("transformer", "loss")
+        assert mine == pytest.approx(without(change) - whole, abs=2e-3), text
+        assert mine > 0.5
