@@ -25,7 +25,7 @@ from rc_probe.measures import MEASUREMENTS
 from rc_probe.measures.coarse_rounding import name_of_rounding
 from rc_probe.models.load import Loaded, hold_model, load_model
 from rc_probe.models.packaged import is_here
-from rc_probe.options import in_python
+from rc_probe.options import flag, in_python
 from rc_probe.processes.agreement import facts, own_device
 from rc_probe.processes.world import World
 
@@ -33,6 +33,7 @@ from .result import ProbeResult
 from .run import Progress, Run
 from .settings import Settings
 
+OF_TEXTS = ("length", "special_tokens")
 OF_LOADING = (
     "revision",
     "dtype",
@@ -180,6 +181,16 @@ def _settings(
     waits = (
         f"{idle} of {world.size} processes had no batch: a smaller --batch-size gives more" if idle else ""
     )
+    unused = [
+        flag(each)
+        for each in fields(chosen)
+        if each.name in OF_TEXTS and getattr(chosen, each.name) != each.default
+    ]
+    of_texts = (
+        f"{' and '.join(unused)} changed nothing: only texts have tokens"
+        if unused and made.length is None
+        else ""
+    )
     places = getattr(loaded.model, "hf_device_map", None) or {"": loaded.model.device}
     return {
         "data": samples.source, "column": samples.column, "label_column": chosen.label_column, "digest": digest_of(samples.items), "modality": loaded.modality, "samples": count, "length": made.length,
@@ -189,7 +200,7 @@ def _settings(
         "seed": chosen.seed, "init_seeds": chosen.init_seeds if chosen.init else 0,
         "special_tokens": chosen.special_tokens,
         **{key: value for each in MEASUREMENTS for key, value in each.entries(chosen, count).items()},
-        "notes": [note for note in (samples.note, made.note, waits) if note],
+        "notes": [note for note in (samples.note, made.note, waits, of_texts) if note],
         "command": command,
     }  # fmt: skip
 

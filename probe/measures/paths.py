@@ -110,6 +110,11 @@ class Paths(Measurement):
             context.loaded, context.structure, context.plans[self.name], context.settings, context.name,
             lambda stage: context.advance(f"paths: {stage}"), context.world, context.shape,
         )  # fmt: skip
+        longest = context.structure.depth * (2 if context.settings.count_mlp else 1)
+        if (given := context.settings.max_length) is not None and given >= longest:
+            found.notes.append(
+                f"--max-length {given} grouped nothing: no path is longer than {longest}. Tokens of a text: --length."
+            )
         return Found(found.tables, found.notes, found.facts)
 
     def findings(self, result: Result) -> dict[str, Any] | None:

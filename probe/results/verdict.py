@@ -63,7 +63,8 @@ def judge(result: Result) -> dict[str, Any]:
     low = min(range(len(curve.layers)), key=lambda i: curve.means[i])
     layers = max(int(result.model.get("blocks") or 0), curve.layers[-1])
     aside = f"{number(curve.means[0])} at layer {curve.layers[0]}" if len(curve.layers) > 1 else ""
-    if 0 < low < len(curve.layers) - 1:
+    ends = {number(curve.means[0]), number(curve.means[-1])}
+    if 0 < low < len(curve.layers) - 1 and number(curve.means[low]) not in ends:
         aside += f", lowest {number(curve.means[low])} at layer {curve.layers[low]}"
     return {
         "sentence": f"{number(curve.means[-1])} {name} at layer {curve.layers[-1]} of {layers}: "

@@ -70,7 +70,9 @@ def test_a_model_of_one_channel(tmp_path: Path) -> None:
         paths=False,
         recursion=False,
         metrics=["residual"],
+        length=64,
     )
+    assert "--length changed nothing: only texts have tokens" in result.settings["notes"]
     grey = np.asarray(Image.fromarray(RAMP).resize((8, 8), Image.Resampling.BILINEAR), dtype=np.float64)
     values = torch.tensor((grey / 255 - 0.5) / 0.5)[None, None]
     with torch.no_grad():

@@ -172,3 +172,12 @@ def test_a_path_is_a_model_too(tmp_path: Any) -> None:
     from pathlib import Path
 
     assert rc_probe.probe(Path(folder), TEXTS, **FAST).model["class"] == "BertModel"
+
+
+def test_a_limit_that_no_path_reaches_is_said(held: Any) -> None:
+    """Meant as tokens, perhaps."""
+    options = FAST | {"paths": True, "chains": False, "max_length": 64}
+    result = rc_probe.probe(held, TEXTS, processor=tiny.tokenizer(), **options)
+    assert any(
+        "--max-length 64 grouped nothing: no path is longer than 2" in note for note in result.model["notes"]
+    )
