@@ -85,6 +85,16 @@ class ProbeResult:
         return self.table("ablations")
 
     @property
+    def importance(self) -> pd.DataFrame:
+        """What the model loses without each part alone: value, baseline, change, its interval; proxies beside them."""
+        return self.table("importance")
+
+    @property
+    def drops(self) -> pd.DataFrame:
+        """What is left after so many removals, by method and half of the samples."""
+        return self.table("drops")
+
+    @property
     def recursion(self) -> pd.DataFrame:
         """The residual of pure attention below the float floor, by layer."""
         return self.table("recursion")

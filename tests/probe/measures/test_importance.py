@@ -260,6 +260,7 @@ def test_embeddings_are_compared_with_the_whole_model(demo: Loaded) -> None:
     rows = (
         found.tables["importance"].query("component == 'block' and block == 3").set_index("metric")["value"]
     )
+    assert found.importance is found.tables["importance"]
     assert rows["embedding_distance"] == pytest.approx(1 - (both[0] * both[1]).sum(1).mean(), abs=1e-6)
     assert rows["agreement"] == np.mean(nearest[0] == nearest[1])
     assert rows["accuracy"] == np.mean(nearest[1] == np.arange(4))
