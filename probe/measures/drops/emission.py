@@ -167,6 +167,11 @@ def _check(context: Context, plan: Plan, parts: Sequence[Gated], stack: str, kep
         )
 
 
+def _source(context: Context) -> str:
+    """Where the model was loaded from, as `from_pretrained` takes it; of one made in memory its class."""
+    return str(getattr(context.loaded.model.config, "_name_or_path", "") or context.loaded.id)
+
+
 def _code(context: Context, stack: str, gone: Sequence[int]) -> str:
     owner, _, name = stack.rpartition(".")
     model = context.loaded.model
@@ -174,7 +179,7 @@ def _code(context: Context, stack: str, gone: Sequence[int]) -> str:
 
     cls = type(model).__name__
     cls = cls if hasattr(transformers, cls) else "AutoModel"
-    return CODE.format(cls=cls, id=context.loaded.id, stack=stack, owner=owner, name=name, gone=list(gone))
+    return CODE.format(cls=cls, id=_source(context), stack=stack, owner=owner, name=name, gone=list(gone))
 
 
 def _mergekit(context: Context, kept: Sequence[int]) -> str:
@@ -183,7 +188,7 @@ def _mergekit(context: Context, kept: Sequence[int]) -> str:
         numbers = [i for _, i in run]
         lines += [
             "  - sources:",
-            f"      - model: {context.loaded.id}",
+            f"      - model: {_source(context)}",
             f"        layer_range: [{numbers[0]}, {numbers[-1] + 1}]",
         ]
     dtype = str(context.loaded.model.dtype).removeprefix("torch.")
