@@ -60,7 +60,10 @@ def main() -> None:
                 for batch in made:
                     model(**batch.inputs)
 
-    for name, options, limit in (("default", {}, 2.4), ("--no-paths", {"paths": False}, 1.0)):
+    for name, options, limit in (
+        ("default", {}, 2.8),
+        ("--no-paths --importance none", {"paths": False, "importance": "none"}, 1.0),
+    ):
         ratios = []
         for _ in range(given.pairs):
             before = cpu(plain)

@@ -84,7 +84,8 @@ class Importance(Measurement):
         from .removed import removals
 
         batches = context.world.share(range(len(plan.batches(context.loaded, context.settings))))
-        return len(batches) * len(removals(context.structure, self._parts(context)))
+        parts = self._parts(context)
+        return len(batches) * (len(removals(context.structure, parts)) + (parts == "parts"))
 
     def run(self, context: Context) -> Found:
         plan = context.plans[self.name]

@@ -46,7 +46,7 @@ def importance(context: Context, plan: Plan, parts: str) -> Found:
     if parts == "parts":
         readers.append(branches := BranchReader(structure))
         passes[BRANCHES] = branches.edits
-    scores, more = score(context, plan, passes, {}, readers=readers, stage="importance")
+    scores, more = score(context, plan, passes, {}, readers=readers, stage="importance", counted=True)
     rows = [row for each in given if each.label in edits for row in _rows(each, scores)]
     rows += _proxies(context, readers)
     notes += [f"Not removed: {name}: {why}" for name, why in scores.failed.items()]

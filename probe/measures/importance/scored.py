@@ -238,8 +238,12 @@ def score(
     base: Edits | None = None,
     readers: Iterable[engine.Reader] = (),
     stage: str = "",
+    counted: bool = False,
 ) -> tuple[Scores, list[str]]:
-    """The scores of the plain pass (with `base`) and of each intervention, all processes together, and notes."""
+    """The scores of the plain pass (with `base`) and of each intervention, all processes together, and notes.
+
+    counted: the measurement said before how many passes there will be
+    """
     made, task = plan.batches(context.loaded, context.settings), plan.task
     mine = made.of(context.world.share(range(len(made))))
     head = plan.head(context.loaded, context.settings)
@@ -247,7 +251,7 @@ def score(
     with head.installed() if head else nullcontext():
         notes = engine.run(
             context.structure, _whole_between(prepared_batches(task, mine), head), edits, [reader, *readers], base=base,
-            model=task.model if task else None, advance=lambda name: context.advance(f"{stage}: {name}", passes=1),
+            model=task.model if task else None, advance=lambda name: context.advance(f"{stage}: {name}", passes=int(counted)),
         )  # fmt: skip
     together = context.world.gather(reader.seen, what=stage)
     return Scores.of(task, [part for parts in together for part in parts]), notes

@@ -270,7 +270,18 @@ def test_embeddings_are_compared_with_the_whole_model(demo: Loaded) -> None:
 def test_proxies_by_plain_loops() -> None:
     """Of the plain pass: cosines and angles of each token before and behind a block, and its branches beside the stream."""
     given = make("bert")
-    found = rc_probe.probe(given.model, TEXTS, processor=given.processor, importance="parts", **LESS)
+    counts: list[tuple[int, int]] = []
+    found = rc_probe.probe(
+        given.model,
+        TEXTS,
+        processor=given.processor,
+        importance="parts",
+        progress=lambda _, *count: counts.append(count),
+        **LESS,
+    )
+    assert (
+        counts[-1][0] == counts[-1][1] == max(done for done, _ in counts)
+    )  # the pass of the branches counts, too
     task, _ = choose_task(given, load_samples(TEXTS, modality="text"))
     wanted: dict[str, list[float]] = {name: [] for name in ("influence", "angle", "size", "cosine")}
     layer = given.model.bert.encoder.layer[1]
