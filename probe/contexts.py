@@ -57,7 +57,9 @@ def ablate(
     checkpointing around a block) belongs inside, too.
 
     Raises RcProbeError when the model cannot be proved, or has no such part; while it runs, when a gated
-    block itself checkpoints what it computes, as those of transformers do.
+    block itself checkpoints what it computes, as those of transformers do, or is traced; at the end, when no block
+    that it changes has run. Copies and pickles of the model that are made inside are without the context, and a
+    warning says so.
 
     >>> with ablate(model, "mlp@7"):          # doctest: +SKIP
     ...     evaluate(model)
@@ -116,14 +118,16 @@ def attach(
     """A context that measures every layer's stream while the user runs the model; `.frame()` has the numbers.
 
     `model` is as in `ablate`. `mask` says which tokens are real: "auto" takes the attention mask
-    (batch, tokens) that the model, or its `forward`, is called with; None says that nothing is padded, a
-    tensor (batch, tokens) holds for every call. Statistics
-    accumulate over whole passes, in float64; passes over one token (generation with a cache), passes that
-    fail and what gradient checkpointing recomputes are left out. `inputs`, `stack` and `blocks` are as
-    in `ablate`.
+    (batch, tokens) that the outermost call of the model, or of its `forward`, is given (of a decoder that gets labels
+    alone: those that are no -100); None says that nothing is padded, a tensor (batch, tokens) of the stream holds for
+    every call. What a model pads by itself is no token. Statistics accumulate over whole passes, in float64.
+    No samples are passes of one token, those that go on from a filled cache, that fail or drop blocks, what gradient
+    checkpointing recomputes, rows of fewer than two real tokens, and passes of rc-probe's own; `left_out` counts
+    passes by the reason. Of `generate` each prompt is one sample, whatever follows. The stream is what the user's hooks
+    on blocks make of it. `inputs`, `stack` and `blocks` are as in `ablate`.
 
     Raises RcProbeError when the model cannot be proved, and, while it runs, when a batch of several
-    texts comes without a mask or as one packed sequence.
+    texts comes without a mask, as one packed sequence, or a prompt in chunks.
 
     >>> with attach(model) as probe:          # doctest: +SKIP
     ...     evaluate(model)

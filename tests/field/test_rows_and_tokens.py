@@ -270,6 +270,7 @@ def test_passes_of_our_own_are_none_of_the_users() -> None:
             rc_probe.ablate(model, "mlp@2=1", inputs=inputs | {"position_ids": torch.arange(9)[None]}),
         ):
             model(**inputs)
+    assert not probe.left_out, "not even passes that end early were seen"
     is_curve(probe.frame(), wanted, 4)
     is_curve(monitor.frame(), wanted, 2)
 

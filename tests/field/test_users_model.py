@@ -151,6 +151,7 @@ def test_what_a_hook_changes_before_a_block_is_the_stream_that_enters_it(when: s
         if when == "inside":
             model.h[1].register_forward_pre_hook(before, with_kwargs=True)
         model(text)
+    assert not any(block.scaled for block in probe.structure.blocks), "proved without what the hook adds"
     is_curve(probe.frame(), wanted, 1)
 
 
