@@ -148,21 +148,18 @@ def _is(value: Any, kind: type) -> bool:
     )
 
 
-def in_python(error: RcProbeError, cls: type[Options]) -> RcProbeError:
-    """The error with options as Python writes them: `samples` for --samples, `init=False` for --no-init."""
+def in_python(error: RcProbeError, cls: type[Options] = Options) -> RcProbeError:
+    """The error with options as Python writes them: `max_drop` for --max-drop, `init=False` for the --no-init of `cls`."""
     flags = {flag(each).removeprefix("--"): each.name for each in fields(cls)}
 
     def written(match: re.Match[str]) -> str:
         name = match.group(0).removeprefix("--")
         if (whole := name.removeprefix("no-")) != name and whole in flags:
             return f"{flags[whole]}=False"
-        return flags.get(name, match.group(0))
+        return flags.get(name, name.replace("-", "_"))
 
-    parts = (
-        part and re.sub(r"(?<![\w-])--[a-z][a-z-]*", written, part)
-        for part in (error.what, error.where, error.todo)
-    )
-    what, where, todo = parts
+    parts = (error.what, error.where, error.todo)
+    what, where, todo = (part and re.sub(r"(?<![\w-])--[a-z][a-z-]*", written, part) for part in parts)
     return RcProbeError(what or "", where=where, todo=todo)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pandas as pd
 
 from rc_probe.hooks.errors import RcProbeError
+from rc_probe.options import in_python
 from rc_probe.results.files import check_saved, frame_of, plain, tables_as_json, tidy, to_csv
 from rc_probe.results.json_file import HTML_NAME, JSON_NAME, SCHEMA, given_path, read_json, reading
 from rc_probe.results.saving import save_whole, write_files
@@ -133,7 +134,10 @@ class ProbeResult:
         texts: list[str] = [
             text for one in conditions for text in (one if isinstance(one, list | tuple) else [one])
         ]
-        return fail_if(self, Checks.of(texts, loaded, max_drop, name))
+        try:
+            return fail_if(self, Checks.of(texts, loaded, max_drop, name))
+        except RcProbeError as error:
+            raise in_python(error) from error
 
     def to_json(self, files: Mapping[str, str] | None = None) -> str:
         """All of it as JSON: floats at full precision, NaN never. `columns` holds the tables' dtypes.

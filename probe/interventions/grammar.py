@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rc_probe.hooks.errors import RcProbeError
+from rc_probe.options import in_python
 
 from . import KINDS
 from .intervention import FORM, Intervention, Spec, Variant
@@ -53,7 +54,10 @@ def interventions(*what: str | Intervention | Gate | Iterable[str | Intervention
             kind = parts()[item.component]
             found.append(kind(item.component, item.blocks, item.heads, item.value))
         else:
-            found += parse_intervention(item).interventions  # type: ignore[arg-type]  # it refuses what is no text
+            try:
+                found += parse_intervention(item).interventions  # type: ignore[arg-type]  # it refuses what is no text
+            except RcProbeError as error:
+                raise in_python(error) from error
     return Variant("+".join(each.label for each in found), tuple(found))
 
 

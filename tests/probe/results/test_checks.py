@@ -241,7 +241,7 @@ def test_a_result_checks_itself(tmp_path: Path) -> None:
         result.fail_if("residual@9<0.1")
     with pytest.raises(RcProbeError, match="nothing to check"):
         result.fail_if()
-    with pytest.raises(RcProbeError, match="it needs --baseline"):
+    with pytest.raises(RcProbeError, match="it needs baseline"):
         result.fail_if("residual@last<0.1", max_drop=0.1)
     with pytest.raises(RcProbeError, match="cannot read the results"):
         result.fail_if(baseline=tmp_path / "none")
