@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from rc_probe.results.protocols import Result
 from rc_probe.results.words import many, number
 
 from .importance_words import SUBJECTS, UNITS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 METHODS = {
     "greedy": "removal one by one", "angular": "the window of least angular distance", "random": "a random order",

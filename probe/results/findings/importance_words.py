@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from rc_probe.registry import METRICS, PATH_METRICS, PROXY, REMOVAL_METRICS
 from rc_probe.results.protocols import Result
@@ -18,6 +16,9 @@ CRITERIA = (
     "embedding_distance",
     "residual_bulk",
 )  # what a removal is judged by: the first that there is
+
+if TYPE_CHECKING:
+    import pandas as pd
 SUBJECTS = {
     "loss": "the loss", "kl": "the KL divergence from the whole model",
     "embedding_distance": "the distance from the whole model’s embeddings",
