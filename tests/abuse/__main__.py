@@ -1,4 +1,5 @@
-"""The long runs: `python tests/abuse interrupts`, an hour for every line; `python tests/abuse gates`, minutes for 1,000 models."""
+"""The long runs: `python tests/abuse interrupts`, an hour for every line; `python tests/abuse gates`, minutes for 1,000 models;
+`python tests/abuse kills`, minutes for 400 kills and 200 double writers."""
 
 from __future__ import annotations
 
@@ -45,6 +46,29 @@ def gates(
         told = check(number)
         if number % 100 == 99 or told:
             typer.echo(f"{number + 1}: {told or 'right so far'}")
+
+
+@app.command()
+def kills(
+    times: Annotated[
+        int, typer.Option(help="Kills at random moments of each command; besides at every step.")
+    ] = 80,
+    doubles: Annotated[int, typer.Option(help="How often two runs write at once.")] = 200,
+) -> None:
+    """Kill run, sweep, checkpoint series and comparison while they save, and let two runs write at once."""
+    import tempfile
+
+    from abuse.kills import SCENES, killed_at_every_step, killed_at_random, two_at_once
+
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as folder:
+        for scene in SCENES:
+            steps = killed_at_every_step(scene, Path(folder) / f"{scene}-steps")
+            moments = killed_at_random(scene, Path(folder) / f"{scene}-moments", times)
+            typer.echo(f"{scene}: whole after {steps} kills at every step, and {moments} at random moments")
+        typer.echo(
+            f"two at once, {len(list(two_at_once(Path(folder) / 'two', doubles)))} times: always one of them, whole"
+        )
 
 
 if __name__ == "__main__":
