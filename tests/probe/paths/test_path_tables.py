@@ -80,7 +80,7 @@ def test_what_is_affordable() -> None:
     assert affordable(long, 4, 11, cut=True) == (4, 256)
     assert affordable(long, 4, 11, cut=False) == (1, 1024)
     assert affordable(replace(long, half=True), 4, 11, cut=True) == (4, 128)
-    assert affordable(replace(long, samples=8), 8, 11, cut=True) == (4, 1024), (
+    assert affordable(replace(long, samples=16), 16, 11, cut=True) == (4, 1024), (
         "fewer samples before fewer tokens"
     )
 
