@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import rc_probe
-from rc_probe.common_options import CommonOptions
+from rc_probe.common_options import CommonOptions, ModelAndData
 from rc_probe.data.batches import Batches, batches, long_enough
 from rc_probe.data.digest import digest_of
 from rc_probe.data.places import check_place
@@ -133,7 +133,7 @@ def measure(
 
     report("loading", 0, 1)
     loaded = (
-        _load(model, chosen, together)
+        load_named(model, chosen, together)
         if isinstance(model, str)
         else hold_model(model, processor, stack=chosen.stack, blocks=chosen.blocks)
     )
@@ -160,12 +160,12 @@ def measure(
     return ProbeResult(
         model=run.describe(),
         settings=settings | {"missing": run.missing},
-        environment=_environment(time.monotonic() - started),
+        environment=environment(time.monotonic() - started),
         tables=run.tables(),
     )
 
 
-def _load(model: str, chosen: CommonOptions, world: World) -> Loaded:
+def load_named(model: str, chosen: ModelAndData, world: World) -> Loaded:
     with nullcontext() if is_here(model) else world.local_first():
         return load_model(
             model, revision=chosen.revision, dtype=chosen.dtype, device=own_device(chosen, world),
@@ -216,7 +216,7 @@ def _dtype(model: Any) -> str:
     return str(model.dtype).removeprefix("torch.")
 
 
-def _environment(seconds: float) -> dict[str, Any]:
+def environment(seconds: float) -> dict[str, Any]:
     import transformers
 
     return {

@@ -33,8 +33,8 @@ INIT_HELP = "Also measure the same architecture freshly initialised."
 
 
 @dataclass(frozen=True)
-class CommonOptions(Options):
-    """How to run. None: what is found, or the default of the library."""
+class ModelAndData(Options):
+    """Which model, which data. None: what is found, or the default of the library."""
 
     revision: str | None = option(None, REVISION_HELP, panel=MODEL)
     dtype: str = option("auto", DTYPE_HELP, panel=MODEL)
@@ -59,19 +59,9 @@ class CommonOptions(Options):
         8, "Samples in one forward pass. Changes no number beyond rounding.", panel=DATA, least=1
     )
     special_tokens: bool = option(True, "Keep [CLS], [SEP] and the like in the text.", panel=DATA)
-    init: bool = option(True, INIT_HELP)
-    init_seeds: int = option(1, "How many initialisations.", least=1)
-    seed: int = option(0, "Seed of the first.", least=0)
 
     def check(self) -> None:
         super().check()
-        if self.seed + self.init_seeds > MOST_SEED:
-            raise RcProbeError(
-                f"{self.seed} is too large", where="--seed", todo=f"Give less than {MOST_SEED}"
-            )
-        if self.init_seeds > 1 and not self.init:
-            what = "it changes nothing: fresh weights are not measured"
-            raise RcProbeError(what, where="--init-seeds", todo="Add --init")
         for each in fields(self):
             if getattr(self, each.name) == "":
                 raise RcProbeError("it is empty", where=flag(each), todo="Give a name, or leave it out")
@@ -89,3 +79,22 @@ class CommonOptions(Options):
         if self.dtype not in DTYPES:
             todo = f"Choose one of {', '.join(DTYPES)}"
             raise RcProbeError(f"no such dtype {self.dtype!r}", where="--dtype", todo=todo)
+
+
+@dataclass(frozen=True)
+class CommonOptions(ModelAndData):
+    """How to run."""
+
+    init: bool = option(True, INIT_HELP)
+    init_seeds: int = option(1, "How many initialisations.", least=1)
+    seed: int = option(0, "Seed of the first.", least=0)
+
+    def check(self) -> None:
+        super().check()
+        if self.seed + self.init_seeds > MOST_SEED:
+            raise RcProbeError(
+                f"{self.seed} is too large", where="--seed", todo=f"Give less than {MOST_SEED}"
+            )
+        if self.init_seeds > 1 and not self.init:
+            what = "it changes nothing: fresh weights are not measured"
+            raise RcProbeError(what, where="--init-seeds", todo="Add --init")

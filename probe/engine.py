@@ -89,7 +89,7 @@ def run(
     notes: list[str] = []
     with measuring(structure.model):
         for number, batch in enumerate(batches):
-            _refuse_packed(structure, batch)
+            refuse_packed(structure, batch)
             if number == 0 and edited:
                 notes = _prove(structure, batch.inputs, model, base, stop)
             passes = Passes(
@@ -134,7 +134,7 @@ def _begun(readers: Sequence[Reader], batch: Batch, passes: Passes) -> Callable[
 
     def on_stream(layer: int, x: Tensor) -> None:
         if layer == 0:
-            mask = _fitted(batch, passes, x)
+            mask = fitted_mask(batch, passes, x)
             for reader in readers:
                 reader.begin(batch if mask is batch.mask else replace(batch, mask=mask))
         hand_on(layer, x)
@@ -142,7 +142,7 @@ def _begun(readers: Sequence[Reader], batch: Batch, passes: Passes) -> Callable[
     return on_stream
 
 
-def _fitted(batch: Batch, passes: Passes, x: Tensor) -> Tensor | None:
+def fitted_mask(batch: Batch, passes: Passes, x: Tensor) -> Tensor | None:
     """The batch's mask, or where the model adds tokens of its own to a text, that of its stream."""
     side = "decoder_" if decodes(passes.structure) and "decoder_input_ids" in batch.inputs else ""
     ids = batch.inputs.get(f"{side}input_ids")
@@ -152,7 +152,7 @@ def _fitted(batch: Batch, passes: Passes, x: Tensor) -> Tensor | None:
     return passes.tap.fit(real.to(x.device), x)
 
 
-def _refuse_packed(structure: Structure, batch: Batch) -> None:
+def refuse_packed(structure: Structure, batch: Batch) -> None:
     size = next(int(t.shape[0]) for t in batch.inputs.values() if isinstance(t, Tensor))
     first = structure.blocks[0]
     if first.batch_axis is None and size > 1:

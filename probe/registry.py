@@ -143,6 +143,41 @@ REMOVAL_METRICS: dict[str, Metric] = {
     )
 }  # fmt: skip
 
+DAVARI = "Davari, Horoi, Natik et al. 2022 (arXiv 2210.16156), on the few tokens that rule it"
+CHANGE = "change_"  # how names of metrics begin that are the second model's number minus the first's
+
+
+def _change(metric: Metric) -> Metric:
+    span = None if metric.low is None or metric.high is None else metric.high - metric.low
+    return Metric(
+        CHANGE + metric.name, f"{metric.title}, change", f"that of the second model minus that of the first; {metric.formula}",
+        metric.unit, None if span is None else -span, span, None, metric.source, metric.cost, may_be_nan=metric.may_be_nan,
+    )  # fmt: skip
+
+
+# Of two models side by side, in the table `differences`. A is the first model, B the second.
+DIFFERENCE_METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("difference", "Relative difference", "‖X_B − X_A‖_F / ‖X_A‖_F, X the stream of a sample at a layer",
+               "ratio", 0, None, "lower", "all real tokens of a sample"),
+        Metric("difference_bulk", "Relative difference of the bulk", f"the same over the tokens of norm at most {MASSIVE} × the median norm in A",
+               "ratio", 0, None, "lower", f"massive tokens: {SUN}"),
+        Metric("cka", "Linear CKA", "‖Ȳᵀ X̄‖²_F / (‖X̄ᵀ X̄‖_F ‖Ȳᵀ Ȳ‖_F), rows all real tokens of all samples, centred",
+               "ratio", 0, 1, None, "Kornblith, Norouzi, Lee, Hinton 2019 (arXiv 1905.00414), section 3"),
+        Metric("cka_bulk", "Linear CKA of the bulk", "the same over the tokens that are massive in neither model",
+               "ratio", 0, 1, None, DAVARI),
+        Metric("sensitivity", "Sensitivity", "‖f_B(x_A) − f_A(x_A)‖_F / ‖X_A‖_F: a block or a branch of B on what A's got; X_A is A's stream behind it",
+               "ratio", 0, None, "lower", "one part at a time, so that errors do not add up"),
+        Metric("sensitivity_bulk", "Sensitivity of the bulk", "the same over the bulk of A's stream",
+               "ratio", 0, None, "lower", f"massive tokens: {SUN}"),
+        *(PATH_METRICS[name] for name in ("agreement",)),
+        *(REMOVAL_METRICS[name] for name in ("kl", "embedding_distance")),
+        *(_change(PATH_METRICS[name]) for name in ("loss", "accuracy", "spearman")),
+        *(_change(metric) for metric in METRICS.values()),
+    )
+}  # fmt: skip
+
 
 def select(names: Iterable[str] | None = None) -> list[str]:
     """Names of the metrics to measure, in display order: the defaults for None, else those asked for.

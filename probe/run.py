@@ -22,7 +22,7 @@ from rc_probe.measures.measurement import Found, Measurement
 from rc_probe.models.fresh_weights import Blueprint, blueprint, weight_bytes
 from rc_probe.models.load import Loaded
 from rc_probe.models.packaged import DEMOS
-from rc_probe.models.structure_table import block_digests, structure_rows
+from rc_probe.models.structure_table import model_entry, structure_rows
 from rc_probe.processes.heartbeat import ElsewhereError
 from rc_probe.processes.world import FailedTogetherError, World
 from rc_probe.results.checks import FAULT
@@ -206,28 +206,7 @@ class Run:
 
     def _entry(self, model: Any) -> dict[str, Any]:
         """What is known of the model before anything is measured."""
-        structure = self.structure
-        heads = {
-            b.ops[0].heads for block in structure.blocks for b in block.branches if b.ops and b.ops[0].heads
-        }
-        norms = [bool(j.norms) for block in structure.blocks for j in block.junctions]
-        return {
-            "id": self.context.name,
-            "class": type(model).__name__,
-            "model_type": getattr(model.config, "model_type", None),
-            "revision": self.loaded.revision,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "blocks": structure.depth,
-            "block_digests": block_digests(structure),
-            "dim": structure.dim,
-            "heads": heads.pop() if len(heads) == 1 else None,
-            "signature": structure.signature,
-            "norm": "post-LN" if all(norms) else "mixed" if any(norms) else "pre-LN",
-            "attention": getattr(model.config, "_attn_implementation", None),
-            "stack": structure.name,
-            "stacks": [*self.loaded.others, *structure.others],
-            "proved": list(structure.proved),
-        }
+        return model_entry(self.loaded, model, self.structure, self.context.name)
 
     def _stack_notes(self) -> list[str]:
         """What of a model of several stacks was measured, and what was not."""

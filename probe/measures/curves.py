@@ -25,7 +25,7 @@ SVD_SAMPLES, SVD = 4, 16  # by default; multiply-adds, as measured
 PASSES = 2  # plain passes over all samples that they may cost
 
 
-def _read_names(text: str | None) -> tuple[str, ...] | None:
+def read_names(text: str | None) -> tuple[str, ...] | None:
     return tuple(METRICS) if (names := names_of(text)) == ("all",) else names
 
 
@@ -35,7 +35,7 @@ class CurveOptions(Options):
 
     metrics: tuple[str, ...] | None = option(
         None, "Names, separated by commas, or 'all'. (default: all but the solvers)", typed=str | None,
-        read=_read_names, words=lambda names, chosen: ["--metrics", ",".join(names)],
+        read=read_names, words=lambda names, chosen: ["--metrics", ",".join(names)],
     )  # fmt: skip
     svd_samples: int | None = option(
         None, "Samples that ranks are measured on (slow). (default: 4, fewer of long texts)", least=0

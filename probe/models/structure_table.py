@@ -1,15 +1,18 @@
-"""The table `structure`: what attach found, one row per branch."""
+"""What is known of a model before anything is measured: its entry in the results, and the table `structure`."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rc_probe.hooks.structure.structure import Structure
 from rc_probe.results.tables import Row
+
+from .load import Loaded
 
 FEW = 32  # numbers at each end of a parameter: reading whole weights would take longer than measuring them
 
@@ -45,3 +48,28 @@ def _digest(parameters: Iterable[tuple[str, Tensor]]) -> str:
         ends = torch.cat([numbers[:FEW], numbers[-FEW:]]).cpu()
         found.update(str(ends.double().tolist() if ends.is_floating_point() else ends.tolist()).encode())
     return found.hexdigest()[:16]
+
+
+def model_entry(loaded: Loaded, model: Any, structure: Structure, name: str) -> dict[str, Any]:
+    """The entry of a model in the results; model: that of `loaded`."""
+    heads = {
+        b.ops[0].heads for block in structure.blocks for b in block.branches if b.ops and b.ops[0].heads
+    }
+    norms = [bool(j.norms) for block in structure.blocks for j in block.junctions]
+    return {
+        "id": name,
+        "class": type(model).__name__,
+        "model_type": getattr(model.config, "model_type", None),
+        "revision": loaded.revision,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "blocks": structure.depth,
+        "block_digests": block_digests(structure),
+        "dim": structure.dim,
+        "heads": heads.pop() if len(heads) == 1 else None,
+        "signature": structure.signature,
+        "norm": "post-LN" if all(norms) else "mixed" if any(norms) else "pre-LN",
+        "attention": getattr(model.config, "_attn_implementation", None),
+        "stack": structure.name,
+        "stacks": [*loaded.others, *structure.others],
+        "proved": list(structure.proved),
+    }

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import rc_probe
-from rc_probe.common_options import CommonOptions
+from rc_probe.common_options import CommonOptions, ModelAndData
 from rc_probe.data.batches import Batches
 from rc_probe.data.samples import Samples
 from rc_probe.hooks.errors import RcProbeError
@@ -19,7 +19,7 @@ from rc_probe.models.structure_table import structure_rows
 from .world import World
 
 
-def own_device(chosen: CommonOptions, world: World) -> str | None:
+def own_device(chosen: ModelAndData, world: World) -> str | None:
     """Where this process loads the model: of several processes each has a GPU of its own."""
     if world.size == 1:
         return chosen.device

@@ -164,6 +164,20 @@ COMPARED = _named(
     )),
 )  # fmt: skip
 
+# Of two models side by side (`rc-probe diff`).
+DIFFED = _named(
+    Table("differences", "How far the second model is from the first", (
+        Column("component", "str", "`stream` (by layer), `block`, or the kind of a branch: `attention`, `mlp`, … (by block), `predictions`"),
+        Column("block", "Int64", "number of the block, from 1; of blocks and branches"),
+        Column("layer", "Int64", "a point of the stream of the first model: 0 is what enters block 1, l what leaves block l"),
+        Column("metric", "str", "what the number is; `change_…` is that of the second model minus that of the first"),
+        Column("mean", "float64", "mean over samples; of a loss over predictions; CKA is one number of all samples"),
+        Column("std", "float64", "standard deviation over samples (ddof 1); empty for one sample, and for CKA"),
+        Column("count", "int64", "how many samples"),
+    )),
+    RUN_TABLES["checks"],
+)  # fmt: skip
+
 # What `frame()` and `lm-eval` give, in no result.
 FRAMES = _named(
     Table("attach", "Every metric at every layer", STREAM),

@@ -1,0 +1,133 @@
+"""What a difference of two models is: one table with what it was measured on, saved and loaded without loss."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import pandas as pd
+
+from rc_probe.hooks.errors import RcProbeError
+from rc_probe.results.files import frame_of, plain, tables_as_json, tidy, to_csv
+from rc_probe.results.json_file import HTML_NAME, JSON_NAME, SCHEMA, given_path, read_json
+from rc_probe.results.saving import save_whole, write_files
+from rc_probe.results.tables import DIFFED
+
+if TYPE_CHECKING:
+    from rc_probe.results.checks import Outcome
+    from rc_probe.results.tables import Table
+
+KIND = "difference"
+
+
+@dataclass(eq=False, repr=False)
+class DiffResult:
+    """The difference of two models.
+
+    a, b: what is known of them: name, id, class, blocks, dim, …; settings: data, samples, the command to repeat it,
+    both models' predictions, …; tables: `differences`, and `checks` where something was checked
+    """
+
+    a: dict[str, Any]
+    b: dict[str, Any]
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.a, self.b, self.settings, self.environment = map(
+            plain, (self.a, self.b, self.settings, self.environment)
+        )
+        self.tables = {name: tidy(name, frame) for name, frame in self.tables.items()}
+
+    def __repr__(self) -> str:
+        return f"<DiffResult: {self.verdict['sentence']}>"
+
+    @cached_property
+    def verdict(self) -> dict[str, Any]:
+        """The finding in words and numbers, computed from the table."""
+        from rc_probe.results.findings.difference_words import judge_difference
+
+        found: dict[str, Any] = plain(judge_difference(self))
+        return found
+
+    @property
+    def declared(self) -> Mapping[str, Table]:
+        """What the columns of each table mean."""
+        return DIFFED
+
+    @property
+    def differences(self) -> pd.DataFrame:
+        """The numbers: component, block, layer, metric, mean, std, count."""
+        return self.tables["differences"]
+
+    def fail_if(self, *conditions: str | Sequence[str]) -> list[Outcome]:
+        """AssertionError where a condition such as `difference_bulk@max>0.05` holds; for tests of your own.
+
+        Conditions: METRIC[@WHERE][:COMPONENT] OP NUMBER, as in docs/diff.md. Returns what was found where all passed;
+        RcProbeError where one cannot be evaluated.
+        """
+        from rc_probe.results.checks import passed_all
+
+        from .checks import DiffChecks
+
+        texts = [text for one in conditions for text in ([one] if isinstance(one, str) else one)]
+        return passed_all(DiffChecks.of(texts).evaluate(self))
+
+    def to_json(self, files: Mapping[str, str] | None = None) -> str:
+        """All of it as JSON: floats at full precision, NaN never. files: digests of the files beside it."""
+        return json.dumps(
+            {
+                "schema": SCHEMA,
+                "kind": KIND,
+                "a": self.a,
+                "b": self.b,
+                "settings": self.settings,
+                "environment": self.environment,
+                "verdict": self.verdict,
+                **tables_as_json(self.tables),
+                **({"files": dict(files)} if files else {}),
+            },
+            indent=1,
+            allow_nan=False,
+        )
+
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """The report as one self-contained page; written to `path` too where one is given."""
+        from rc_probe.reports.pages.difference import render
+
+        html = render(self)
+        if path is not None:
+            target = given_path(path, "to_html")
+            write_files(target.parent, {target.name: html})
+        return html
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `results.json`, one CSV per table and `report.html` into `folder`, as a whole, as a run does."""
+        tables = {f"{name}.csv": to_csv(frame) for name, frame in self.tables.items()}
+        return save_whole(given_path(folder, "save"), tables | {HTML_NAME: self.to_html()}, self.to_json)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read back what `save` wrote. path: the folder, or its `results.json`."""
+        source = given_path(path, "load")
+        with contextlib.suppress(OSError):  # reading it will say what is wrong
+            source = source / JSON_NAME if source.is_dir() else source
+        saved = read_json(source)
+        if saved.get("kind") != KIND:
+            raise RcProbeError("not a difference of two models", where=str(source), todo="Give what `rc-probe diff` wrote")
+        try:
+            tables = {
+                name: frame_of(rows, saved.get("columns", {}).get(name))
+                for name, rows in saved["tables"].items()
+            }
+            return cls(saved["a"], saved["b"], saved["settings"], saved["environment"], tables)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            what = f"the results are damaged ({type(error).__name__}: {error})"
+            raise RcProbeError(what, where=str(source), todo="Run the comparison again") from error
