@@ -20,6 +20,7 @@ _HOMES = {
     "ablate": "rc_probe.contexts",
     "probe": "rc_probe.api",
     "compare": "rc_probe.comparison",
+    "diff": "rc_probe.difference.diff",
     "ProbeResult": "rc_probe.result",
     "METRICS": "rc_probe.registry",
     "Gate": "rc_probe.hooks.edits.gates",
@@ -28,8 +29,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "METRICS", "Gate", "Monitor", "ProbeResult", "RcProbeError", "__version__", "ablate", "attach", "compare", "probe",
-    "watch",
+    "METRICS", "Gate", "Monitor", "ProbeResult", "RcProbeError", "__version__", "ablate", "attach", "compare", "diff",
+    "probe", "watch",
 ]  # fmt: skip
 
 _MOVED = {  # modules that earlier versions of the docs name: where they are now

@@ -189,9 +189,9 @@ class ProbeResult:
         with contextlib.suppress(OSError):  # reading it will say what is wrong
             source = source / JSON_NAME if source.is_dir() else source
         saved = read_json(source)
-        if saved.get("kind") == "comparison":
-            todo = "Give one of the runs that it compares"
-            raise RcProbeError("a comparison, not a run", where=str(source), todo=todo)
+        if kind := saved.get("kind"):
+            todo = "Give a folder that `rc-probe MODEL` wrote"
+            raise RcProbeError(f"a {kind}, not a run", where=str(source), todo=todo)
         with reading(source):
             tables = {
                 name: frame_of(rows, saved.get("columns", {}).get(name))

@@ -146,7 +146,9 @@ def added(block: Block, junction: Junction, values: dict[Site, Tensor], like: Te
 def operand_stream(value: Tensor, block: Block, like: Tensor) -> Tensor:
     """An operand of a junction's add as (batch, tokens, dim), float64; `like` is a stream in that form."""
     outside = block.outside(value, value.shape)
-    return (batch_first(outside, block) if outside.ndim == block.ndim else outside.reshape(like.shape)).double()
+    return (
+        batch_first(outside, block) if outside.ndim == block.ndim else outside.reshape(like.shape)
+    ).double()
 
 
 def built_alike(a: Structure, b: Structure) -> bool:

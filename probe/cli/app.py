@@ -34,6 +34,7 @@ from .one_run import conclude, run, tell_faults
 COMMANDS = {  # besides the main job: what each is for
     "sweep": "A list of models, one per line, and their comparison.",
     "compare": "Several results in one report.",
+    "diff": "How far one model is from another, by layer, block and branch.",
     "lm-eval": "Scores of lm-evaluation-harness without parts of a model.",
     "architectures": "What is proved about which model type.",
 }
@@ -67,6 +68,8 @@ Commands:
   rc-probe sweep models.txt --data texts.txt     a list of models, one per line, and their comparison
 
   rc-probe compare RUN RUN …                     results of several models or versions in one report
+
+  rc-probe diff gpt2 ./tuned --data texts.txt    where a tuned, merged or quantised model differs
 
   rc-probe lm-eval gpt2 --tasks arc_easy --ablate mlp@7   accuracy without a part
 

@@ -56,16 +56,24 @@ class Lockstep:
     def _tell(self, alike: bool, layers: list[int]) -> None:
         a, b = self.pair.a.structure, self.pair.b.structure
         if self.chosen.sensitivity and not self.blocks:
-            self.notes.append("Sensitivities were not measured: blocks of other widths or numbers cannot be given the same inputs.")
+            self.notes.append(
+                "Sensitivities were not measured: blocks of other widths or numbers cannot be given the same inputs."
+            )
         elif self.blocks and not self.branches:
-            self.notes.append(f"Sensitivities of branches were not measured: the blocks are {a.signature} and {b.signature}.")
+            self.notes.append(
+                f"Sensitivities of branches were not measured: the blocks are {a.signature} and {b.signature}."
+            )
         if not self.pair.same_depth:
             self.notes.append(
                 f"Of {a.depth} and {b.depth} blocks no two are the same: streams were compared by CKA alone, layer l of the "
                 f"first with layer round(l · {b.depth} / {a.depth}) of the second."
             )
         if (self.chosen.cka or not alike) and len(layers) <= a.depth:
-            told = f"CKA was measured at layers {', '.join(map(str, layers))}" if layers else "CKA was not measured"
+            told = (
+                f"CKA was measured at layers {', '.join(map(str, layers))}"
+                if layers
+                else "CKA was not measured"
+            )
             self.notes.append(f"{told}: the sums of all layers at these widths take more than 4 GiB.")
 
     @property
@@ -221,7 +229,13 @@ class Lockstep:
     # ---- sums
 
     def _relative(
-        self, place: tuple[str, int | None, int | None], name: str, x: Tensor, y: Tensor, whole: Tensor, massive: Tensor
+        self,
+        place: tuple[str, int | None, int | None],
+        name: str,
+        x: Tensor,
+        y: Tensor,
+        whole: Tensor,
+        massive: Tensor,
     ) -> None:
         """‖y − x‖ / ‖whole‖ of each sample, over its real tokens and over its bulk."""
         y = y.to(x.device)
@@ -263,7 +277,15 @@ class Lockstep:
         ]  # fmt: skip
         order = {name: i for i, name in enumerate(dict.fromkeys(row["component"] for row in rows))}
         metrics = {name: i for i, name in enumerate(dict.fromkeys(row["metric"] for row in rows))}
-        rows.sort(key=lambda row: (row["component"] != STREAM, order[row["component"]], metrics[row["metric"]], row["layer"] or 0, row["block"] or 0))
+        rows.sort(
+            key=lambda row: (
+                row["component"] != STREAM,
+                order[row["component"]],
+                metrics[row["metric"]],
+                row["layer"] or 0,
+                row["block"] or 0,
+            )
+        )
         return rows + (list(self.predictions.rows()) if self.predictions else [])
 
 

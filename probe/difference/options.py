@@ -21,10 +21,10 @@ QUANTISED = {  # by the word of --quantise-b: the configuration of torchao
 QUANTISE_HELP = (
     "Quantise it with torchao: 'int8' (weights, and activations by token as it runs) or 'int8-weights'."
 )
-METRICS_HELP = "Whose change is measured: names, separated by commas, or 'all'. (default: those that need no SVD)"
-CKA_HELP = (
-    "Linear CKA by layer also where widths and depths agree; where they do not, it is measured anyway."
+METRICS_HELP = (
+    "Whose change is measured: names, separated by commas, or 'all'. (default: those that need no SVD)"
 )
+CKA_HELP = "Linear CKA by layer also where widths and depths agree; where they do not, it is measured anyway."
 THRESHOLD_HELP = (
     "The report names the first layer whose relative difference (of CKA: 1 − CKA) is larger. (default: 0.05)"
 )
@@ -46,9 +46,7 @@ class DiffOptions(ModelAndData):
     metrics: tuple[str, ...] | None = option(
         None, METRICS_HELP, typed=str | None, read=read_names, words=lambda names, chosen: ["--metrics", ",".join(names)],
     )  # fmt: skip
-    threshold: float = option(
-        0.05, THRESHOLD_HELP, words=lambda value, chosen: ["--threshold", f"{value:g}"]
-    )
+    threshold: float = option(0.05, THRESHOLD_HELP, words=lambda value, chosen: ["--threshold", f"{value:g}"])
     seed: int = option(0, "Seed of the masks, where masked tokens are predicted.", least=0)
 
     def check(self) -> None:
@@ -60,15 +58,15 @@ class DiffOptions(ModelAndData):
         select(self.metrics)
         number = isinstance(self.threshold, int | float) and not isinstance(self.threshold, bool)
         if not number or not math.isfinite(self.threshold) or self.threshold <= 0:
-            raise RcProbeError(f"{self.threshold!r} is no threshold", where="--threshold", todo="Give a number above 0")
+            raise RcProbeError(
+                f"{self.threshold!r} is no threshold", where="--threshold", todo="Give a number above 0"
+            )
         if self.dtype_b not in (None, *DTYPES):
             todo = f"Choose one of {', '.join(DTYPES)}"
             raise RcProbeError(f"no such dtype {self.dtype_b!r}", where="--dtype-b", todo=todo)
         if self.quantise_b not in (None, *QUANTISED):
             todo = f"Choose one of {', '.join(QUANTISED)}"
-            raise RcProbeError(
-                f"nothing is called {self.quantise_b!r}", where="--quantise-b", todo=todo
-            )
+            raise RcProbeError(f"nothing is called {self.quantise_b!r}", where="--quantise-b", todo=todo)
         if self.device_map is not None and self.device_b is not None:
             todo = "The device map says where each part goes, of both models"
             raise RcProbeError("both are given", where="--device-b, --device-map", todo=todo)

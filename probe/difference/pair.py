@@ -119,7 +119,9 @@ def _quantise(loaded: Loaded, name: str) -> None:
             quantization.quantize_(loaded.model, getattr(quantization, QUANTISED[name])())
     except Exception as error:  # of kernels that a device or a dtype lacks
         what = f"torchao cannot quantise {type(loaded.model).__name__} ({first_line(error)})"
-        raise RcProbeError(what, where=where, todo="Try the other of its values, or --dtype float32") from error
+        raise RcProbeError(
+            what, where=where, todo="Try the other of its values, or --dtype float32"
+        ) from error
 
 
 def pair_of(loaded: tuple[Loaded, Loaded], samples: Samples, chosen: DiffOptions) -> Pair:
@@ -199,7 +201,10 @@ def _entry(loaded: Loaded, structure: Structure) -> dict[str, Any]:
 def _names(loaded: tuple[Loaded, Loaded], chosen: DiffOptions) -> tuple[str, str]:
     """For reading: the last part of the ids; where that is the same, with what tells the second apart."""
     a, b = (
-        (DEMOS[one.id].name if one.id in DEMOS else one.id).rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
+        (DEMOS[one.id].name if one.id in DEMOS else one.id)
+        .rstrip("/\\")
+        .replace("\\", "/")
+        .rsplit("/", 1)[-1]
         or type(one.model).__name__
         for one in loaded
     )

@@ -75,7 +75,11 @@ class Predictions:
     def facts(self) -> dict[str, Any]:
         """The task, and of each of its metrics both values and the paired interval of their difference."""
         scores, weights = self.tally.scores(), self.tally.counts()
-        found: dict[str, Any] = {"task": self.task.name, "samples": len(weights), "predictions": int(weights.sum())}
+        found: dict[str, Any] = {
+            "task": self.task.name,
+            "samples": len(weights),
+            "predictions": int(weights.sum()),
+        }
         for metric, its in scores[SECOND].items():
             mine, known = scores[FULL][metric], weights if len(weights) == len(its) else None
             low, high = change_interval(

@@ -15,7 +15,7 @@ import pandas as pd
 
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.results.files import frame_of, plain, tables_as_json, tidy, to_csv
-from rc_probe.results.json_file import HTML_NAME, JSON_NAME, SCHEMA, given_path, read_json
+from rc_probe.results.json_file import HTML_NAME, JSON_NAME, SCHEMA, given_path, read_json, reading
 from rc_probe.results.saving import save_whole, write_files
 from rc_probe.results.tables import DIFFED
 
@@ -121,13 +121,12 @@ class DiffResult:
             source = source / JSON_NAME if source.is_dir() else source
         saved = read_json(source)
         if saved.get("kind") != KIND:
-            raise RcProbeError("not a difference of two models", where=str(source), todo="Give what `rc-probe diff` wrote")
-        try:
+            raise RcProbeError(
+                "not a difference of two models", where=str(source), todo="Give what `rc-probe diff` wrote"
+            )
+        with reading(source):
             tables = {
                 name: frame_of(rows, saved.get("columns", {}).get(name))
                 for name, rows in saved["tables"].items()
             }
             return cls(saved["a"], saved["b"], saved["settings"], saved["environment"], tables)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            what = f"the results are damaged ({type(error).__name__}: {error})"
-            raise RcProbeError(what, where=str(source), todo="Run the comparison again") from error

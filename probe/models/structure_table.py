@@ -52,9 +52,7 @@ def _digest(parameters: Iterable[tuple[str, Tensor]]) -> str:
 
 def model_entry(loaded: Loaded, model: Any, structure: Structure, name: str) -> dict[str, Any]:
     """The entry of a model in the results; model: that of `loaded`."""
-    heads = {
-        b.ops[0].heads for block in structure.blocks for b in block.branches if b.ops and b.ops[0].heads
-    }
+    heads = {b.ops[0].heads for block in structure.blocks for b in block.branches if b.ops and b.ops[0].heads}
     norms = [bool(j.norms) for block in structure.blocks for j in block.junctions]
     return {
         "id": name,

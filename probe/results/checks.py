@@ -7,8 +7,9 @@ measured on something else) is neither passed nor failed, and counts as an error
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from rc_probe.hooks.errors import RcProbeError
@@ -58,7 +59,7 @@ class Point(NamedTuple):
     floor: float
 
 
-class _UnknownError(Exception):
+class UnknownError(Exception):
     """Why a check cannot be evaluated."""
 
 
@@ -133,7 +134,10 @@ class Checks:
 
     def evaluate(self, result: Result) -> list[Outcome]:
         """One outcome a check, on the pretrained weights' rows of the table `residuals`."""
-        return [_condition(result, each) for each in self.conditions] + [
+        return [
+            judged(each, partial(_asked, result, each), PLACES.get(each.metric, "layer"))
+            for each in self.conditions
+        ] + [
             _drop(result, self.baseline, self.baseline_name, each)
             for each in self.drops
             if self.baseline is not None
@@ -166,7 +170,11 @@ def fail_if(result: Result, checks: Checks) -> list[Outcome]:
     """See `ProbeResult.fail_if`."""
     if not checks:
         raise RcProbeError("nothing to check", where="fail_if", todo="Give a condition or a baseline")
-    outcomes = checks.evaluate(result)
+    return passed_all(checks.evaluate(result))
+
+
+def passed_all(outcomes: list[Outcome]) -> list[Outcome]:
+    """The outcomes; AssertionError where one failed, RcProbeError where one could not be evaluated."""
     unknown = [outcome for outcome in outcomes if outcome.passed is None]
     if unknown:
         raise RcProbeError("; ".join(outcome.said for outcome in unknown), where=unknown[0].check)
@@ -176,20 +184,21 @@ def fail_if(result: Result, checks: Checks) -> list[Outcome]:
     return outcomes
 
 
-def _condition(result: Result, asked: Condition) -> Outcome:
+def judged(asked: Condition, curve_of: Callable[[], dict[int, Point]], place: str = "layer") -> Outcome:
+    """A condition on a curve; curve_of: may raise UnknownError. place: what its points are called."""
     about = (asked.text, asked.metric, asked.variant)
-    thing = PLACES.get(asked.metric, "layer")
     try:
-        curve = (
-            _removals(result, asked)
-            if asked.metric in OF_REMOVALS
-            else _curve(result, asked.metric, asked.variant)
-        )
-        layer, value = _value(curve, asked)
-    except _UnknownError as why:
+        at, value = _value(curve_of(), asked, place)
+    except UnknownError as why:
         return Outcome(*about, None, None, asked.limit, None, str(why))
-    at = f"over the {thing}s" if layer is None else f"at {thing} {layer}"
-    return Outcome(*about, layer, value, asked.limit, not asked.holds(value), f"{value:.6g} {at}")
+    said = "" if asked.where == "" else f" over the {place}s" if at is None else f" at {place} {at}"
+    return Outcome(*about, at, value, asked.limit, not asked.holds(value), f"{value:.6g}{said}")
+
+
+def _asked(result: Result, asked: Condition) -> dict[int, Point]:
+    if asked.metric in OF_REMOVALS:
+        return _removals(result, asked)
+    return _curve(result, asked.metric, asked.variant)
 
 
 def _removals(result: Result, asked: Condition) -> dict[int, Point]:
@@ -199,7 +208,7 @@ def _removals(result: Result, asked: Condition) -> dict[int, Point]:
         for place, change in of_removals(result, asked.metric, asked.variant).items()
     }
     if not found:
-        raise _UnknownError(f"{asked.metric} of {asked.variant} was not measured")
+        raise UnknownError(f"{asked.metric} of {asked.variant} was not measured")
     return found
 
 
@@ -207,18 +216,18 @@ def _curve(result: Result, metric: str, variant: str) -> dict[int, Point]:
     """The metric by layer, every layer of the model there and finite."""
     table = result.tables.get("residuals")
     if table is None or table.empty:
-        raise _UnknownError("no residuals were measured")
+        raise UnknownError("no residuals were measured")
     if lacking := COLUMNS - set(table):
-        raise _UnknownError(f"the table residuals has no column {', '.join(sorted(lacking))}")
+        raise UnknownError(f"the table residuals has no column {', '.join(sorted(lacking))}")
     mine = table["weights"].eq("pretrained") & table["metric"].eq(metric) & table["variant"].eq(variant)
     columns = (table[mine][name].tolist() for name in ("layer", "mean", "count", "floor"))
     curve = {int(layer): Point(*map(float, rest)) for layer, *rest in zip(*columns, strict=True)}
     if not curve:
-        raise _UnknownError(f"{metric} of {variant} was not measured")
+        raise UnknownError(f"{metric} of {variant} was not measured")
     layers = range(int(result.model.get("blocks") or max(curve)) + 1)
     missing = [layer for layer in layers if layer not in curve or not math.isfinite(curve[layer].mean)]
     if missing:
-        raise _UnknownError(f"{metric} of {variant} has no number at {_layers(missing)}")
+        raise UnknownError(f"{metric} of {variant} has no number at {_layers(missing)}")
     return curve
 
 
@@ -226,19 +235,18 @@ def _layers(numbers: Sequence[int]) -> str:
     return f"layer{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
-def _value(curve: dict[int, Point], asked: Condition) -> tuple[int | None, float]:
+def _value(curve: dict[int, Point], asked: Condition, place: str) -> tuple[int | None, float]:
     """(layer, value) that the condition is about; no layer where it is a mean."""
-    if asked.where == "mean":
+    if asked.where in ("mean", ""):
         return None, math.fsum(point.mean for point in curve.values()) / len(curve)
     low, high = min(curve, key=lambda n: curve[n].mean), max(curve, key=lambda n: curve[n].mean)
     named = {"first": min(curve), "last": max(curve), "min": low, "max": high}
     layer = asked.where if isinstance(asked.where, int) else named[asked.where]
     if layer not in curve:
-        thing = PLACES.get(asked.metric, "layer")
-        raise _UnknownError(f"there is no {thing} {layer}, only {min(curve)} to {max(curve)}")
+        raise UnknownError(f"there is no {place} {layer}, only {min(curve)} to {max(curve)}")
     value, _, floor = curve[layer]
     if abs(value) <= floor and abs(asked.limit) <= floor:
-        raise _UnknownError(
+        raise UnknownError(
             f"{value:.3g} at layer {layer} and the limit are both within the rounding floor {floor:.3g}"
         )
     return layer, value
@@ -251,8 +259,8 @@ def _drop(result: Result, baseline: Result, name: str, asked: Drop) -> Outcome:
         now, theirs = (_curve(each, asked.metric, asked.variant) for each in (result, baseline))
         now, before = {one: now[one] for one, _ in pairs}, {one: theirs[other] for one, other in pairs}
         if any(now[layer].samples != before[layer].samples for layer in now):
-            raise _UnknownError(f"{name} measured {asked.metric} on other numbers of samples")
-    except _UnknownError as why:
+            raise UnknownError(f"{name} measured {asked.metric} on other numbers of samples")
+    except UnknownError as why:
         return Outcome(*about, None, None, asked.most, None, str(why))
     sign = 1.0 if METRICS[asked.metric].better == "higher" else -1.0
     drops = {layer: sign * (before[layer].mean - now[layer].mean) for layer in now}
@@ -272,10 +280,10 @@ def _alike(result: Result, baseline: Result, name: str) -> Pairs:
     mine, theirs = result.model.get("blocks"), baseline.model.get("blocks")
     pairs = aligned(result, baseline)
     if pairs is None:
-        raise _UnknownError(
+        raise UnknownError(
             f"cannot be compared: {name} has {theirs} layers and this model {mine}, and their weights do not say which of "
             "them correspond"
         )
     for what, (was, now) in unlike([baseline.settings, result.settings], tokens=True).items():
-        raise _UnknownError(f"cannot be compared: {what} was {was} in {name} and is {now}")
+        raise UnknownError(f"cannot be compared: {what} was {was} in {name} and is {now}")
     return pairs

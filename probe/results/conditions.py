@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 from rc_probe.hooks.errors import RcProbeError
-from rc_probe.registry import METRICS, WHOLE
+from rc_probe.registry import METRICS, WHOLE, Metric
 
 from .curves import BULK
 
@@ -27,14 +27,38 @@ MOST_DIGITS = 4  # of a layer's number
 # on samples held out; each with what is meant where no variant is named.
 OF_REMOVALS = {"importance": "block", "drops": "greedy"}
 _PATTERN = re.compile(
-    r"\s*(?P<metric>[^@:<>=!]+?)\s*@\s*(?P<where>[^@:<>=!]*?)\s*(:\s*(?P<variant>[^<>]+?))?\s*"
+    r"\s*(?P<metric>[^@:<>=!]+?)\s*(@\s*(?P<where>[^@:<>=!]*?)\s*)?(:\s*(?P<variant>[^<>]+?))?\s*"
     r"(?P<op><=|>=|<|>)\s*(?P<limit>[^<>=\s]+)\s*"
 )
 
 
 @dataclass(frozen=True)
+class Grammar:
+    """What conditions may name. whole: the variant where none is named; form: how one is written
+
+    placeless: metrics that are one number, and so take no @WHERE
+    others: further names, of no known range; each with the variant where none is named
+    """
+
+    metrics: Mapping[str, Metric]
+    whole: str
+    form: str
+    placeless: frozenset[str] = frozenset()
+    others: Mapping[str, str] = field(default_factory=dict)
+
+    def knows(self, name: str) -> bool:
+        return name in self.metrics or name in self.others
+
+
+OF_RUNS = Grammar(METRICS, WHOLE, FORM, others=OF_REMOVALS)
+
+
+@dataclass(frozen=True)
 class Condition:
-    """`metric` at `where` of `variant` stands in the relation `op` to `limit`. where: a layer or one of WHERE."""
+    """`metric` at `where` of `variant` stands in the relation `op` to `limit`.
+
+    where: a layer, one of WHERE, or "" where the metric is one number
+    """
 
     text: str
     metric: str
@@ -61,26 +85,39 @@ class Drop:
         return f"drop of {self.metric}{of}>{self.most:g}"
 
 
-def parse_condition(text: str) -> Condition:
+def parse_condition(text: str, grammar: Grammar = OF_RUNS) -> Condition:
     """One `--fail-if`. RcProbeError, with the nearest name, for what is misspelt or can never tell anything."""
     where = f"--fail-if {text!s:.80}"
     if not isinstance(text, str):
-        raise RcProbeError("it is no text", where=where, todo=f"Write {FORM}")
+        raise RcProbeError("it is no text", where=where, todo=f"Write {grammar.form}")
     match = _PATTERN.fullmatch(text)
-    if not match:
-        raise RcProbeError(_why_not(text), where=where, todo=f"Write {FORM}")
-    name, place, variant, op, number = match.group("metric", "where", "variant", "op", "limit")
-    metric = name if name in OF_REMOVALS else _metric(name, where)
-    numbered = place.isascii() and place.isdecimal() and len(place) <= MOST_DIGITS
-    if not numbered and place not in WHERE:
-        near = get_close_matches(place, WHERE, n=1)
+    name = match.group("metric") if match else ""
+    if not match or (match.group("where") is None and grammar.knows(name) and name not in grammar.placeless):
+        raise RcProbeError(_why_not(text), where=where, todo=f"Write {grammar.form}")
+    place, variant, op, number = match.group("where", "variant", "op", "limit")
+    metric = name if name in grammar.others else _metric(name, where, grammar)
+    limit = _number(number, where, grammar.form)
+    if metric in grammar.metrics:
+        _can_tell(grammar.metrics[metric], op, limit, where)
+    at = _place(place, where, placeless=metric in grammar.placeless)
+    return Condition(
+        text.strip(), metric, at, variant or grammar.others.get(metric, grammar.whole), op, limit
+    )
+
+
+def _place(place: str | None, where: str, *, placeless: bool) -> int | str:
+    """The number of a layer, one of WHERE, or "" for what is one number."""
+    if placeless:
+        if place is not None:
+            raise RcProbeError("it is one number, of no layer", where=where, todo=f"Leave @{place} out")
+        return ""
+    name = place or ""
+    numbered = name.isascii() and name.isdecimal() and len(name) <= MOST_DIGITS
+    if not numbered and name not in WHERE:
+        near = get_close_matches(name, WHERE, n=1)
         todo = f"Did you mean {near[0]!r}?" if near else f"Give a layer's number, or {', '.join(WHERE)}"
-        raise RcProbeError(f"{place!r:.80} is no layer", where=where, todo=todo)
-    limit = _number(number, where)
-    if metric not in OF_REMOVALS:
-        _can_tell(metric, op, limit, where)
-    variant = variant or OF_REMOVALS.get(metric, WHOLE)
-    return Condition(text.strip(), metric, int(place) if numbered else place, variant, op, limit)
+        raise RcProbeError(f"{name!r:.80} is no layer", where=where, todo=todo)
+    return int(name) if numbered else name
 
 
 def parse_drop(text: str | float, default: str = BULK) -> Drop:
@@ -88,7 +125,7 @@ def parse_drop(text: str | float, default: str = BULK) -> Drop:
     where = f"--max-drop {text!s:.80}"
     name, _, number = str(text).rpartition("=") if "=" in str(text) else (default, "", str(text))
     metric, _, variant = name.partition(":")
-    metric = _metric(metric.strip(), where)
+    metric = _metric(metric.strip(), where, OF_RUNS)
     if METRICS[metric].better is None:
         todo = f"Choose one of {', '.join(m.name for m in METRICS.values() if m.better)}"
         raise RcProbeError(f"more or less {metric} is neither better nor worse", where=where, todo=todo)
@@ -98,21 +135,21 @@ def parse_drop(text: str | float, default: str = BULK) -> Drop:
     return Drop(metric, variant.strip() or WHOLE, most)
 
 
-def _metric(name: str, where: str) -> str:
-    if name not in METRICS:
-        near = get_close_matches(name, [*METRICS, *OF_REMOVALS], n=1)
-        todo = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(METRICS)}"
+def _metric(name: str, where: str, grammar: Grammar) -> str:
+    if name not in grammar.metrics:
+        near = get_close_matches(name, [*grammar.metrics, *grammar.others], n=1)
+        todo = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(grammar.metrics)}"
         raise RcProbeError(f"no metric is called {name!r:.80}", where=where, todo=todo)
     return name
 
 
-def _number(text: str, where: str) -> float:
+def _number(text: str, where: str, form: str = FORM) -> float:
     try:
         number = float(text)
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise RcProbeError(f"{text!r:.80} is not a number to compare with", where=where, todo=f"Write {FORM}")
+        raise RcProbeError(f"{text!r:.80} is not a number to compare with", where=where, todo=f"Write {form}")
     return number
 
 
@@ -127,13 +164,13 @@ def _why_not(text: str) -> str:
     return "it is not a condition"
 
 
-def _can_tell(metric: str, op: str, limit: float, where: str) -> None:
+def _can_tell(metric: Metric, op: str, limit: float, where: str) -> None:
     """Refuse a condition that holds always or never, whatever is measured."""
-    low = -math.inf if (end := METRICS[metric].low) is None else end
-    high = math.inf if (end := METRICS[metric].high) is None else end
+    low = -math.inf if (end := metric.low) is None else end
+    high = math.inf if (end := metric.high) is None else end
     at_low, at_high = OPERATORS[op](low, limit), OPERATORS[op](high, limit)
     if at_low == at_high:
         span = f"{low:g} to {high:g}".replace("inf", "∞")
         said = "always holds" if at_low else "never holds"
         todo = "Give a limit inside this range"
-        raise RcProbeError(f"it {said}, for {metric} lies in {span}", where=where, todo=todo)
+        raise RcProbeError(f"it {said}, for {metric.name} lies in {span}", where=where, todo=todo)

@@ -54,6 +54,23 @@ class Result(Tables, Protocol):
         """The finding in words and numbers."""
 
 
+class Differing(Tables, Protocol):
+    """The difference of two models; see `rc_probe.difference.result.DiffResult`."""
+
+    a: dict[str, Any]
+    b: dict[str, Any]
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+
+    @property
+    def declared(self) -> Mapping[str, Table]:
+        """What a table's columns mean, by its name."""
+
+    @property
+    def verdict(self) -> dict[str, Any]:
+        """The finding in words and numbers."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One result in a comparison. step: of the training, where it is a checkpoint."""

@@ -110,7 +110,7 @@ def _range(metric: Metric) -> str:
     return f"{low} to {high}"
 
 
-def _checks(frame: pd.DataFrame | None) -> list[tuple[str, str, str]]:
+def checks_of(frame: pd.DataFrame | None) -> list[tuple[str, str, str]]:
     """What was checked, as (level of the colour, verdict in a word, the rest of the line)."""
     words = {"True": ("healthy", "pass"), "False": ("collapsed", "fail")}
     rows = [] if frame is None else frame[["passed", "check", "said"]].astype(str).to_numpy().tolist()
@@ -132,7 +132,7 @@ def render(result: Result) -> str:
         "settings": result.settings,
         "verdict": verdict,
         "shown": value,
-        "checks": _checks(result.tables.get("checks")),
+        "checks": checks_of(result.tables.get("checks")),
         "rest": verdict["sentence"].removeprefix(value).strip(),
         "levels": LEVELS,
         "strip": _strip(result),
