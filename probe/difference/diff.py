@@ -47,7 +47,7 @@ def diff(
     a, b: as in `rc_probe.probe`, a name or a transformers model that you hold (it is left as it was). Both are in
         memory at once. One that is the other with an adapter or other weights must be a copy of its own
     data: as in `rc_probe.probe`; the same samples, as the same inputs, go through both
-    processor, processor_b: of models that you hold; processor_b is that of `a` where it is not given
+    processor, processor_b: of models that you hold; without processor_b, that of where `b` was loaded from, else that of `a`
     progress: called as progress(stage, done, total)
     options: those of `rc-probe diff`, by the same names with _ for -: dtype, dtype_b, attention_b, quantise_b, samples,
         length, metrics, cka, sensitivity, threshold …

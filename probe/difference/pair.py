@@ -82,6 +82,8 @@ def load_pair(a: Any, b: Any, chosen: DiffOptions, processor: Any, processor_b: 
     first = _loaded(a, chosen, processor)
     own = chosen.of_b
     attention, quantised = own.pop("attention", None), own.pop("quantise", None)
+    if processor_b is None and not isinstance(b, str) and not getattr(b, "name_or_path", ""):
+        processor_b = first.processor  # one that was loaded from somewhere has its own there
     second = _loaded(b, replace(chosen, **own), processor_b)
     if attention:
         _set_attention(second, attention)
