@@ -19,7 +19,7 @@ from .conditions import OF_REMOVALS, Condition, Drop, parse_condition, parse_dro
 from .curves import headline, metrics_of
 from .findings.removal_checks import PLACES, of_removals, plan_removals
 from .like_for_like import Pairs, aligned, unlike
-from .protocols import Measured, Result
+from .protocols import Measured, Result, Settled
 from .tables import RUN_TABLES
 
 if TYPE_CHECKING:
@@ -153,14 +153,14 @@ def table_of(outcomes: Sequence[Outcome]) -> pd.DataFrame:
     return RUN_TABLES["checks"].frame(map(asdict, outcomes))
 
 
-def exit_code(outcomes: Sequence[Outcome], result: Result) -> int:
+def exit_code(outcomes: Sequence[Outcome], result: Settled) -> int:
     """0 all passed, 1 a check failed, 2 a check could not be evaluated, or none was asked for and a measurement had a fault."""
     if any(outcome.passed is None for outcome in outcomes) or (not outcomes and faults(result)):
         return UNKNOWN
     return PASSED if all(outcome.passed for outcome in outcomes) else FAILED
 
 
-def faults(result: Result) -> dict[str, str]:
+def faults(result: Settled) -> dict[str, str]:
     """The measurements that ended in an error that nobody foresaw, and it."""
     missing: dict[str, str] = result.settings.get("missing") or {}
     return {name: why for name, why in missing.items() if why.startswith(FAULT)}

@@ -54,6 +54,12 @@ class Result(Tables, Protocol):
         """The finding in words and numbers."""
 
 
+class Settled(Protocol):
+    """Whatever says how it was measured."""
+
+    settings: dict[str, Any]
+
+
 class Differing(Tables, Protocol):
     """The difference of two models; see `rc_probe.difference.result.DiffResult`."""
 

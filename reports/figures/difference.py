@@ -25,7 +25,7 @@ CKAS = {"all tokens": "cka", "bulk": "cka_bulk"}
 def streams_figure(view: DiffView) -> Figure:
     """The relative difference, linear and log, and CKA, as far as they were measured; the threshold as a line."""
     styles = styles_of(list(STREAMS))
-    panels = []
+    panels: list[str] = []
     for title, metrics, log in (
         ("Relative difference", STREAMS, False),
         ("Relative difference, log scale", STREAMS, True),

@@ -13,7 +13,7 @@ from .template import fill
 def _strip(result: Differing) -> list[str]:
     """The few facts that a reader needs before the figures."""
     a, b, settings = result.a, result.b, result.settings
-    depths, widths = ({one.get(key) for one in (a, b)} - {None} for key in ("blocks", "dim"))
+    depths, widths = ({int(one[key]) for one in (a, b) if one.get(key)} for key in ("blocks", "dim"))
     parts = [
         f"{' and '.join(map(str, sorted(depths)))} blocks" if depths else "",
         f"width {' and '.join(map(str, sorted(widths)))}" if widths else "",

@@ -71,7 +71,7 @@ def diff(
             summary(result, target)
         if outcomes:
             _conclude(result, outcomes, quiet=quiet)
-        raise SystemExit(exit_code(outcomes))
+        raise SystemExit(exit_code(outcomes, result))
 
 
 def _run(
