@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from rc_probe.difference.options import DiffOptions
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.processes.launch import launched
 from rc_probe.results.checks import Outcome, exit_code, table_of
+from rc_probe.results.json_file import JSON_NAME, read_json
 from rc_probe.results.words import one_line
 
 if TYPE_CHECKING:
@@ -60,9 +61,11 @@ def diff(
         check_place(settings.data)
         checks = DiffChecks.of(fail_if or ())
         checks.plan(settings)
+        command = shlex.join(settings.words_of_two(model, model_b))
         target = out_folder(out, f"{folder_name(model)}-and-{folder_name(model_b)}")
+        target = target if out else _free(target, command)
         check_target(target)
-        result, outcomes = _run(model, model_b, settings, checks, target, check, quiet=quiet)
+        result, outcomes = _run(model, model_b, settings, checks, target, check, command=command, quiet=quiet)
         if as_json:
             typer.echo((target / "results.json").read_text(encoding="utf-8").rstrip("\n"))
         elif not quiet:
@@ -75,7 +78,8 @@ def diff(
 
 
 def _run(
-    a: str, b: str, settings: DiffOptions, checks: DiffChecks, target: Path, check: Callable[[], None], *, quiet: bool
+    a: str, b: str, settings: DiffOptions, checks: DiffChecks, target: Path, check: Callable[[], None], *, command: str,
+    quiet: bool,
 ) -> tuple[DiffResult, list[Outcome]]:  # fmt: skip
     """Measure with a progress bar, and save with what the checks found."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -89,7 +93,6 @@ def _run(
 
         from rc_probe.difference.diff import difference
 
-        command = shlex.join(["rc-probe", "diff", *sys.argv[2:]])
         result = difference(a, b, settings, progress=report, command=command, fit=checks.fit)
         outcomes = checks.evaluate(result)
         if outcomes:
@@ -97,6 +100,22 @@ def _run(
         show("writing the report", 1, 1)
         result.save(target)
     return result, outcomes
+
+
+def _free(target: Path, command: str) -> Path:
+    """The folder, numbered where another command's result is in it: that is kept."""
+    numbered = (target.with_name(f"{target.name}-{number}") for number in itertools.count(2))
+    return next(
+        place for place in itertools.chain([target], numbered) if _command_in(place) in (None, command)
+    )
+
+
+def _command_in(folder: Path) -> str | None:
+    """What made the result in a folder; None where there is none."""
+    try:
+        return str(read_json(folder / JSON_NAME)["settings"]["command"])
+    except (RcProbeError, KeyError, TypeError):
+        return None
 
 
 def _conclude(result: DiffResult, outcomes: list[Outcome], *, quiet: bool) -> None:

@@ -34,6 +34,10 @@ def test_files_and_exit_codes(run: Run, places: list[str]) -> None:
     }  # fmt: skip
     saved = json.loads((home / "results.json").read_text())
     assert (saved["kind"], saved["a"]["name"], saved["b"]["name"]) == ("difference", "base", "tuned")
+    assert saved["settings"]["command"] == f"rc-probe diff {a} {b} --data {data} --metrics residual"
+    for more, folder in ((["--no-sensitivity"], "base-and-tuned-2"), ([], "base-and-tuned")):
+        _, out, _ = run(*given, *more)
+        assert out.rstrip().endswith(f"Report: rc-probe-out/{folder}/report.html")
     code, out, _ = run(*given, "--quiet", "--json", "--out", "d")
     assert (code, json.loads(out)["kind"]) == (0, "difference")
     code, _, err = run(*given, "--quiet", "--fail-if", "cka@min<0.5", "--out", "d")
