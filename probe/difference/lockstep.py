@@ -44,16 +44,16 @@ class Lockstep:
         self.pair, self.chosen, self.predictions = pair, chosen, predictions
         self.sums: dict[Key, Moments] = {}
         self.notes: list[str] = []
-        alike = pair.same_depth and pair.same_width
-        self.blocks = chosen.sensitivity and alike
+        self.relative = pair.matched is not None and pair.same_width
+        self.blocks = chosen.sensitivity and self.relative and pair.same_depth
         self.branches = self.blocks and pair.built_alike
         a, b = pair.a.structure, pair.b.structure
-        layers = affordable(a.depth + 1, a.dim, b.dim) if chosen.cka or not alike else []
+        layers = affordable(a.depth + 1, a.dim, b.dim) if chosen.cka or not self.relative else []
         self.cka = {layer: Cka() for layer in layers}
         self.mask: Tensor | None = None
-        self._tell(alike, layers)
+        self._tell(layers)
 
-    def _tell(self, alike: bool, layers: list[int]) -> None:
+    def _tell(self, layers: list[int]) -> None:
         a, b = self.pair.a.structure, self.pair.b.structure
         if self.chosen.sensitivity and not self.blocks:
             self.notes.append(
@@ -63,12 +63,12 @@ class Lockstep:
             self.notes.append(
                 f"Sensitivities of branches were not measured: the blocks are {a.signature} and {b.signature}."
             )
-        if not self.pair.same_depth:
+        if self.pair.matched is None:
             self.notes.append(
                 f"Of {a.depth} and {b.depth} blocks no two are the same: streams were compared by CKA alone, layer l of the "
                 f"first with layer round(l · {b.depth} / {a.depth}) of the second."
             )
-        if (self.chosen.cka or not alike) and len(layers) <= a.depth:
+        if (self.chosen.cka or not self.relative) and len(layers) <= a.depth:
             told = (
                 f"CKA was measured at layers {', '.join(map(str, layers))}"
                 if layers
@@ -149,8 +149,8 @@ class Lockstep:
     def _comparer(self, record: Record, massive: list[Tensor]) -> Callable[[int, Tensor], None]:
         """Compares B's stream of a layer with A's, as it comes."""
         beside: dict[int, list[int]] = {}
-        for layer in range(self.pair.a.structure.depth + 1):
-            beside.setdefault(self.pair.partner(layer), []).append(layer)
+        for layer, partner in self.pair.partners.items():
+            beside.setdefault(partner, []).append(layer)
 
         def compare(number: int, y: Tensor) -> None:
             for layer in beside.get(number, []):
@@ -171,7 +171,7 @@ class Lockstep:
             real = torch.ones_like(massive) if mask is None else mask
             either = massive | Tokens(y, mask).massive
             self.cka[layer].add(x[real], y[real], either[real])
-        if not self.pair.same_depth:
+        if self.pair.matched is None:
             return
         if self.pair.same_width:
             self._relative((STREAM, None, layer), "difference", x, y, x, massive)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from rc_probe.models.load import Loaded, hold_model
 from rc_probe.models.packaged import DEMOS
 from rc_probe.models.structure_table import model_entry
 from rc_probe.processes.world import World
+from rc_probe.results.like_for_like import aligned
 from rc_probe.results.words import THINGS
 
 from .options import QUANTISED, DiffOptions, option_of
@@ -45,6 +47,13 @@ class Side:
 
 
 @dataclass(frozen=True)
+class _Known:
+    """What `aligned` reads of a result."""
+
+    model: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Pair:
     """Both, and how their layers stand to each other. A is what B is compared with."""
 
@@ -66,9 +75,20 @@ class Pair:
         """Whether B's blocks can be given what A's got, branch by branch."""
         return self.same_depth and self.same_width and built_alike(self.a.structure, self.b.structure)
 
-    def partner(self, layer: int) -> int:
-        """B's layer that stands beside a layer of A: of the same number, or where depths differ of the same relative depth."""
-        return round(layer * self.b.structure.depth / self.a.structure.depth)
+    @cached_property
+    def matched(self) -> dict[int, int] | None:
+        """By layer of A that of B which corresponds: in turn, or where B is A without some blocks (or A is B) by their weights.
+
+        None where that is not known.
+        """
+        pairs = aligned(_Known(self.a.entry), _Known(self.b.entry))
+        return None if pairs is None else dict(pairs)
+
+    @property
+    def partners(self) -> dict[int, int]:
+        """By layer of A the layer of B beside it: the one that corresponds, else the one of the same relative depth."""
+        a, b = self.a.structure.depth, self.b.structure.depth
+        return self.matched or {layer: round(layer * b / a) for layer in range(a + 1)}
 
     def batches(self, made_a: Batches, made_b: Batches) -> Iterator[tuple[Batch, Batch]]:
         """Both models' inputs, batch by batch. RcProbeError where they are not the same."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .protocols import Result
+from .protocols import Described
 
 # Settings that decide what a curve is of, by the name that a reader knows. Batch size, device and dtype are not
 # among them: the first changes nothing, the others are what a comparison may be about.
@@ -47,7 +47,7 @@ def _word(value: Any) -> str:
     return "unknown" if value is None else str(value)
 
 
-def aligned(one: Result, other: Result) -> Pairs | None:
+def aligned(one: Described, other: Described) -> Pairs | None:
     """The layers that correspond; None where that is not known.
 
     All in turn where both are as deep. Else the blocks of the one have to be those of the other but for some that are
@@ -65,7 +65,7 @@ def aligned(one: Result, other: Result) -> Pairs | None:
     return _places(mine, theirs)
 
 
-def _digests(result: Result) -> list[str] | None:
+def _digests(result: Described) -> list[str] | None:
     found = result.model.get("block_digests")
     known = (
         isinstance(found, list)

@@ -54,6 +54,14 @@ class Result(Tables, Protocol):
         """The finding in words and numbers."""
 
 
+class Described(Protocol):
+    """Whatever says which model it is about."""
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """What is known of it."""
+
+
 class Settled(Protocol):
     """Whatever says how it was measured."""
 

@@ -15,11 +15,11 @@ from torch import nn
 TEXTS = [tiny.words(14), tiny.words(5, 3), tiny.words(9, 5), tiny.words(11, 2)]
 
 
-def gpt2(layers: int = 3, width: int = 16, **changes: Any) -> Any:
+def gpt2(layers: int = 3, width: int = 16, seed: int = 0, **changes: Any) -> Any:
     """A decoder with its head, every weight random."""
     sizes = tiny.GPT2_SIZES | {"n_layer": layers, "n_embd": width} | changes
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).eval()
-    randomise(model, torch.float32)
+    randomise(model, torch.float32, seed)
     return model
 
 

@@ -185,7 +185,7 @@ def test_loss_and_agreement(model: Any) -> None:
 
 def test_cka_of_other_widths_and_of_other_depths(model: Any) -> None:
     """By NumPy over all real tokens of all samples at once; layer l beside the layer of the same relative depth."""
-    narrow, short = gpt2(width=8), gpt2(layers=2)
+    narrow, short = gpt2(width=8), gpt2(layers=2, seed=1)
     for other, partners in ((narrow, [0, 1, 2, 3]), (short, [0, 1, 1, 2])):
         found = diff(model, other)
         sides = [[streams(one, ids) for ids in encoded(TEXTS)] for one in (model, other)]
@@ -202,6 +202,21 @@ def test_cka_of_other_widths_and_of_other_depths(model: Any) -> None:
         assert any("Sensitivities were not measured" in note for note in found.settings["notes"])
     assert any("layer round(l · 2 / 3)" in note for note in found.settings["notes"])
     assert found.verdict["sentence"].endswith("layer 1.") or "linear CKA" in found.verdict["sentence"]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_layers_of_a_pruned_model_correspond_by_their_blocks(model: Any, first: bool) -> None:
+    """Without block 2, layer 1 is layer 1, exactly, and layer 3 of the whole is layer 2 of the rest."""
+    rest = gpt2(layers=2)
+    weights = {name: x for name, x in model.state_dict().items() if "h.1." not in name}
+    rest.load_state_dict({name.replace("h.2.", "h.1."): x for name, x in weights.items()})
+    found = diff(model, rest) if first else diff(rest, model)
+    last = [[streams(one, ids)[at] for ids in encoded(TEXTS)] for one, at in ((model, 3), (rest, 2))]
+    wanted = np.mean([relative(x, y) for x, y in zip(*(last if first else last[::-1]), strict=True)])
+    rows = found.differences.query("component == 'stream' and metric == 'difference'")
+    assert rows["layer"].tolist() == ([0, 1, 3] if first else [0, 1, 2])
+    assert rows["mean"].tolist() == [0, 0, pytest.approx(wanted, rel=1e-5)]
+    assert not values(found, "stream", "cka") and not values(found, "block", "sensitivity")
 
 
 def test_the_first_layer_over_the_threshold(model: Any) -> None:
