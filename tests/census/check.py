@@ -33,7 +33,7 @@ class Wrong(Exception):  # noqa: N818 - a finding of the census
 
 def components(blocks: Sequence[Block], *, skips: bool) -> list[str]:
     """The components that the blocks have; skips too, or branches only."""
-    names = [c for c in COMPONENTS if c != "head" and c not in ONLY_REMOVED and (skips or "." not in c)]
+    names = [c for c in COMPONENTS if c != "head" and c not in ONLY_REMOVED and (skips or not c.endswith("skip"))]
     return [c for c in names if any(has_component(b, c) for b in blocks)]
 
 
@@ -140,7 +140,7 @@ class Checks:
         gates = tuple(Gate(c, value=0.0) for c in components(self.structure.blocks, skips=False))
         for index, (x, out) in self.run(gates).items():
             block = self.structure.blocks[index]
-            norms = [n for j in block.junctions for n in j.norms]
+            norms = [*block.norms, *(n for j in block.junctions for n in j.norms)]
             if block.scaled or any(n.turn < 0 for n in norms):
                 continue  # which scaling, nothing here knows
             with torch.no_grad():
