@@ -68,11 +68,11 @@ def test_the_command(saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"device_map": "every"}, "--device-map: no such device map 'every'.*auto, balanced"),
-        ({"device_map": "none.json"}, "--device-map: no such device map"),
-        ({"device_map": "auto", "device": "cpu"}, "--device, --device-map: both are given"),
-        ({"offload_folder": "x"}, "--offload-folder: nothing is offloaded.*--device-map auto"),
-        ({"device_map": {"": "cuda:77"}}, "the model does not load.*--device-map"),
+        ({"device_map": "every"}, "device_map: no such device map 'every'.*auto, balanced"),
+        ({"device_map": "none.json"}, "device_map: no such device map"),
+        ({"device_map": "auto", "device": "cpu"}, "device, device_map: both are given"),
+        ({"offload_folder": "x"}, "offload_folder: nothing is offloaded.*device_map auto"),
+        ({"device_map": {"": "cuda:77"}}, "the model does not load.*device_map"),
     ],
 )
 def test_refused(saved: str, options: Maps, says: str) -> None:

@@ -18,7 +18,9 @@ from rc_probe.models.load import Loaded
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
-SMALL = ["--samples", "2", "--length", "12", "--no-init", "--path-samples", "2", "--quiet"]
+SMALL = [
+    "--samples", "4", "--length", "12", "--no-init", "--path-samples", "2", "--importance", "blocks", "--drop", "1", "--quiet",
+]  # fmt: skip
 LATER = [each for each in MEASUREMENTS if not each.needed]
 MEMORY = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"
 
@@ -42,7 +44,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def whole(model: str) -> ProbeResult:
-    return probe(model, samples=2, length=12, init=False, path_samples=2)
+    return probe(model, samples=4, length=12, init=False, path_samples=2, importance="blocks", drop=1)
 
 
 def same_tables(found: ProbeResult, whole: ProbeResult, without: set[str]) -> None:
