@@ -44,8 +44,8 @@ def test_what_is_no_number_behind_paths_is_one_line(run: Run) -> None:
 
 
 def test_one_sample_has_no_spread(run: Run, texts: Path) -> None:
-    """Sources are told apart on the first batch, which one text may be; its numbers are numbers without an interval."""
-    options = ["--data", str(texts), "--out", "o", "--quiet", "--batch-size", "1", *FAST]
+    """Its numbers are numbers without an interval."""
+    options = ["--data", str(texts), "--out", "o", "--quiet", *FAST, "--samples", "1"]
     assert run("demo", *options)[0] == 0
     result = rc_probe.ProbeResult.load("o")
     sources = result.tables["path_sources"]
@@ -135,10 +135,11 @@ def test_models_whose_paths_cannot_be_told_apart_keep_their_curves(demo: Loaded)
     assert any("Paths were not measured" in note and "mixer" in note for note in result.model["notes"])
 
 
-def test_half_precision_is_told(demo: Loaded) -> None:
+def test_half_precision_has_paths(demo: Loaded) -> None:
     result = rc_probe.probe("demo", dtype="bfloat16", samples=2, length=8, init=False, metrics=["residual"])
-    assert any("float32" in note for note in result.model["notes"])
-    assert "residuals" in result.tables
+    assert result.settings["dtype"] == "bfloat16" and not [n for n in result.model["notes"] if "Paths" in n]
+    shares = result.tables["paths"].query("metric == 'norm_share'")["mean"].sum()
+    assert shares == pytest.approx(1, abs=1e-6)
 
 
 def test_the_module_is_there_without_an_import() -> None:

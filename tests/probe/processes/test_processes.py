@@ -410,7 +410,7 @@ def test_options_that_do_not_go_together(here: Path) -> None:
     )
     assert not (here / "no").exists()
     model, two = str(here / "model"), World(0, 2)
-    with pytest.raises(RcProbeError, match=r"--device-map: each of the 2 processes.*one process"):
+    with pytest.raises(RcProbeError, match=r"device_map: each of the 2 processes.*one process"):
         rc_probe.probe(model, ["w1 w2"], device_map="auto", world=two)
-    with pytest.raises(RcProbeError, match="--device: 2 processes cannot share cuda:1"):
+    with pytest.raises(RcProbeError, match="device: 2 processes cannot share cuda:1"):
         rc_probe.probe(model, ["w1 w2"], device="cuda:1", world=two)
