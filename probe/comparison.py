@@ -33,8 +33,15 @@ from .result import ProbeResult
 
 MOST_NAMES = 4  # in a title
 DEPTH = Column("depth", "float64", "layer / blocks, 0 to 1")
+TRAINED = Column("training_step", "int64", STEP.meaning)  # where a table has steps of its own
+
+
+def _trained(name: str) -> Column:
+    return TRAINED if STEP.name in TABLES[name].names else STEP
+
+
 STACKED = {  # the runs' tables of these names below each other
-    name: Declared(name, f"The tables {name} of the runs", (RUN, STEP, *TABLES[name].columns, *more))
+    name: Declared(name, f"The tables {name} of the runs", (RUN, _trained(name), *TABLES[name].columns, *more))
     for name, more in {"residuals": (DEPTH,), "ablations": (), "importance": (), "drops": ()}.items()
 }
 CHANGING = ("first", "last", "lowest")  # key numbers that are compared with the first run's
@@ -112,7 +119,7 @@ class Comparison:
                 continue
             frame = frame.assign(run=run.name)
             if self.training:
-                frame = frame.assign(step=run.step)
+                frame = frame.assign(**{_trained(name).name: run.step})
             if name == "residuals":
                 frame = frame.assign(depth=self._depths(run, map(int, frame["layer"])))
             frames.append(frame[[column for column in STACKED[name].names if column in frame]])
