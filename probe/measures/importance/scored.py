@@ -201,6 +201,8 @@ class Scores:
                     values[name][drift.metric] = drift.by_sample(together)
         for name in names:
             values[name][BULK] = torch.cat([part.bulk[name] for part in ordered])
+            # A metric is left out where no sample has a position to score.
+            values[name] = {metric: found for metric, found in values[name].items() if len(found)}
         return cls(values, weights, failed)
 
     def mean(self, name: str, metric: str) -> float:

@@ -21,6 +21,8 @@ class Importance:
             return None
         costs = {name: changes(rows) for name, rows in runs.items()}
         blocks = sorted({block for cost in costs.values() for block in cost})
+        if not blocks:
+            return None
         rows = [[Cell(f"block {n}", str(n)), *(cell(cost.get(n)) for cost in costs.values())] for n in blocks]
         lead = f"How much the metric “{title_of(metric)}” changes when the block alone is removed."
         table = Table("importance", f"Change of {title_of(metric).lower()}", ["without", *costs], rows)
