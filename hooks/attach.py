@@ -125,7 +125,10 @@ def _attach(model: nn.Module, given: dict[str, Any], stack: str | None, blocks: 
     finite = not any(t.isnan().any() for t in plain)
     _refuse_unless(finite, model, "its output holds NaN", "Try --dtype float32, and check the weights")
     _refuse_unless(
-        _same(plain, observed) and _same(plain, run()), model, "its output changes from run to run", "Switch off its randomness"
+        _same(plain, observed) and _same(plain, run()),
+        model,
+        "its output changes from run to run",
+        "Switch off its randomness",
     )
     found = {s.name: s for s in read_stacks(tape, model, batch_size(inputs), blocks)}
     wanted = [named(list(found), stack, type(model).__name__)] if stack else reversed(found)

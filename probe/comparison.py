@@ -41,7 +41,9 @@ def _trained(name: str) -> Column:
 
 
 STACKED = {  # the runs' tables of these names below each other
-    name: Declared(name, f"The tables {name} of the runs", (RUN, _trained(name), *TABLES[name].columns, *more))
+    name: Declared(
+        name, f"The tables {name} of the runs", (RUN, _trained(name), *TABLES[name].columns, *more)
+    )
     for name, more in {"residuals": (DEPTH,), "ablations": (), "importance": (), "drops": ()}.items()
 }
 CHANGING = ("first", "last", "lowest")  # key numbers that are compared with the first run's

@@ -33,7 +33,9 @@ class Wrong(Exception):  # noqa: N818 - a finding of the census
 
 def components(blocks: Sequence[Block], *, skips: bool) -> list[str]:
     """The components that the blocks have; skips too, or branches only."""
-    names = [c for c in COMPONENTS if c != "head" and c not in ONLY_REMOVED and (skips or not c.endswith("skip"))]
+    names = [
+        c for c in COMPONENTS if c != "head" and c not in ONLY_REMOVED and (skips or not c.endswith("skip"))
+    ]
     return [c for c in names if any(has_component(b, c) for b in blocks)]
 
 

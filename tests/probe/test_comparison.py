@@ -177,7 +177,7 @@ def test_a_healthy_half_is_not_black_on_the_map() -> None:
 @pytest.mark.usefixtures("no_figures")
 def test_the_page_of_a_comparison_has_levels_in_colour_and_no_score() -> None:
     made = by_hand()
-    made.failures.append(Failure("lost", "no such file"))
+    made = Comparison(made.runs, [Failure("lost", "no such file")])
     page = made.to_html()
     assert '<td class="level healthy">healthy</td>' in page
     assert 'class="number"' not in page and "residual at the last layer" in page
@@ -254,7 +254,7 @@ def test_no_two_styles_are_the_same() -> None:
 def test_names_are_escaped() -> None:
     bad = make_result(blocks=2, init=False, id="<img src=x onerror=alert(1)>")
     made = compare(bad, make_result(blocks=2, init=False))
-    made.failures.append(Failure("<b>f</b>", "<script>no</script>"))
+    made = Comparison(made.runs, [Failure("<b>f</b>", "<script>no</script>")])
     page = made.to_html()
     assert "<img src=x" not in page and "<b>f" not in page and "<script>no" not in page
     assert "&lt;script&gt;no" in page

@@ -101,7 +101,7 @@ def test_a_batch_on_which_a_shortcut_differs_is_measured_by_full_passes(
     model, inputs = zoo.build("bert_mlm")
     structure = find_structure(model, inputs)
     edits = gate_edits(structure, [Gate("mlp", (3,))])
-    monkeypatch.setattr(engine, "batch_problem", lambda *_: "block 1 returns other numbers")
+    monkeypatch.setattr(engine, "batch_problem", lambda *_, **how: "block 1 returns other numbers")
     reader, whole = Outputs(), Outputs()
     notes = engine.run(structure, [padded(inputs, 0)], {"mlp@3": edits}, [reader])
     assert notes == ["Every pass was a full one: block 1 returns other numbers."]
