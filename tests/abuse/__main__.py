@@ -1,5 +1,5 @@
 """The long runs: `python tests/abuse interrupts`, an hour for every line; `python tests/abuse gates`, minutes for 1,000 models;
-`python tests/abuse kills`, minutes for 400 kills and 200 double writers."""
+`python tests/abuse kills`, minutes for 400 kills and 200 double writers; `python tests/abuse malformed`, a few minutes."""
 
 from __future__ import annotations
 
@@ -69,6 +69,14 @@ def kills(
         typer.echo(
             f"two at once, {len(list(two_at_once(Path(folder) / 'two', doubles)))} times: always one of them, whole"
         )
+
+
+@app.command()
+def malformed(seed: Annotated[int, typer.Option(help="Of what is made.")] = 0) -> None:
+    """Malformed texts, files of results, data and checkpoints: each must be a value or one line."""
+    from abuse.malformed import long_run
+
+    raise typer.Exit(min(1, long_run(seed)))
 
 
 if __name__ == "__main__":

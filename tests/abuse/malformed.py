@@ -10,7 +10,6 @@ import json
 import random
 import resource
 import shutil
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -44,7 +43,7 @@ class Tried:
 
 def attempt(kind: str, given: str, call: Callable[[], object]) -> list[Tried]:
     """Nothing where the call returns or raises one line in time and memory."""
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     how = ""
     try:
         call()
@@ -53,7 +52,7 @@ def attempt(kind: str, given: str, call: Callable[[], object]) -> list[Tried]:
             how = f"not one line: {str(error)[:300]!r}"
     except Exception:
         how = traceback.format_exc()
-    seconds = time.monotonic() - started
+    seconds = time.process_time() - started  # of CPU: others may be at work
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     if seconds > SECONDS:
         how += f" {seconds:.1f} s"
@@ -68,7 +67,7 @@ def grammars() -> dict[str, Callable[[str], object]]:
     from rc_probe.cli.sweep import _parsed
     from rc_probe.data.places import check_place
     from rc_probe.interventions.grammar import parse_intervention
-    from rc_probe.measures.curves import _read_names
+    from rc_probe.measures.curves import read_names
     from rc_probe.measures.paths import _read_draws
     from rc_probe.models.checkpoints import checkpoints
     from rc_probe.models.load import check_device, check_device_map, check_dtype
@@ -78,7 +77,7 @@ def grammars() -> dict[str, Callable[[str], object]]:
 
     return {
         "ablate": parse_intervention, "fail-if": parse_condition, "max-drop": parse_drop, "paths": _read_draws,
-        "metrics": lambda text: select(_read_names(text)), "data": check_place, "out": lambda text: given_path(text, "--out"),
+        "metrics": lambda text: select(read_names(text)), "data": check_place, "out": lambda text: given_path(text, "--out"),
         "revisions": lambda text: checkpoints("owner/model", text), "model": lambda text: checkpoints(text, None), "device": check_device,
         "device-map": check_device_map, "dtype": check_dtype, "line of a sweep": lambda text: _parsed(text.split(), "line 1"),
         "words": lambda text: path_numbers(text.split()),
@@ -313,10 +312,3 @@ def long_run(seed: int) -> int:
     for each in found:
         print(f"\n{each.kind}: {each.given[-500:]}\n{each.how[-2000:]}")
     return len(found)
-
-
-if __name__ == "__main__":
-    sys.path[0] = str(
-        Path(__file__).resolve().parents[1]
-    )  # `python tests/abuse/malformed.py` put this folder there
-    sys.exit(min(1, long_run(int(sys.argv[1]) if len(sys.argv) > 1 else 0)))

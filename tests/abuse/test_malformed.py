@@ -1,4 +1,4 @@
-"""Malformed input, a little of each kind; `python tests/abuse/malformed.py` is the long run."""
+"""Malformed input, a little of each kind; `python tests/abuse malformed` is the long run."""
 
 from __future__ import annotations
 
