@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-import time
 from pathlib import Path
 from typing import Any
 
@@ -97,14 +96,12 @@ def test_other_files_in_a_folder_are_no_samples(tmp_path: Path) -> None:
     for name in ("notes.pdf", "data.h5", "plot.eps", "film.mpeg", "x.grib", "notes.txt"):
         (tmp_path / name).write_bytes(b"no image")
     (tmp_path / "x.png").mkdir()
-    os.mkfifo(tmp_path / "pipe.png")
+    os.mkfifo(tmp_path / "pipe.png")  # to open it would wait for its writer
     os.mkfifo(tmp_path / "pipe.wav")
     Image.fromarray(RAMP).save(tmp_path / "x.png" / "inside.PNG")
     write(tmp_path / "a.wav", 8000)
-    started = time.monotonic()
     assert load_samples(tmp_path, modality="image").items == [tmp_path / "x.png" / "inside.PNG"]
     assert load_samples(tmp_path, modality="audio").items == [tmp_path / "a.wav"]
-    assert time.monotonic() - started < 5, "a pipe would wait for its writer"
     (tmp_path / "gone.png").symlink_to(tmp_path / "nothing.png")
     with pytest.raises(RcProbeError, match=r"gone\.png: a link to a file that is not there"):
         load_samples(tmp_path, modality="image")

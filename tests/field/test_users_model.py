@@ -1,7 +1,6 @@
 """What the user's model is: hooks on it, what it changes by itself, what is wrapped around it, how deep it is."""
 
 import copy
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -194,8 +193,9 @@ def test_a_model_that_changes_itself_is_as_before_and_measured_as_it_runs() -> N
 
 
 @pytest.fixture
-def distributed() -> Iterator[Callable[[nn.Module], nn.Module]]:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+def distributed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[nn.Module], nn.Module]]:
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "0")
     torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
     yield nn.parallel.DistributedDataParallel
     torch.distributed.destroy_process_group()
