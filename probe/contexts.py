@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rc_probe.hooks.attach import find_structure, refuse_mps
 from rc_probe.hooks.edits.edits import Editing, Edits
-from rc_probe.hooks.edits.forward_calls import Generation, hearing_generate, listening
+from rc_probe.hooks.edits.forward_calls import Generation, given_to, hearing_generate, listening
 from rc_probe.hooks.edits.gates import Gate
 from rc_probe.hooks.edits.model_state import Level
 from rc_probe.hooks.edits.stream_taps import Tap
@@ -30,7 +30,7 @@ from rc_probe.processes.world import World
 from rc_probe.registry import select
 from rc_probe.results.tables import FRAMES, RUN_TABLES
 
-from .heard import Heard, given_to, no_mask, tokens_of_prompt
+from .heard import Heard, no_mask, tokens_of_prompt
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -205,7 +205,7 @@ class Attached(AbstractContextManager["Attached"]):
                     where=type(self.structure.model).__name__,
                     todo="Generate without prefill_chunk_size, or measure the prompts by a plain pass",
                 )
-        self._heard.hear(module, given_to(module, args, kwargs))
+        self._heard.hear(module, given_to(module.forward, args, kwargs))
         self._heard.calls += 1
 
     def _returned(self, module: nn.Module) -> None:

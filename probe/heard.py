@@ -47,18 +47,14 @@ class Heard:
         if not self.calls:
             _refuse_packed(self.structure, module, given)
             self._see_cache(given)
-        _refuse_one_row(self.structure, module, given)
+        _refuse_one_row(self.structure, given)
         main = _tensor(given, f"{prefix}input_ids", 2)
         embedded = _tensor(given, f"{prefix}inputs_embeds", 3)
         labels = _tensor(given, "labels", 2) if of_decoder and main is None and embedded is None else None
         first = next((t for t in (main, embedded, labels) if t is not None), None)
         if first is None and any(isinstance(given.get(name), Tensor) for name in OTHER_INPUTS) and not prefix:
-            self.text, self.masks, self.given, self.tower = (
-                None,
-                [],
-                False,
-                True,
-            )  # texts around it are not its own
+            # Texts around it are not its own.
+            self.text, self.masks, self.given, self.tower = None, [], False, True
         elif self.text is None and first is not None and not self.tower:
             self.text = int(first.shape[0]), int(first.shape[1])
         mask = given.get(f"{prefix}attention_mask")
@@ -100,16 +96,7 @@ def _tensor(given: dict[str, Any], name: str, ndim: int) -> Tensor | None:
     return value if isinstance(value, Tensor) and value.ndim == ndim else None
 
 
-def given_to(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by their names."""
-    try:
-        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-    except TypeError:  # the call itself will say what is wrong with it
-        given = kwargs
-    return {**given, **given.get("kwargs", {})}
-
-
-def _refuse_one_row(structure: Structure, module: nn.Module, given: dict[str, Any]) -> None:
+def _refuse_one_row(structure: Structure, given: dict[str, Any]) -> None:
     lengths = given.get("cu_seq_lens_q")  # what flash attention needs for several texts in one row
     if isinstance(lengths, Tensor) and len(lengths) > 2:
         raise structure.error(

@@ -78,15 +78,20 @@ def _heard(cls: type[nn.Module]) -> Callable[..., Any]:
     return heard
 
 
+def given_to(function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by their names."""
+    try:
+        given = signature(function).bind_partial(*args, **kwargs).arguments
+    except TypeError:  # the call itself will say what is wrong with it
+        given = kwargs
+    return {**given, **given.get("kwargs", {})}
+
+
 class Generation:
     """One call of the library's `generate` that is running: its prompts (rows, tokens), and their mask if it was given."""
 
     def __init__(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        try:
-            given = signature(type(model).generate).bind_partial(model, *args, **kwargs).arguments
-        except TypeError:  # the call itself will say what is wrong with it
-            given = kwargs
-        given = {**given, **given.get("kwargs", {})}
+        given = given_to(type(model).generate, (model, *args), kwargs)
         mains = (given.get(name) for name in ("input_ids", "inputs", "inputs_embeds"))
         main = next((value for value in mains if isinstance(value, Tensor)), None)
         mask, config = given.get("attention_mask"), given.get("generation_config")

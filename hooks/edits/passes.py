@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rc_probe.hooks.module_calls import Around, Call, around_calls
+from rc_probe.hooks.module_calls import Around, Call, around_calls, hooked
 from rc_probe.hooks.structure.example_inputs import with_no_cache
 from rc_probe.hooks.structure.flow import InnerCall
 from rc_probe.hooks.structure.structure import Structure
@@ -244,4 +244,4 @@ def _nothing(layer: int, x: Tensor) -> None:
 
 def _hooked(module: nn.Module) -> bool:
     """Whether somebody listens to it or to a part of it, who would miss the call."""
-    return any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+    return any(map(hooked, module.modules()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.structure.structure import Candidate, CandidateBlock
 
 from .block_watch import BlockWatch, fetch
+from .forward_calls import given_to
 from .model_state import recomputing
 
 OnStream = Callable[[int, Tensor], None]
@@ -69,10 +69,7 @@ class Tap(BlockWatch):
             raise StreamDone
 
     def _named(self, block: CandidateBlock, args: Any, kwargs: Any) -> Iterator[tuple[str, Tensor]]:
-        given = (
-            inspect.signature(self.structure.module(block).forward).bind_partial(*args, **kwargs).arguments
-        )
-        for name, value in {**given, **given.get("kwargs", {})}.items():
+        for name, value in given_to(self.structure.module(block).forward, args, kwargs).items():
             if isinstance(value, Tensor):
                 yield name, value
 

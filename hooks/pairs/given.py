@@ -136,14 +136,14 @@ def added(block: Block, junction: Junction, values: dict[Site, Tensor], like: Te
 
     values: operands by site; like: a stream (batch, tokens, dim)
     """
-    found = {"": operand_stream(values[junction.skip], block, like)}
+    found = {"": _stream(values[junction.skip], block, like)}
     for branch in junction.branches:
-        value = operand_stream(values[branch.site], block, like)
+        value = _stream(values[branch.site], block, like)
         found[branch.kind] = found[branch.kind] + value if branch.kind in found else value
     return found
 
 
-def operand_stream(value: Tensor, block: Block, like: Tensor) -> Tensor:
+def _stream(value: Tensor, block: Block, like: Tensor) -> Tensor:
     """An operand of a junction's add as (batch, tokens, dim), float64; `like` is a stream in that form."""
     outside = block.outside(value, value.shape)
     return (

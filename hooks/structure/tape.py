@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from rc_probe.hooks.module_calls import Call as MakeCall
-from rc_probe.hooks.module_calls import around_calls
+from rc_probe.hooks.module_calls import around_calls, hooked
 
 Place = tuple[Any, ...]  # keys and indices, from the outside in, of a tensor in nested arguments
 
@@ -144,7 +144,7 @@ class Tape(TorchFunctionMode):
 
     def _around(self, module: nn.Module, call: MakeCall, args: Any, kwargs: Any) -> Any:
         """What hooks make of a tensor takes its place: it is no doing of the module, nor of what calls it."""
-        if not (module._forward_hooks or module._forward_pre_hooks):
+        if not hooked(module):
             self._enter_call(module, args, kwargs)
             output = call()
             self._leave_call(output)

@@ -8,6 +8,7 @@ import torch
 
 from rc_probe.hooks.edits.model_head import NarrowHead
 from rc_probe.hooks.edits.model_state import full_precision, measuring
+from rc_probe.hooks.module_calls import hooked
 from rc_probe.hooks.structure.example_inputs import small, with_no_cache
 
 from .base import Prepared, Task
@@ -21,7 +22,7 @@ def narrow_head(task: Task | None, prepared: Prepared | None) -> NarrowHead | No
     if prepared is None or not isinstance(task, NextToken | MaskedToken):
         return None
     head = task.model.get_output_embeddings()
-    if head is None or head._forward_pre_hooks or head._forward_hooks:  # somebody listens to the whole of it
+    if head is None or hooked(head):  # somebody listens to the whole of it
         return None
     narrow, inputs = NarrowHead(head), with_no_cache(task.model, small(prepared.inputs))
     with measuring(task.model), full_precision(task.model):

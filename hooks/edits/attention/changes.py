@@ -12,7 +12,7 @@ from rc_probe.hooks.edits.attention_interface import OpCall, RunOp
 from rc_probe.hooks.edits.block_mode import OpEdit
 from rc_probe.hooks.structure.structure import INTERFACE
 
-from .masks import SDPA_NAMES, own_mask
+from .masks import apart, named, own_mask
 
 
 def temperature_edit(temperature: float) -> OpEdit:
@@ -26,7 +26,7 @@ def temperature_edit(temperature: float) -> OpEdit:
                 module, query, *rest = call.args
                 colder = replace(call, args=(module, query / temperature, *rest))
             else:
-                given = {**dict(zip(SDPA_NAMES, call.args, strict=False)), **call.kwargs}
+                given = named(call)
                 colder = replace(call, args=(), kwargs={**given, "query": given["query"] / temperature})
         return run(colder)
 
@@ -43,11 +43,11 @@ def pattern_edit(heads: int, pattern: float, uniform: float) -> OpEdit:
             share = seen / seen.sum(-1, keepdim=True).clamp_min(1)
             if call.via == "softmax":
                 return result * pattern + (share * uniform).to(result.dtype).expand_as(
-                    _four(result, heads)
+                    apart(result, heads)
                 ).reshape(result.shape)
-            value = call.args[3] if call.via == INTERFACE else _named(call)["value"]
+            value = call.args[3] if call.via == INTERFACE else named(call)["value"]
             out = result[0] if isinstance(result, tuple) else result
-            even = _even(share, _four(value, heads), _queries(call, heads)).to(out.dtype)
+            even = _even(share, apart(value, heads), _queries(call, heads)).to(out.dtype)
             even = even.transpose(1, 2) if call.via == INTERFACE else even.reshape(out.shape)
             changed = out * pattern + even * uniform
         return (changed, *result[1:]) if isinstance(result, tuple) else changed
@@ -62,13 +62,5 @@ def _even(share: Tensor, value: Tensor, heads: int) -> Tensor:
 
 
 def _queries(call: OpCall, heads: int) -> int:
-    query = call.args[1] if call.via == INTERFACE else _named(call)["query"]
-    return int(_four(query, heads).shape[1])
-
-
-def _named(call: OpCall) -> dict[str, Any]:
-    return {**dict(zip(SDPA_NAMES, call.args, strict=False)), **call.kwargs}
-
-
-def _four(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(0, (-1, max(1, heads))) if x.ndim == 3 else x
+    query = call.args[1] if call.via == INTERFACE else named(call)["query"]
+    return int(apart(query, heads).shape[1])

@@ -77,10 +77,10 @@ class Scores:
 def own_mask(call: OpCall, heads: int) -> Scores:
     """The mask that a call brings. Where it takes the softmax itself, what is left of its scores."""
     if call.via == "softmax":
-        scores = _apart(_first(call), heads)
+        scores = apart(_first(call), heads)
         return Scores(_above(scores), scores)
     query, key, mask, causal = _operands(call)
-    query, key = _apart(query, heads), _apart(key, heads)
+    query, key = apart(query, heads), apart(key, heads)
     if mask is None:
         every = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device)
         return Scores((every.tril(key.shape[-2] - query.shape[-2]) if causal else every)[None, None], None)
@@ -151,17 +151,11 @@ def _with_mask(call: OpCall, seen: Tensor, bias: Tensor | None) -> OpCall:
         mask = start.masked_fill(~seen, torch.finfo(query.dtype).min)
     if call.via == INTERFACE:
         module, query, key, value, _, *rest = call.args
-        named = {**call.kwargs, "is_causal": False} if "is_causal" in call.kwargs else call.kwargs
-        return replace(call, args=(module, query, key, value, mask, *rest), kwargs=named)
+        given = {**call.kwargs, "is_causal": False} if "is_causal" in call.kwargs else call.kwargs
+        return replace(call, args=(module, query, key, value, mask, *rest), kwargs=given)
     if query.ndim == 3 and mask.shape[1] == 1:
         mask = mask.expand(-1, len(query) // len(mask), -1, -1).flatten(0, 1)
-    given = {
-        **dict(zip(SDPA_NAMES, call.args, strict=False)),
-        **call.kwargs,
-        "attn_mask": mask,
-        "is_causal": False,
-    }
-    return replace(call, args=(), kwargs=given)
+    return replace(call, args=(), kwargs={**named(call), "attn_mask": mask, "is_causal": False})
 
 
 def _operands(call: OpCall) -> tuple[Tensor, Tensor, Tensor | None, bool]:
@@ -178,8 +172,13 @@ def _operands(call: OpCall) -> tuple[Tensor, Tensor, Tensor | None, bool]:
         causal = getattr(module, "is_causal", True) if causal is None else causal
         return query, key, mask, bool(causal) and query.shape[-2] > 1 and call.implementation == "sdpa"
     assert call.via == SDPA
-    given = {**dict(zip(SDPA_NAMES, call.args, strict=False)), **call.kwargs}
+    given = named(call)
     return given["query"], given["key"], given.get("attn_mask"), bool(given.get("is_causal"))
+
+
+def named(call: OpCall) -> dict[str, Any]:
+    """The arguments of a call of `scaled_dot_product_attention` by their names."""
+    return {**dict(zip(SDPA_NAMES, call.args, strict=False)), **call.kwargs}
 
 
 def _first(call: OpCall) -> Tensor:
@@ -190,14 +189,14 @@ def _first(call: OpCall) -> Tensor:
 def _sizes(call: OpCall, heads: int) -> tuple[int, int, int]:
     """Samples, queries, keys."""
     if call.via == "softmax":
-        scores = _apart(_first(call), heads)
+        scores = apart(_first(call), heads)
         return scores.shape[0], scores.shape[-2], scores.shape[-1]
     query, key, *_ = _operands(call)
-    query = _apart(query, heads)
+    query = apart(query, heads)
     return query.shape[0], query.shape[-2], key.shape[-2]
 
 
-def _apart(x: Tensor, heads: int) -> Tensor:
+def apart(x: Tensor, heads: int) -> Tensor:
     """With the heads on an axis of their own."""
     return x.unflatten(0, (-1, max(1, heads))) if x.ndim == 3 else x
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from rc_probe.hooks.edits.forward_calls import given_to
 from rc_probe.hooks.structure.structure import Block, Structure, decodes
 
 
@@ -26,8 +27,7 @@ class PassInputs:
             self.padding = None
         names = inspect.signature(module.forward).parameters
         own = "decoder_" if decodes(self.structure) and "decoder_input_ids" in names else ""
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        mask = given.get(f"{own}attention_mask")
+        mask = given_to(module.forward, args, kwargs).get(f"{own}attention_mask")
         if self.padding is None and isinstance(mask, Tensor) and mask.ndim == 2:
             self.padding = mask != 0
         self.calls += 1

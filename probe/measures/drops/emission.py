@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from rc_probe.hooks.edits.edits import Editing, Edits
+from rc_probe.hooks.edits.edits import Editing
 from rc_probe.hooks.edits.model_state import measuring
 from rc_probe.hooks.errors import reason
 from rc_probe.hooks.structure.example_inputs import with_no_cache
 from rc_probe.hooks.structure.structure import Structure
 from rc_probe.interventions.gate import Gated
-from rc_probe.interventions.intervention import span
+from rc_probe.interventions.intervention import Variant, span
 from rc_probe.measures.importance.scored import Plan, prepared_batches
 
 if TYPE_CHECKING:
@@ -145,9 +145,7 @@ def _check(context: Context, plan: Plan, parts: Sequence[Gated], stack: str, kep
     assert task is not None
     batch = next(prepared_batches(task, plan.batches(context.loaded, context.settings)))
     inputs = with_no_cache(structure.model, batch.inputs)
-    edits = Edits()
-    for part in parts:
-        edits = edits.then(part.edits(structure))
+    edits = Variant("gone", tuple(parts)).edits(structure)
     with measuring(structure.model):
         with Editing(structure, edits):
             gated = task.head(task.model(**inputs))

@@ -17,6 +17,7 @@ from rc_probe.hooks.edits.gates import has_component
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.structure.structure import Structure
 from rc_probe.interventions.gate import Gated
+from rc_probe.interventions.intervention import Variant
 from rc_probe.measures.importance.proxies import BlockReader, together
 from rc_probe.measures.importance.scored import Answers, Plan, Scores, plan_scored, score
 from rc_probe.measures.measurement import Found
@@ -93,13 +94,6 @@ def most_steps(structure: Structure, chosen: Any) -> int:
     return chosen.drop or most
 
 
-def together_off(structure: Structure, parts: Sequence[Gated]) -> Edits:
-    edits = Edits()
-    for part in parts:
-        edits = edits.then(part.edits(structure))
-    return edits
-
-
 class _Search:
     """One search. plain: what the plain model said on the chosen half; whole: its scores there."""
 
@@ -122,7 +116,7 @@ class _Search:
         steps: list[tuple[Gated, ...]] = []
         seen: list[Scores] = []
         while len(steps) < most:
-            base = together_off(structure, gone) if gone else None
+            base = Variant(GREEDY, gone).edits(structure) if gone else None
             scores = self.score(
                 {part.label: part.edits(structure) for part in left}, f"drop {len(steps) + 1}", base=base,
                 readers=() if gone else [self.reader],
@@ -227,7 +221,7 @@ def drops(context: Context, halves: Halves) -> Found:
 
 def _all(structure: Structure, orders: Sequence[Order]) -> dict[str, Edits]:
     return {
-        order.name(n): together_off(structure, parts)
+        order.name(n): Variant(order.name(n), parts).edits(structure)
         for order in orders
         for n, parts in enumerate(order.steps, 1)
     }

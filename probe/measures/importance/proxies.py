@@ -17,8 +17,8 @@ from torch.nn.functional import cosine_similarity, normalize
 from rc_probe.data.batches import Batch
 from rc_probe.engine import PlainReader
 from rc_probe.hooks.edits.edits import Edits
-from rc_probe.hooks.edits.stream_taps import batch_first
-from rc_probe.hooks.structure.structure import Block, Branch, Site, Structure
+from rc_probe.hooks.pairs.given import added
+from rc_probe.hooks.structure.structure import Site, Structure
 from rc_probe.results.tables import Row
 
 BRANCHES = "branches"  # the name of the pass that reads them
@@ -85,21 +85,13 @@ class BranchReader:
             return
         block = self.structure.blocks[layer - 1]
         for junction in block.junctions:
-            stream = self._take(block, junction.skip, x)
-            by_kind: dict[str, list[Branch]] = {}
-            for branch in junction.branches:
-                by_kind.setdefault(branch.kind, []).append(branch)
-            for kind, branches in by_kind.items():
-                added = torch.stack([self._take(block, each.site, x) for each in branches]).sum(0)
-                size = added.norm(dim=-1) / stream.norm(dim=-1).clamp_min(1e-300)
-                both = torch.stack([size, cosine_similarity(added, stream, dim=-1)])
+            branches = added(block, junction, self._values, x)
+            stream = branches.pop("")
+            for kind, branch in branches.items():
+                size = branch.norm(dim=-1) / stream.norm(dim=-1).clamp_min(1e-300)
+                both = torch.stack([size, cosine_similarity(branch, stream, dim=-1)])
                 self.seen[-1][1][layer, kind] = mean_of_tokens(both, self.batch.mask).cpu()
         self._values.clear()
-
-    def _take(self, block: Block, site: Site, x: Tensor) -> Tensor:
-        """An operand as (batch, tokens, dim), float64; x: the stream behind the block in that form."""
-        value = block.outside(self._values[site], self._values[site].shape)
-        return (batch_first(value, block) if value.ndim == block.ndim else value.reshape(x.shape)).double()
 
     def as_plain(self, name: str, layers: range) -> None:
         """Branches are read in their own pass alone."""
