@@ -83,25 +83,37 @@ def probe(
 
 def _check_call(model: Any, chosen: CommonOptions, processor: Any, progress: Any, world: Any) -> None:
     """RcProbeError for what only Python can get wrong."""
-    if isinstance(model, str) and processor is not None:
-        todo = "Leave it out, or give the model itself"
-        raise RcProbeError("a model that is loaded by name brings its own", where="processor", todo=todo)
-    for name, value, fits in (
-        ("processor", processor, processor is None or callable(processor)),
-        ("progress", progress, progress is None or callable(progress)),
-        ("world", world, world is None or isinstance(world, World)),
-    ):
-        if not fits:
-            todo = "Give World.join()" if name == "world" else "Give what can be called"
-            raise RcProbeError(f"{type(value).__name__} is none", where=name, todo=todo)
+    check_processor("processor", model, processor)
+    check_callable("progress", progress)
+    if not isinstance(world, World | None):
+        raise RcProbeError(f"{type(world).__name__} is none", where="world", todo="Give World.join()")
     for each in fields(chosen):
         if (
             each.name in OF_LOADING
             and not isinstance(model, str)
             and getattr(chosen, each.name) != each.default
         ):
-            todo = "Leave it out, and load the model as it should be"
-            raise RcProbeError("it says how a model is loaded, and this one is", where=each.name, todo=todo)
+            raise loaded_already(each.name)
+
+
+def check_processor(name: str, model: Any, processor: Any) -> None:
+    """RcProbeError for what is no processor, and for one of a model that is loaded by name."""
+    if isinstance(model, str) and processor is not None:
+        todo = "Leave it out, or give the model itself"
+        raise RcProbeError("a model that is loaded by name brings its own", where=name, todo=todo)
+    check_callable(name, processor)
+
+
+def check_callable(name: str, value: Any) -> None:
+    if value is not None and not callable(value):
+        what = f"{type(value).__name__} is none"
+        raise RcProbeError(what, where=name, todo="Give what can be called")
+
+
+def loaded_already(name: str) -> RcProbeError:
+    """The refusal of an option of loading for a model that is held."""
+    what = "it says how a model is loaded, and this one is"
+    return RcProbeError(what, where=name, todo="Leave it out, and load the model as it should be")
 
 
 def measure(
@@ -191,12 +203,10 @@ def _settings(
         if unused and made.length is None
         else ""
     )
-    places = getattr(loaded.model, "hf_device_map", None) or {"": loaded.model.device}
     return {
         "data": samples.source, "column": samples.column, "label_column": chosen.label_column, "digest": digest_of(samples.items), "modality": loaded.modality, "samples": count, "length": made.length,
         "batch_size": chosen.batch_size, "tokens": made.tokens, "truncated": made.truncated,
-        "dtype": ", ".join(filter(None, [_dtype(loaded.model), name_of_rounding(loaded.model)])),
-        "device": ", ".join(sorted({str(place) for place in places.values()})), "processes": world.size,
+        **dtype_and_device(loaded.model), "processes": world.size,
         "seed": chosen.seed, "init_seeds": chosen.init_seeds if chosen.init else 0,
         "special_tokens": chosen.special_tokens,
         **{key: value for each in MEASUREMENTS for key, value in each.entries(chosen, count).items()},
@@ -210,6 +220,15 @@ def _as_command(model: Any, loaded: Loaded, chosen: CommonOptions) -> str:
     if not isinstance(model, str):  # which may have been cast
         chosen = replace(chosen, dtype=_dtype(loaded.model))
     return shlex.join(replace(chosen, revision=loaded.revision).words(loaded.id))
+
+
+def dtype_and_device(model: Any) -> dict[str, str]:
+    """What its weights are, and where."""
+    places = getattr(model, "hf_device_map", None) or {"": model.device}
+    return {
+        "dtype": ", ".join(filter(None, [_dtype(model), name_of_rounding(model)])),
+        "device": ", ".join(sorted({str(place) for place in places.values()})),
+    }
 
 
 def _dtype(model: Any) -> str:

@@ -21,7 +21,7 @@ from rc_probe.measures.context import Context
 from rc_probe.measures.measurement import Found, Measurement
 from rc_probe.models.fresh_weights import Blueprint, blueprint, weight_bytes
 from rc_probe.models.load import Loaded
-from rc_probe.models.packaged import DEMOS
+from rc_probe.models.packaged import shown_id
 from rc_probe.models.structure_table import model_entry, structure_rows
 from rc_probe.processes.heartbeat import ElsewhereError
 from rc_probe.processes.world import FailedTogetherError, World
@@ -59,7 +59,7 @@ class Run:
         self.example = next(iter(made)).inputs
         self.structure = self._structure(loaded.model)
         self.context = Context(
-            loaded, self.structure, samples, made, chosen, world, name=DEMOS[loaded.id].name if loaded.id in DEMOS else loaded.id,
+            loaded, self.structure, samples, made, chosen, world, name=shown_id(loaded.id),
             plans=plans, report=self._advance,
         )  # fmt: skip
         self.entry = self._entry(loaded.model)

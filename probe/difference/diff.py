@@ -8,7 +8,7 @@ import time
 from dataclasses import fields, replace
 from typing import Any
 
-from rc_probe.api import OF_LOADING, environment
+from rc_probe.api import OF_LOADING, check_callable, check_processor, environment, loaded_already
 from rc_probe.data.batches import long_enough
 from rc_probe.data.digest import digest_of
 from rc_probe.data.places import check_place
@@ -57,6 +57,7 @@ def diff(
     """
     try:
         chosen = DiffOptions.of(data=data, **options)
+        check_callable("progress", progress)
         a, b = (os.fspath(one) if isinstance(one, os.PathLike) else one for one in (a, b))
         return difference(a, b, chosen, processor=processor, processor_b=processor_b, progress=progress)
     except RcProbeError as error:
@@ -104,7 +105,7 @@ def difference(
     lockstep.run(advance)
     lockstep.run_task(advance)
     table = DIFFED["differences"].frame(lockstep.rows())
-    told = [*pair.notes, *notes, *(predictions.notes if predictions else []), *lockstep.notes]
+    told = [*pair.notes, *notes, *lockstep.notes]
     return DiffResult(
         a=pair.a.entry,
         b=pair.b.entry,
@@ -121,19 +122,15 @@ def _silent(stage: str, done: int, total: int) -> None:
 
 def _check_held(a: Any, b: Any, chosen: DiffOptions, processor: Any, processor_b: Any) -> None:
     """RcProbeError for options and processors that the models cannot use."""
-    both = (("processor", a, processor), ("processor_b", b, processor_b))
-    for name, model, given in both:
-        if isinstance(model, str) and given is not None:
-            todo = "Leave it out, or give the model itself"
-            raise RcProbeError("a model that is loaded by name brings its own", where=name, todo=todo)
+    check_processor("processor", a, processor)
+    check_processor("processor_b", b, processor_b)
     held = not isinstance(a, str) and not isinstance(b, str)
     for each in fields(chosen):
         of_b = each.name.endswith("_b")
         if getattr(chosen, each.name) == each.default or not (each.name in OF_LOADING or of_b):
             continue
         if (of_b and not isinstance(b, str)) or held:
-            todo = "Leave it out, and load the model as it should be"
-            raise RcProbeError("it says how a model is loaded, and this one is", where=each.name, todo=todo)
+            raise loaded_already(each.name)
 
 
 def _settings(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rc_probe.api import load_named
+from rc_probe.api import dtype_and_device, load_named
 from rc_probe.data.batches import Batch, Batches, batches
 from rc_probe.data.samples import Samples
 from rc_probe.hooks.attach import find_structure
@@ -19,7 +19,7 @@ from rc_probe.hooks.pairs.given import built_alike
 from rc_probe.hooks.structure.structure import Structure
 from rc_probe.models.libraries import first_line, quiet
 from rc_probe.models.load import Loaded, hold_model
-from rc_probe.models.packaged import DEMOS
+from rc_probe.models.packaged import shown_id
 from rc_probe.models.structure_table import model_entry
 from rc_probe.processes.world import World
 from rc_probe.results.like_for_like import aligned
@@ -212,22 +212,14 @@ def _same(x: Tensor, y: Tensor) -> bool:
 
 def _entry(loaded: Loaded, structure: Structure) -> dict[str, Any]:
     model = loaded.model
-    places = getattr(model, "hf_device_map", None) or {"": model.device}
-    name = DEMOS[loaded.id].name if loaded.id in DEMOS else loaded.id
-    return {
-        **model_entry(loaded, model, structure, name), "dtype": str(model.dtype).removeprefix("torch."),
-        "device": ", ".join(sorted({str(place) for place in places.values()})), "notes": list(loaded.notes),
-    }  # fmt: skip
+    entry = model_entry(loaded, model, structure, shown_id(loaded.id))
+    return {**entry, **dtype_and_device(model), "notes": list(loaded.notes)}
 
 
 def _names(loaded: tuple[Loaded, Loaded], chosen: DiffOptions) -> tuple[str, str]:
     """For reading: the last part of the ids; where that is the same, with what tells the second apart."""
     a, b = (
-        (DEMOS[one.id].name if one.id in DEMOS else one.id)
-        .rstrip("/\\")
-        .replace("\\", "/")
-        .rsplit("/", 1)[-1]
-        or type(one.model).__name__
+        shown_id(one.id).rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1] or type(one.model).__name__
         for one in loaded
     )
     if a != b:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,13 +30,12 @@ SECOND = "B"
 class Predictions:
     """The answers of both, scored by the task of A: A is the model that B is to agree with.
 
-    name_b: for errors. notes: for the reader
+    name_b: for errors
     """
 
     task: Task
     task_b: Task
     name_b: str
-    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.tally = self.task.tally()

@@ -36,6 +36,11 @@ def is_here(model: str) -> bool:
         return False
 
 
+def shown_id(model: str) -> str:
+    """What a model is called in results: of a packaged one its own name."""
+    return DEMOS[model].name if model in DEMOS else model
+
+
 def check_revision(model: str, revision: str | None) -> None:
     """RcProbeError for the revision of a model that has none."""
     if revision is not None and is_here(model):

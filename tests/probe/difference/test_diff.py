@@ -299,6 +299,9 @@ def test_what_cannot_be_compared_is_refused(model: Any, tmp_path: Any) -> None:
         ({"metrics": "residul"}, "Did you mean 'residual'"),
         ({"attention_b": "eager"}, "attention_b: it says how a model is loaded, and this one is"),
         ({"init": True}, "no option is called 'init'"),
+        ({"processor": 3}, "processor: int is none"),
+        ({"processor_b": "bert"}, "processor_b: str is none"),
+        ({"progress": 3}, "progress: int is none"),
     ],
 )
 def test_wrong_options(model: Any, options: dict[str, Any], said: str) -> None:
