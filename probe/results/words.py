@@ -39,6 +39,11 @@ def number(value: Any, digits: int = 2) -> str:
     return f"{mantissa}×{power_of_ten(exponent)}".replace("-", "−")
 
 
+def signed(change: float) -> str:
+    """A change for reading, as `number` writes it: `+0.12`, `−0.12`, `0`."""
+    return ("+" if change > 0 else "") + number(change)
+
+
 def name_of(result: Result) -> str:
     """The model's name for reading: the last part of its id."""
     name = str(result.model.get("id") or result.model.get("class") or "the model")

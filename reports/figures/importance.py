@@ -10,7 +10,7 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
 
 from rc_probe.results.findings.importance_words import UNITS, criterion, title_of
-from rc_probe.results.words import number
+from rc_probe.results.words import number, signed
 
 from .canvas import Panel, panel_of
 from .panels import Figure
@@ -57,7 +57,7 @@ def _heat(panel: Panel, values: np.ndarray, parts: Sequence[str], unit: str) -> 
     colours = ListedColormap(sns.color_palette("mako_r", SHADES).as_hex())
     style: dict[str, Any] = {"cmap": colours, "norm": BoundaryNorm(edges, SHADES, clip=True), "linewidth": 0}
     texts = [
-        f"{part}, block {block}: {_signed(values[row, block - 1])}{unit}"
+        f"{part}, block {block}: {signed(values[row, block - 1])}{unit}"
         for row, part in enumerate(parts)
         for block in range(1, depth + 1)
     ]
@@ -86,8 +86,4 @@ def _heat(panel: Panel, values: np.ndarray, parts: Sequence[str], unit: str) -> 
     for row, part in enumerate(parts):
         if np.isfinite(values[row]).any():
             most = int(np.nanargmax(values[row]))
-            panel.words.append(f"{part} up to {_signed(values[row, most])}{unit} at block {most + 1}")
-
-
-def _signed(change: float) -> str:
-    return ("+" if change > 0 else "") + number(float(change), 3)
+            panel.words.append(f"{part} up to {signed(values[row, most])}{unit} at block {most + 1}")

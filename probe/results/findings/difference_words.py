@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from rc_probe.results.words import number
+from rc_probe.results.words import number, signed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,12 +109,8 @@ def _predictions(found: Mapping[str, Any] | None, a: str, b: str) -> Iterator[st
     loss = found.get("loss")
     if loss:
         known = loss.get("low") is not None and loss.get("high") is not None
-        span = f", 95 % interval {_signed(loss['low'])} to {_signed(loss['high'])}" if known else ""
+        span = f", 95 % interval {signed(loss['low'])} to {signed(loss['high'])}" if known else ""
         yield (
             f"The loss is {number(loss['b'], 3)} nats, that of {a} {number(loss['a'], 3)} "
-            f"({_signed(loss['b'] - loss['a'])}{span})."
+            f"({signed(loss['b'] - loss['a'])}{span})."
         )
-
-
-def _signed(value: float) -> str:
-    return ("+" if value > 0 else "") + number(value)

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from rc_probe.results.protocols import Result
-from rc_probe.results.words import many, number
+from rc_probe.results.words import many, signed
 
 from .importance_words import SUBJECTS, UNITS
 
@@ -37,8 +37,8 @@ def judge_drops(result: Result) -> dict[str, Any] | None:
     chosen, held = (_cost(mine[mine["split"] == split]) for split in ("chosen", "held_out"))
     names = listed(facts["list"])
     sentence = (
-        f"Without {names} {SUBJECTS[metric]} changes by {_signed(held)}{unit} on samples that did not choose "
-        f"({_signed(chosen)}{unit} on those that did)."
+        f"Without {names} {SUBJECTS[metric]} changes by {signed(held)}{unit} on samples that did not choose "
+        f"({signed(chosen)}{unit} on those that did)."
     )
     return {
         "sentence": sentence, "held_out": held, "chosen": chosen,
@@ -65,10 +65,6 @@ def _cost(rows: pd.DataFrame) -> float:
     return float(rows["change"].iloc[0]) if len(rows) else math.nan
 
 
-def _signed(change: float) -> str:
-    return ("+" if change > 0 else "") + number(change)
-
-
 def _methods(last: pd.DataFrame, facts: dict[str, Any], unit: str) -> list[str]:
     """What each method's list costs, on both halves."""
     parts = []
@@ -77,7 +73,7 @@ def _methods(last: pd.DataFrame, facts: dict[str, Any], unit: str) -> list[str]:
         costs = [rows[rows["split"] == split]["change"].mean() for split in ("chosen", "held_out")]
         if len(rows):
             name = "random orders (mean)" if method == "random" else told
-            parts.append(f"{name} {_signed(float(costs[1]))}{unit} (where chosen {_signed(float(costs[0]))})")
+            parts.append(f"{name} {signed(float(costs[1]))}{unit} (where chosen {signed(float(costs[0]))})")
     best = "a random order" if facts["method"] == "random" else METHODS[str(facts["method"])]
     return [
         f"On samples held out: {'; '.join(parts)}. The list is that of {best}, which costs least where it was chosen."

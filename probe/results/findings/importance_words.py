@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rc_probe.registry import METRICS, PATH_METRICS, PROXY, REMOVAL_METRICS
 from rc_probe.results.protocols import Result
-from rc_probe.results.words import number
+from rc_probe.results.words import number, signed
 
 CRITERIA = (
     "loss",
@@ -154,13 +154,9 @@ def _unseen(influence: dict[int, float], cost: dict[int, float], metric: str) ->
         return []
     return [
         f"Block influence does not see block {block}: {number(influence[block])}, number {by_proxy.index(block) + 1} of "
-        f"{len(cost)}; by what its removal costs ({_signed(cost[block])}{UNITS.get(metric, '')}) it is number "
+        f"{len(cost)}; by what its removal costs ({signed(cost[block])}{UNITS.get(metric, '')}) it is number "
         f"{by_cost.index(block) + 1}."
     ]  # fmt: skip
-
-
-def _signed(change: float) -> str:
-    return ("+" if change > 0 else "") + number(change)
 
 
 def title_of(metric: str) -> str:
