@@ -31,7 +31,7 @@ PATHS = Table("paths", "What paths of each length do", (
 ))  # fmt: skip
 PATH_SOURCES = Table("path_sources", "By source, all lengths together", (
     Column("source", "str", "`tokens`, `positions` or `bias`"), METRIC,
-    Column("mean", "float64", "mean over the samples of the first batch"), *SPREAD,
+    Column("mean", "float64", "mean over the first 8 samples of the run"), *SPREAD,
 ))  # fmt: skip
 PATH_COUNTS = Table("path_counts", "How many paths of each length there are, beside well-known architectures", (
     Column("model", "str", "the model at hand, then architectures by name"),
