@@ -62,9 +62,8 @@ def main() -> None:
 def _measure(model: str, texts: list[str], tokens: int, off: dict[str, bool]) -> None:
     plain, weights = _plain(model, texts, tokens)
     print(f"weights {weights / 2**30:.2f} GiB, eight plain passes {plain:.1f} s CPU", flush=True)
-    parts: dict[str, list[float]] = {}
     for each in MEASUREMENTS:
-        _timed(type(each), each.name, parts, plain, weights)
+        _timed(type(each), each.name, plain, weights)
     with _peak() as peak:
         seconds = cpu(lambda: rc_probe.probe(model, texts, length=tokens, **off).to_html())
     print(
@@ -72,7 +71,7 @@ def _measure(model: str, texts: list[str], tokens: int, off: dict[str, bool]) ->
     )
 
 
-def _timed(kind: Any, name: str, parts: dict[str, list[float]], plain: float, weights: int) -> None:
+def _timed(kind: Any, name: str, plain: float, weights: int) -> None:
     run = kind.run
 
     def timed(self: Any, context: Any) -> Any:

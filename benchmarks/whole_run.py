@@ -4,7 +4,7 @@
 
 BERT-base shape with random weights, the 32 bundled samples of up to 128 tokens in batches of 8, float32, two threads.
 The nominal passes are eight plain passes over all samples: four variants × {pretrained, init}. A run has everything in
-it: proofs, fresh weights, curves, recursion, bounds, paths, chains, and the report with all files written. Imports and
+it: proofs, fresh weights, curves, recursion, bounds, paths, chains, importance, and the report with all files written. Imports and
 one small run are made before. --tiny measures the default run of two blocks on eight texts, in seconds.
 """
 

@@ -23,10 +23,8 @@ from .effects import Effects
 from .path_counts import architecture_rows, count_rows
 from .sample import stream_size
 
-SAMPLES, FEW = (
-    16,
-    4,
-)  # that paths are measured on by default; fewer than FEW only where shorter texts do not help
+SAMPLES = 16  # that paths are measured on by default
+FEW = 4  # fewer only where shorter texts do not help
 PASSES = 8  # plain passes over all samples that the exact numbers may cost
 DEEP, LONGEST = 12, 8  # in models of more than DEEP blocks, paths longer than LONGEST are one part by default
 
