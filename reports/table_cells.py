@@ -63,6 +63,14 @@ def cell(value: Any) -> Cell:
     return Cell(str(value))
 
 
+def with_interval(value: float, low: float, high: float) -> Cell:
+    """`0.320 (0.310 to 0.330)`; the value alone where its interval is not known."""
+    one = cell(value)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return one
+    return Cell(f"{one.text} ({number(low, 3)} to {number(high, 3)})", one.value)
+
+
 def whole_table(declared: tables.Table, frame: pd.DataFrame | None) -> Table | None:
     """All of `frame`, under the headings and the title that are declared for it."""
     if frame is None or frame.empty:

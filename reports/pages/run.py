@@ -138,7 +138,9 @@ def render(result: Result) -> str:
         "strip": _strip(result),
         "metrics": [(metric, _range(metric)) for name, metric in METRICS.items() if name in view.by_metric],
         "notes": [*result.model.get("notes", []), *result.settings.get("notes", [])],
-        "model_facts": _facts(result.model, without=["proved", "notes", *(s.measurement for s in SECTIONS)]),
+        "model_facts": _facts(
+            result.model, without=["proved", "notes", "block_digests", *(s.measurement for s in SECTIONS)]
+        ),
         "setting_facts": _facts(result.settings, without=["command", "metrics", "notes", "asked"]),
         "environment_facts": _facts(result.environment),
     }

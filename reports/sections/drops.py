@@ -1,15 +1,13 @@
 """What can go: the list that won, the curves of all methods, and how to build what is left."""
 
-import math
 from typing import Any
 
 import pandas as pd
 
 from rc_probe.reports.figures.drops import drops_figure
-from rc_probe.reports.table_cells import Cell, Table, cell
+from rc_probe.reports.table_cells import Cell, Table, cell, with_interval
 from rc_probe.results.findings.drop_words import METHODS
 from rc_probe.results.findings.importance_words import title_of
-from rc_probe.results.words import number
 
 from .section import Folded, Shown
 from .view import View
@@ -53,7 +51,11 @@ def _lists(facts: dict[str, Any]) -> Table | None:
             for component, numbers in (facts.get(key) or {}).items()
         ),
         [Cell("--ablate"), Cell(str(facts.get("ablate")))],
-        *([Cell(str(name)), Cell(str(text))] for name, text in (facts.get("forms") or {}).items()),
+        *(
+            [Cell(str(name)), Cell(str(text))]
+            for name, text in (facts.get("forms") or {}).items()
+            if "\n" not in str(text)
+        ),
     ]
     return (
         Table("drops-lists", "What was removed, and what builds the rest", ["form", "text"], rows)
@@ -78,7 +80,4 @@ def _table(frame: pd.DataFrame, metric: str) -> Table:
 def _value(rows: pd.DataFrame) -> Cell:
     if rows.empty:
         return cell(None)
-    change, low, high = (float(rows.iloc[0][name]) for name in ("change", "low", "high"))
-    one = cell(change)
-    known = math.isfinite(low) and math.isfinite(high)
-    return Cell(f"{one.text} ({number(low, 3)} to {number(high, 3)})", one.value) if known else one
+    return with_interval(*(float(rows.iloc[0][name]) for name in ("change", "low", "high")))

@@ -8,9 +8,8 @@ import pandas as pd
 
 from rc_probe.registry import PROXY
 from rc_probe.reports.figures.importance import importance_figure
-from rc_probe.reports.table_cells import Cell, Table, cell
+from rc_probe.reports.table_cells import Cell, Table, cell, with_interval
 from rc_probe.results.findings.importance_words import rankings, title_of
-from rc_probe.results.words import number
 
 from .section import Folded, Shown
 from .view import View
@@ -68,11 +67,8 @@ def _head(value: float | None) -> int | None:
 def _value(row: Mapping[Hashable, Any] | None) -> Cell:
     if row is None:
         return cell(None)
-    one = cell(float(row["change"] if math.isfinite(row["change"]) else row["value"]))
-    known = math.isfinite(row["low"]) and math.isfinite(row["high"])
-    return (
-        Cell(f"{one.text} ({number(row['low'], 3)} to {number(row['high'], 3)})", one.value) if known else one
-    )
+    value = row["change"] if math.isfinite(row["change"]) else row["value"]
+    return with_interval(float(value), row["low"], row["high"])
 
 
 def _proxies(frame: pd.DataFrame) -> Table | None:

@@ -17,7 +17,7 @@ def made(**facts: Any) -> ProbeResult:
         "task": "next token", "criterion": "loss", "samples": {"chosen": 8, "held_out": 8}, "parts": ["block"],
         "removed": 2, "method": "greedy", "draw": None, "ablate": "block@3,5",
         "list": [{"component": "block", "block": 5}, {"component": "block", "block": 3}],
-        "from_1": {"block": [3, 5]}, "from_0": {"block": [2, 4]}, "forms": {"mergekit": "slices: <all>"},
+        "from_1": {"block": [3, 5]}, "from_0": {"block": [2, 4]}, "forms": {"llama.cpp": "prune <2,4>", "mergekit": "slices:\n  - all\n"},
     }  # fmt: skip
     result = make_result(blocks=6, drops=known | facts)
     rows = [
@@ -41,7 +41,7 @@ def test_the_list_and_both_costs_are_told() -> None:
         "nats (where chosen +0.30); random orders (mean) +1.7 nats (where chosen +1.7). The list is that of removal one by one, "
         "which costs least where it was chosen."
     )
-    assert "model.drops.forms: mergekit" in found["reasons"][1]
+    assert "model.drops.forms: llama.cpp and mergekit" in found["reasons"][1]
     refused = made(refused="its blocks share their weights").verdict["drops"]["reasons"]
     assert refused[1] == "No smaller model is written: its blocks share their weights."
 
@@ -62,7 +62,8 @@ def test_the_section_has_curves_lists_and_numbers() -> None:
     )
     assert "<title>removal one by one, 2 removed: 0.0700 nats</title>" in own
     assert "<title>a random order, 1 removed: 0.500 nats</title>" in own  # the mean of .4 and .6
-    assert "slices: &lt;all&gt;" in own and ">2, 4<" in own and ">3, 5<" in own
+    assert "prune &lt;2,4&gt;" in own and "slices" not in own  # lines would run together
+    assert ">2, 4<" in own and ">3, 5<" in own
     assert '<td data-value="0.32">0.320 (0.310 to 0.330)</td>' in own
 
 
