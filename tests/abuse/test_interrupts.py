@@ -1,4 +1,4 @@
-"""Interrupts at some lines of rc-probe's own; `python tests/abuse/interrupts.py` takes every line."""
+"""Interrupts at some lines of rc-probe's own; `python tests/abuse interrupts` takes every line."""
 
 import pytest
 from abuse.interrupts import Scene, prove
