@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rc_probe.hooks.edits.forward_calls import Generation, generation
+from rc_probe.hooks.edits.forward_calls import Generation, generation, labels_alone, mask_in, side_of
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.structure.structure import Structure, decodes
 from rc_probe.hooks.structure.tape import walk
 
 OTHER_INPUTS = {"pixel_values", "pixel_values_videos", "input_features", "input_values"}  # no texts
-IGNORED = -100  # the label of what is no text
 
 
 class Heard:
@@ -40,26 +38,20 @@ class Heard:
 
     def hear(self, module: nn.Module, given: dict[str, Any]) -> None:
         """A module that holds all blocks is called."""
-        of_decoder = (
-            decodes(self.structure) and "decoder_input_ids" in inspect.signature(module.forward).parameters
-        )
-        prefix = "decoder_" if of_decoder else ""
+        side = side_of(self.structure, module)
         if not self.calls:
             _refuse_packed(self.structure, module, given)
             self._see_cache(given)
         _refuse_one_row(self.structure, given)
-        main = _tensor(given, f"{prefix}input_ids", 2)
-        embedded = _tensor(given, f"{prefix}inputs_embeds", 3)
-        labels = _tensor(given, "labels", 2) if of_decoder and main is None and embedded is None else None
-        first = next((t for t in (main, embedded, labels) if t is not None), None)
-        if first is None and any(isinstance(given.get(name), Tensor) for name in OTHER_INPUTS) and not prefix:
+        main = _tensor(given, f"{side}input_ids", 2)
+        embedded = _tensor(given, f"{side}inputs_embeds", 3)
+        first = next((t for t in (main, embedded, labels_alone(given, side)) if t is not None), None)
+        if first is None and any(isinstance(given.get(name), Tensor) for name in OTHER_INPUTS) and not side:
             # Texts around it are not its own.
             self.text, self.masks, self.given, self.tower = None, [], False, True
         elif self.text is None and first is not None and not self.tower:
             self.text = int(first.shape[0]), int(first.shape[1])
-        mask = given.get(f"{prefix}attention_mask")
-        if labels is not None and not isinstance(mask, Tensor):
-            mask = labels != IGNORED
+        mask = mask_in(given, side)
         if isinstance(mask, Tensor) and mask.ndim == 2:
             self.given = self.given or not self.calls
             self.masks.append(mask)

@@ -14,8 +14,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from rc_probe.hooks.module_calls import Call, around_calls
+from rc_probe.hooks.structure.structure import Structure, decodes
 from rc_probe.hooks.undo import replaced, undoing
 
+IGNORED = -100  # the label of what is no text
 Before = Callable[[nn.Module, Any, Any], None]  # module, args, kwargs
 After = Callable[[nn.Module], None]
 
@@ -85,6 +87,26 @@ def given_to(function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) ->
     except TypeError:  # the call itself will say what is wrong with it
         given = kwargs
     return {**given, **given.get("kwargs", {})}
+
+
+def side_of(structure: Structure, module: nn.Module) -> str:
+    """What the names of the stack's inputs begin with in calls of a module: `decoder_`, or nothing."""
+    takes = "decoder_input_ids" in signature(module.forward).parameters
+    return "decoder_" if takes and decodes(structure) else ""
+
+
+def labels_alone(given: dict[str, Any], side: str) -> Tensor | None:
+    """The labels (batch, tokens) that a decoder makes its inputs of, where it is given nothing else."""
+    others = [given.get(f"{side}{name}") for name in ("input_ids", "inputs_embeds")]
+    labels = given.get("labels")
+    alone = side and not any(isinstance(value, Tensor) for value in others)
+    return labels if alone and isinstance(labels, Tensor) and labels.ndim == 2 else None
+
+
+def mask_in(given: dict[str, Any], side: str) -> Any:
+    """The attention mask of the stack's tokens; of a decoder that gets labels alone, where these are labels."""
+    mask, labels = given.get(f"{side}attention_mask"), labels_alone(given, side)
+    return mask if labels is None or isinstance(mask, Tensor) else labels != IGNORED
 
 
 class Generation:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-from rc_probe.hooks.edits.forward_calls import given_to
-from rc_probe.hooks.structure.structure import Block, Structure, decodes
+from rc_probe.hooks.edits.forward_calls import given_to, mask_in, side_of
+from rc_probe.hooks.structure.structure import Block, Structure
 
 
 class PassInputs:
@@ -25,9 +24,7 @@ class PassInputs:
         """The mask of the outermost call counts; a decoder's is its own."""
         if not self.calls:
             self.padding = None
-        names = inspect.signature(module.forward).parameters
-        own = "decoder_" if decodes(self.structure) and "decoder_input_ids" in names else ""
-        mask = given_to(module.forward, args, kwargs).get(f"{own}attention_mask")
+        mask = mask_in(given_to(module.forward, args, kwargs), side_of(self.structure, module))
         if self.padding is None and isinstance(mask, Tensor) and mask.ndim == 2:
             self.padding = mask != 0
         self.calls += 1

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from support import zoo
+from support import tiny, zoo
 from support.untouched import same, state
 from torch import Tensor
 
@@ -249,6 +249,25 @@ def test_what_cannot_be_changed_is_refused(family: str, spec: str, says: str) ->
 def test_values_that_mean_nothing(text: str, says: str) -> None:
     with pytest.raises(RcProbeError, match=says):
         rc_probe.ablate(None, text)
+
+
+def test_padding_of_labels_alone_is_never_seen() -> None:
+    """What a decoder makes of labels: the same as of its inputs and their mask, given by themselves."""
+    torch.manual_seed(0)
+    config = transformers.T5Config(**tiny.T5_SIZES, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)
+    model = transformers.T5ForConditionalGeneration(config).double().eval()
+    text = torch.arange(2, 12).reshape(2, 5)
+    labels = torch.tensor([[5, 6, 7, 8, 9, 1], [4, 3, 1, -100, -100, -100]])
+    shifted = torch.tensor([[0, 5, 6, 7, 8, 9], [0, 4, 3, 1, 0, 0]])
+    with rc_probe.ablate(model, "mask@all=complete"), torch.no_grad():
+        alone = model(input_ids=text, labels=labels).logits
+        given = model(
+            input_ids=text, decoder_input_ids=shifted, decoder_attention_mask=(labels != -100).long()
+        ).logits
+        unseen = model(input_ids=text, decoder_input_ids=shifted).logits
+    real = labels != -100
+    assert torch.equal(alone[real], given[real])
+    assert not torch.allclose(alone[real], unseen[real])
 
 
 def test_engine_and_context_agree() -> None:
