@@ -126,16 +126,13 @@ class ProbeResult:
 
         Returns what was found where every check passed. RcProbeError where one cannot be evaluated.
         """
-        from rc_probe.results.checks import Checks, fail_if
+        from rc_probe.results.checks import Checks, fail_if, flat
 
         loaded, name = baseline, "the baseline"
         if loaded is not None and not isinstance(loaded, ProbeResult):
             loaded, name = ProbeResult.load(loaded), str(loaded)
-        texts: list[str] = [
-            text for one in conditions for text in (one if isinstance(one, list | tuple) else [one])
-        ]
         try:
-            return fail_if(self, Checks.of(texts, loaded, max_drop, name))
+            return fail_if(self, Checks.of(flat(conditions), loaded, max_drop, name))
         except RcProbeError as error:
             raise in_python(error) from error
 

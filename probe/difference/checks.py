@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.registry import CHANGE, DIFFERENCE_METRICS, METRICS
-from rc_probe.results.checks import Outcome, Point, UnknownError, judged
+from rc_probe.results.checks import Outcome, Point, UnknownError, each_once, judged
 from rc_probe.results.conditions import Condition, Grammar, parse_condition
 
 from .options import DiffOptions
@@ -44,7 +44,7 @@ class DiffChecks:
     @classmethod
     def of(cls, fail_if: Sequence[str] = ()) -> Self:
         """From texts. RcProbeError for what is misspelt."""
-        return cls(tuple(_of_component(parse_condition(text, GRAMMAR)) for text in dict.fromkeys(fail_if)))
+        return cls(tuple(_of_component(parse_condition(text, GRAMMAR)) for text in each_once(fail_if)))
 
     def plan(self, chosen: DiffOptions) -> None:
         """RcProbeError for a check on what these options do not measure. Called before anything is loaded."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pandas as pd
 
 from rc_probe.hooks.errors import RcProbeError
+from rc_probe.options import in_python
 from rc_probe.results.files import frame_of, plain, tables_as_json, tidy, to_csv
 from rc_probe.results.json_file import HTML_NAME, JSON_NAME, SCHEMA, given_path, read_json, reading
 from rc_probe.results.saving import save_whole, write_files
@@ -67,18 +68,20 @@ class DiffResult:
         """The numbers: component, block, layer, metric, mean, std, count."""
         return self.tables["differences"]
 
-    def fail_if(self, *conditions: str | Sequence[str]) -> list[Outcome]:
+    def fail_if(self, *conditions: Any) -> list[Outcome]:
         """AssertionError where a condition such as `difference_bulk@max>0.05` holds; for tests of your own.
 
         Conditions: METRIC[@WHERE][:COMPONENT] OP NUMBER, as in docs/diff.md. Returns what was found where all passed;
         RcProbeError where one cannot be evaluated.
         """
-        from rc_probe.results.checks import passed_all
+        from rc_probe.results.checks import flat, passed_all
 
         from .checks import DiffChecks
 
-        texts = [text for one in conditions for text in ([one] if isinstance(one, str) else one)]
-        return passed_all(DiffChecks.of(texts).evaluate(self))
+        try:
+            return passed_all(DiffChecks.of(flat(conditions)).evaluate(self))
+        except RcProbeError as error:
+            raise in_python(error) from error
 
     def to_json(self, files: Mapping[str, str] | None = None) -> str:
         """All of it as JSON: floats at full precision, NaN never. files: digests of the files beside it."""

@@ -7,6 +7,7 @@ measured on something else) is neither passed nor failed, and counts as an error
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -95,7 +96,7 @@ class Checks:
 
         Raises RcProbeError for what is misspelt.
         """
-        conditions = tuple(parse_condition(text) for text in _each_once(fail_if))
+        conditions = tuple(parse_condition(text) for text in each_once(fail_if))
         limits = [max_drop] if isinstance(max_drop, str | int | float) else list(max_drop or ())
         if limits and baseline is None:
             todo = "Give --baseline, the results.json of an earlier run"
@@ -103,7 +104,7 @@ class Checks:
         if baseline is None:
             return cls(conditions)
         default = headline(metrics_of(baseline))
-        drops = tuple(parse_drop(text, default) for text in _each_once(limits or [DEFAULT_DROP]))
+        drops = tuple(parse_drop(text, default) for text in each_once(limits or [DEFAULT_DROP]))
         return cls(conditions, drops, baseline, name)
 
     def plan(self, chosen: Measured) -> None:
@@ -124,13 +125,16 @@ class Checks:
                 raise RcProbeError(f"no variant {asked.variant!r} is measured", where=asked.text, todo=todo)
 
     def fit(self, blocks: int) -> None:
-        """RcProbeError for a layer that a model of so many blocks does not have. Called before anything is measured."""
+        """RcProbeError for a layer or block that a model of so many blocks does not have. Called before anything is measured."""
         for asked in self.conditions:
-            if isinstance(asked.where, int) and asked.where > blocks and asked.metric != "drops":
-                todo = f"Give 0 to {blocks}, or last"
-                raise RcProbeError(
-                    f"there is no layer {asked.where}", where=f"--fail-if {asked.text}", todo=todo
-                )
+            place = PLACES.get(asked.metric, "layer")
+            least = int(place != "layer")  # blocks and removals count from 1
+            most, todo = blocks, f"Give {least} to {blocks}, or last"
+            if place == "removal":
+                most, todo = sys.maxsize, "Give 1 or more, or last"
+            if isinstance(asked.where, int) and not least <= asked.where <= most:
+                what = f"there is no {place} {asked.where}"
+                raise RcProbeError(what, where=f"--fail-if {asked.text}", todo=todo)
 
     def evaluate(self, result: Result) -> list[Outcome]:
         """One outcome a check, on the pretrained weights' rows of the table `residuals`."""
@@ -144,7 +148,12 @@ class Checks:
         ]
 
 
-def _each_once(items: Sequence[Any]) -> list[Any]:
+def flat(conditions: Sequence[Any]) -> list[Any]:
+    """The conditions one by one, of which some may come in lists."""
+    return [text for one in conditions for text in (one if isinstance(one, list | tuple) else [one])]
+
+
+def each_once(items: Sequence[Any]) -> list[Any]:
     return [item for place, item in enumerate(items) if item not in items[:place]]
 
 

@@ -88,6 +88,9 @@ def test_fail_if() -> None:
     assert [outcome.passed for outcome in made().fail_if("difference@max>0.1", "agreement<0.5")] == [True] * 2
     with pytest.raises(AssertionError, match=r"FAIL: agreement<0\.95: 0\.75"):
         made().fail_if(["agreement<0.95"])
+    for wrong in (3, [["agreement<0.5"]]):
+        with pytest.raises(RcProbeError, match="it is no text"):
+            made().fail_if(wrong)
     with pytest.raises(RcProbeError, match="has no number at 3"):
         made(row("block", 3, "sensitivity", None)).fail_if("sensitivity@max>0.5")
 

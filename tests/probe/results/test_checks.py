@@ -524,3 +524,16 @@ def test_checks_of_removals_are_planned(condition: str, options: dict[str, Any],
     with pytest.raises(RcProbeError, match=re.escape(says)):
         Checks.of([condition]).plan(Settings(**options))
     Checks.of(["importance@min:mlp<0", "drops@last>0"]).plan(Settings(importance="parts", drop=1))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("residual@3<0.1", "no layer 3"), ("importance@0>1", "no block 0"), ("importance@3>1", "no block 3"),
+        ("drops@0>1", "no removal 0"),
+    ],
+)  # fmt: skip
+def test_places_that_no_model_of_two_blocks_has(text: str, said: str) -> None:
+    with pytest.raises(RcProbeError, match=said):
+        Checks.of([text]).fit(2)
+    Checks.of(["residual@0<0.1", "residual@2<0.1", "importance@1>1", "importance@2>1", "drops@9>1"]).fit(2)
