@@ -39,9 +39,9 @@ def number(value: Any, digits: int = 2) -> str:
     return f"{mantissa}×{power_of_ten(exponent)}".replace("-", "−")
 
 
-def signed(change: float) -> str:
+def signed(change: float, digits: int = 2) -> str:
     """A change for reading, as `number` writes it: `+0.12`, `−0.12`, `0`."""
-    return ("+" if change > 0 else "") + number(change)
+    return ("+" if change > 0 else "") + number(change, digits)
 
 
 def name_of(result: Result) -> str:

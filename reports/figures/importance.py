@@ -57,7 +57,7 @@ def _heat(panel: Panel, values: np.ndarray, parts: Sequence[str], unit: str) -> 
     colours = ListedColormap(sns.color_palette("mako_r", SHADES).as_hex())
     style: dict[str, Any] = {"cmap": colours, "norm": BoundaryNorm(edges, SHADES, clip=True), "linewidth": 0}
     texts = [
-        f"{part}, block {block}: {signed(values[row, block - 1])}{unit}"
+        f"{part}, block {block}: {signed(values[row, block - 1], 3)}{unit}"
         for row, part in enumerate(parts)
         for block in range(1, depth + 1)
     ]
@@ -86,4 +86,4 @@ def _heat(panel: Panel, values: np.ndarray, parts: Sequence[str], unit: str) -> 
     for row, part in enumerate(parts):
         if np.isfinite(values[row]).any():
             most = int(np.nanargmax(values[row]))
-            panel.words.append(f"{part} up to {signed(values[row, most])}{unit} at block {most + 1}")
+            panel.words.append(f"{part} up to {signed(values[row, most], 3)}{unit} at block {most + 1}")
