@@ -255,6 +255,7 @@ def test_int8_weights_are_those_written_out(model: Any, tmp_path: Any) -> None:
     randomise(llama, torch.float32)
     place = tiny.saved(tmp_path / "m", llama, tiny.tokenizer())
     found = rc_probe.diff(place, place, TEXTS, quantise_b="int8-weights", metrics="residual")
+    assert (found.a["dtype"], found.b["dtype"]) == ("float32", "float32, Int8Tensor")
     rounded = copy.deepcopy(llama)
     for name, module in rounded.named_modules():
         if isinstance(module, torch.nn.Linear) and "lm_head" not in name:
