@@ -17,6 +17,7 @@ from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.operator_rules import attention_pattern, attention_scores
 from rc_probe.hooks.structure.structure import INTERFACE, AttentionOp, Block, Branch, Structure
 from rc_probe.hooks.structure.tape import SDPA
+from rc_probe.hooks.undo import unseen
 
 from .attention_interface import OpCall, implementation
 from .block_mode import OpWatch
@@ -61,7 +62,7 @@ def _watch(
     structure: Structure, block: Block, branch: Branch, op: AttentionOp, on_pattern: OnPattern
 ) -> OpWatch:
     def watch(call: OpCall, result: Any) -> None:
-        with torch.no_grad(), torch._C.DisableTorchFunction():  # no mode counts what is computed here
+        with torch.no_grad(), unseen():
             try:
                 pattern = _PATTERNS[call.via](call, result, op)
             except RcProbeError as error:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.structure.structure import Candidate, CandidateBlock
+from rc_probe.hooks.undo import unseen
 
 from .block_watch import BlockWatch, fetch
 from .forward_calls import given_to
@@ -105,7 +106,7 @@ class Tap(BlockWatch):
 
     def _hand_on(self, layer: int, block: CandidateBlock, stream: Tensor) -> None:
         # What a statistic computes is not the model's: other contexts' modes must not count its adds.
-        with torch.no_grad(), torch._C.DisableTorchFunction():
+        with torch.no_grad(), unseen():
             self.on_stream(layer, batch_first(stream.detach(), block))
 
 

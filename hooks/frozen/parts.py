@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.operator_rules import Rules, Traced, become
+from rc_probe.hooks.undo import unseen
 
 NO_PARTS = "The paths of this model cannot be told apart"
 
@@ -90,7 +91,7 @@ class _Kept:
             raise RcProbeError(
                 "the model has written into a tensor that the stream was computed with", todo=NO_PARTS
             )
-        with torch.no_grad(), torch._C.DisableTorchFunction():  # no mode counts what is computed here
+        with torch.no_grad(), unseen():
             return parts()
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rc_probe.hooks.edits.block_watch import BlockWatch, fetch, replace
@@ -21,6 +20,7 @@ from rc_probe.hooks.edits.edits import Edits
 from rc_probe.hooks.edits.stream_taps import StreamDone, batch_first, laid_out
 from rc_probe.hooks.structure.structure import Block, CandidateBlock, Junction, Site, Structure, decodes
 from rc_probe.hooks.structure.tape import Place, walk
+from rc_probe.hooks.undo import unseen
 
 
 class Record(BlockWatch):
@@ -100,7 +100,7 @@ class Given(BlockWatch):
         return given
 
     def returned(self, block: CandidateBlock, output: Any) -> None:
-        with torch._C.DisableTorchFunction():
+        with unseen():
             self.on_output(block.index, batch_first(fetch(output, block.exit).detach(), block))
         if block.index + 1 == self.structure.depth:
             raise StreamDone

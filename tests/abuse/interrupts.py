@@ -98,6 +98,11 @@ class Scene:
             "levels": (model_state._own.passes, model_state._own.proofs),
             "listeners": list(attention_interface.running.listeners),
             "autocast": torch.is_autocast_enabled("cpu"),
+            "modes": (
+                torch._C._is_torch_function_enabled(),
+                torch._C._len_torch_function_stack(),
+                torch.is_grad_enabled(),
+            ),
             "trainer": (
                 vars(self.trainer).get("evaluation_loop"),
                 list(self.trainer.callback_handler.callbacks),

@@ -11,6 +11,7 @@ from torch import Tensor
 from rc_probe.hooks.edits.attention_interface import OpCall, RunOp
 from rc_probe.hooks.edits.block_mode import OpEdit
 from rc_probe.hooks.structure.structure import INTERFACE
+from rc_probe.hooks.undo import unseen
 
 from .masks import apart, named, own_mask
 
@@ -21,7 +22,7 @@ def temperature_edit(temperature: float) -> OpEdit:
     def edit(call: OpCall, run: RunOp) -> Any:
         if temperature == 1:
             return run(call)
-        with torch._C.DisableTorchFunction():  # no mode counts what is computed here
+        with unseen():
             if call.via == INTERFACE:
                 module, query, *rest = call.args
                 colder = replace(call, args=(module, query / temperature, *rest))
@@ -38,7 +39,7 @@ def pattern_edit(heads: int, pattern: float, uniform: float) -> OpEdit:
 
     def edit(call: OpCall, run: RunOp) -> Any:
         result = run(call)
-        with torch._C.DisableTorchFunction():
+        with unseen():
             seen = own_mask(call, heads).seen
             share = seen / seen.sum(-1, keepdim=True).clamp_min(1)
             if call.via == "softmax":

@@ -16,6 +16,7 @@ from rc_probe.hooks.edits.block_mode import OpEdit
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.structure.structure import INTERFACE, AttentionOp, Block, Structure
 from rc_probe.hooks.structure.tape import SDPA
+from rc_probe.hooks.undo import unseen
 
 from .pass_inputs import PassInputs
 
@@ -102,7 +103,7 @@ def mask_edit(
     """
 
     def edit(call: OpCall, run: RunOp) -> Any:
-        with torch.no_grad(), torch._C.DisableTorchFunction():  # no mode counts what is computed here
+        with torch.no_grad(), unseen():
             call = changed(call)
         return run(call)
 
