@@ -14,7 +14,7 @@ pytestmark = [
 
 @pytest.mark.parametrize("scene", SCENES)
 def test_a_command_that_is_killed_while_it_saves(scene: str, tmp_path: Path) -> None:
-    stride = 6 if scene in ("run", "compare") else 25
+    stride = 9 if scene in ("run", "compare") else 45
     assert killed_at_every_step(scene, tmp_path, stride) >= 2
 
 

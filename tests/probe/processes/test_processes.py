@@ -149,10 +149,14 @@ def test_passes_that_begin_at_their_edits_are_the_full_ones_in_each_process(many
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_launchers(here: Path, many: Many, launcher: str) -> None:
     out = f"by-{launcher}"
-    done = run(here, "-m", *LAUNCHERS[launcher], *arguments(out, *FULL), "--json")
+    done = run(here, "-m", *LAUNCHERS[launcher], *arguments(out, *FAST, "--svd-samples", "3"), "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["settings"]["processes"] == 2  # printed once
-    same_tables(here / "one", here / out)
+    one, two = (
+        pd.read_csv(here / name / "residuals.csv", float_precision="round_trip") for name in ("one", out)
+    )
+    one = one[(one.weights == "pretrained") & one.variant.isin(two.variant)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(two, one, rtol=1e-12, atol=1e-12)
 
 
 def test_whole_batches_are_shared_since_a_batchs_shape_rounds_differently(here: Path) -> None:
