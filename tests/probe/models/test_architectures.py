@@ -77,7 +77,6 @@ def test_what_is_peculiar_is_said() -> None:
         ("deepseek_v4", "4 streams side by side"),
         ("xlm", "its blocks are no modules"),
         ("squeezebert", "by their `forward` method, past all hooks"),
-        ("rwkv", "through the norm blocks.0.pre_ln before the first add"),
         ("resnet", "not held by modules"),
         # its first block has no skip; the convolutions inside attention have, and are no stack
         ("fun_asr_nano_encoder", "does not enter the block"),
