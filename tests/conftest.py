@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # children's, too: the tests themselves run side by side
 
+import filelock
 import hypothesis
 import pytest
 import torch
@@ -37,9 +38,15 @@ def demo() -> Loaded:
 
 
 @pytest.fixture(scope="session")
-def sorting_san() -> Trained:
-    """The SAN that sorts, trained once (about 15 s). Tests must leave it as it is."""
-    return train_sorting()
+def sorting_san(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The SAN that sorts, trained once (about 20 s) for all workers. Tests must leave it as it is."""
+    base = tmp_path_factory.getbasetemp()  # of this worker, in the folder of the run
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "sorting.pt"
+    with filelock.FileLock(f"{place}.lock"):
+        if not place.exists():
+            torch.save(train_sorting(), place)
+        trained_once: Trained = torch.load(place, weights_only=False)
+        return trained_once
 
 
 @pytest.fixture(scope="session")

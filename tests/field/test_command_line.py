@@ -25,7 +25,7 @@ from rc_probe.results.files import to_csv
         (["dmeo"], "dmeo: no such command or model. Did you mean demo?"),
         (["demo", "--sampels", "3"], "--sampels: no such option. Did you mean --samples?"),
         (["demo", "--no-itin"], "--no-itin: no such option. Did you mean --no-init?"),
-        (["demo", "--bogus"], "--bogus: no such option. rc-probe --help lists all"),
+        (["demo", "--qxyz"], "--qxyz: no such option. rc-probe --help lists all"),
         (["compare", "--uot", "x", "y"], "--uot: no such option. Did you mean --out?"),
         (["lm-eval", "demo", "--task", "x"], "--task: no such option. Did you mean --tasks?"),
         (["demo", "--samples", "x"], "Invalid value for '--samples'"),
