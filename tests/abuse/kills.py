@@ -193,6 +193,7 @@ def two_at_once(folder: Path, times: int) -> Iterator[int]:
         home = folder / f"both{count}"
         prepare(home)
         numbers = [child(home, [*SCENES["run"], "--seed", str(seed)]) for seed in (1, 2)]
-        assert [ended(number) for number in numbers] == [0, 0]
-        assert not torn(home)
+        codes = [ended(number) for number in numbers]
+        assert codes == [0, 0], codes
+        assert not torn(home), torn(home)
         yield 1 + trees.index(tree(home / "o"))

@@ -1,10 +1,10 @@
-"""Kills and double writers, some of each; `python tests/abuse kills` takes 400 and 200."""
+"""Some kills; `python tests/abuse kills` takes 400, and 200 double writers."""
 
 import os
 from pathlib import Path
 
 import pytest
-from abuse.kills import SCENES, killed_at_every_step, killed_at_random, two_at_once
+from abuse.kills import SCENES, killed_at_every_step, killed_at_random
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
@@ -20,7 +20,3 @@ def test_a_command_that_is_killed_while_it_saves(scene: str, tmp_path: Path) -> 
 
 def test_a_command_that_is_killed_at_any_moment(tmp_path: Path) -> None:
     killed_at_random("sweep", tmp_path, 2)
-
-
-def test_two_runs_into_one_folder(tmp_path: Path) -> None:
-    assert set(two_at_once(tmp_path, 3)) <= {1, 2}
