@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from rc_probe.hooks.errors import RcProbeError
 from rc_probe.measures import TABLES
 from rc_probe.registry import PAPER, WHOLE
 from rc_probe.results.curves import BULK, RESIDUAL, curves, curves_by_metric, headline, metrics_of
-from rc_probe.results.files import tables_as_json, tidy, to_csv
+from rc_probe.results.files import as_json, tidy, to_csv
 from rc_probe.results.json_file import HTML_NAME, SCHEMA, reading
 from rc_probe.results.like_for_like import aligned, unlike
 from rc_probe.results.protocols import Failure, Run
@@ -171,19 +170,14 @@ class Comparison:
         return wide.loc[order].dropna(axis="columns") if len(order) == len(self.runs) else pd.DataFrame()
 
     def to_json(self, files: Mapping[str, str] | None = None) -> str:
-        return json.dumps(
-            {
-                "schema": SCHEMA,
-                "kind": "comparison",
-                "title": self.title,
-                "settings": {"command": self.command, "like_for_like": not self.differences},
-                "environment": {"rc_probe": rc_probe.__version__, "date": self.date},
-                **tables_as_json(self.tables),
-                **({"files": dict(files)} if files else {}),
-            },
-            indent=1,
-            allow_nan=False,
-        )
+        entries = {
+            "schema": SCHEMA,
+            "kind": "comparison",
+            "title": self.title,
+            "settings": {"command": self.command, "like_for_like": not self.differences},
+            "environment": {"rc_probe": rc_probe.__version__, "date": self.date},
+        }
+        return as_json(entries, self.tables, files)
 
     def to_html(self) -> str:
         """The report as one self-contained page."""

@@ -1,7 +1,6 @@
 """What a probe found: tidy tables with what they were measured on, saved and loaded without loss."""
 
 import contextlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import pandas as pd
 
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.options import in_python
-from rc_probe.results.files import check_saved, frame_of, plain, tables_as_json, tidy, to_csv
+from rc_probe.results.files import as_json, check_saved, frame_of, plain, tidy, to_csv
 from rc_probe.results.json_file import HTML_NAME, JSON_NAME, SCHEMA, given_path, read_json, reading
 from rc_probe.results.saving import save_whole, write_files
 
@@ -141,19 +140,14 @@ class ProbeResult:
 
         files: digests of the files beside it, which then stand in it, too
         """
-        return json.dumps(
-            {
-                "schema": SCHEMA,
-                "model": self.model,
-                "settings": self.settings,
-                "environment": self.environment,
-                "verdict": self.verdict,
-                **tables_as_json(self.tables),
-                **({"files": dict(files)} if files else {}),
-            },
-            indent=1,
-            allow_nan=False,
-        )
+        entries = {
+            "schema": SCHEMA,
+            "model": self.model,
+            "settings": self.settings,
+            "environment": self.environment,
+            "verdict": self.verdict,
+        }
+        return as_json(entries, self.tables, files)
 
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
         """The report as one self-contained page; written to `path` too where one is given."""

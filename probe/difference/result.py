@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import pandas as pd
 
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.options import in_python
-from rc_probe.results.files import frame_of, plain, tables_as_json, tidy, to_csv
+from rc_probe.results.files import as_json, frame_of, plain, tidy, to_csv
 from rc_probe.results.json_file import HTML_NAME, JSON_NAME, SCHEMA, given_path, read_json, reading
 from rc_probe.results.saving import save_whole, write_files
 from rc_probe.results.tables import DIFFED
@@ -85,21 +84,16 @@ class DiffResult:
 
     def to_json(self, files: Mapping[str, str] | None = None) -> str:
         """All of it as JSON: floats at full precision, NaN never. files: digests of the files beside it."""
-        return json.dumps(
-            {
-                "schema": SCHEMA,
-                "kind": KIND,
-                "a": self.a,
-                "b": self.b,
-                "settings": self.settings,
-                "environment": self.environment,
-                "verdict": self.verdict,
-                **tables_as_json(self.tables),
-                **({"files": dict(files)} if files else {}),
-            },
-            indent=1,
-            allow_nan=False,
-        )
+        entries = {
+            "schema": SCHEMA,
+            "kind": KIND,
+            "a": self.a,
+            "b": self.b,
+            "settings": self.settings,
+            "environment": self.environment,
+            "verdict": self.verdict,
+        }
+        return as_json(entries, self.tables, files)
 
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
         """The report as one self-contained page; written to `path` too where one is given."""

@@ -1,5 +1,6 @@
 """Results in files: tables as JSON and CSV, saved and loaded without loss."""
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -72,7 +73,15 @@ def _no_formula(cell: Any) -> Any:
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
-def tables_as_json(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+def as_json(
+    entries: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], files: Mapping[str, str] | None
+) -> str:
+    """A results.json: its own entries, its tables, and the digests of the files beside it. NaN never."""
+    document = {**entries, **_tables(tables), **({"files": dict(files)} if files else {})}
+    return json.dumps(document, indent=1, allow_nan=False)
+
+
+def _tables(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """`columns`, the tables' dtypes, and `tables`, their rows, as JSON can hold them."""
     return {
         "columns": {
