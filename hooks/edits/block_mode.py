@@ -20,6 +20,11 @@ from .model_state import grad_mode
 Function = Callable[[Tensor], Tensor]
 OpEdit = Callable[[OpCall, RunOp], Any]  # runs the op by its second argument, on any operands; its result
 OpWatch = Callable[[OpCall, Any], None]  # the op as it ran, and its result before any edit of that
+NormEdit = Callable[[Tensor, Tensor], Tensor]  # of what a norm reads and what it gives: what is to go on
+NormWatch = Callable[[Tensor, Tensor], None]
+NormKey = tuple[
+    int, str, int
+]  # block, name of the module, its turn among the calls of the module in the block
 OpKey = tuple[bool, int]  # whether by the interface, and its number among these
 ATTENTION_OPS = {SDPA, "softmax"}
 IN_PLACE = {"add_", "__iadd__"}
@@ -32,7 +37,8 @@ class Plan:
     operands: dict[int, list[tuple[int, Function]]] = field(default_factory=dict)  # by ordinal of the add
     ops: dict[OpKey, OpEdit] = field(default_factory=dict)
     watches: dict[OpKey, OpWatch] = field(default_factory=dict)
-    norms: set[tuple[nn.Module, int]] = field(default_factory=set)  # modules to pass by, and their turns
+    norms: dict[tuple[nn.Module, int], NormEdit] = field(default_factory=dict)  # by module and turn
+    norm_watches: dict[tuple[nn.Module, int], list[NormWatch]] = field(default_factory=dict)
     modules: set[nn.Module] = field(default_factory=set)  # of the block, where the interface is owned
     inside: tuple[nn.Module, ...] = ()  # the block's modules
 
@@ -88,7 +94,7 @@ class BlockMode(TorchFunctionMode):
             args = self._edit_add(name, args)
         return func(*args, **(kwargs or {}))
 
-    def _checked(self, edit: Any) -> Any:
+    def checked(self, edit: Any) -> Any:
         """The edit, if the backward pass will see it: what a block checkpoints itself is run again without hooks."""
         if self.autograd != grad_mode() and self.autograd[0]:
             raise RcProbeError(
@@ -106,7 +112,7 @@ class BlockMode(TorchFunctionMode):
             return func(*args, **kwargs)
         edit = self.plan.ops.get((False, self.ops))
         call = OpCall(name, func, args, kwargs)
-        out = self._run(call) if edit is None else self._checked(edit)(call, self._run)
+        out = self._run(call) if edit is None else self.checked(edit)(call, self._run)
         self.ops += 1
         return out
 
@@ -125,7 +131,7 @@ class BlockMode(TorchFunctionMode):
     def edit_routed(self, call: OpCall, run: RunOp) -> Any:
         edit = self.plan.ops.get((True, len(self.routed)))
         first = self.ops
-        result = run(call) if edit is None else self._checked(edit)(call, run)
+        result = run(call) if edit is None else self.checked(edit)(call, run)
         out, query = result[0], call.args[1]
         fits = out.ndim == query.ndim == 4 and out.shape[2] == query.shape[1]
         self.routed.append(Routed(first, self.ops, out.shape[2] if fits else 0))
@@ -152,7 +158,7 @@ class BlockMode(TorchFunctionMode):
             return args
         pair = [b, a] if name == "__radd__" else [a, b]
         for operand, function in edits:
-            edited = self._checked(function)(pair[operand])
+            edited = self.checked(function)(pair[operand])
             if operand == 0 and name in IN_PLACE:
                 pair[0].copy_(edited)  # the model goes on with this very tensor
             else:

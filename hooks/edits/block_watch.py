@@ -93,15 +93,19 @@ class BlockWatch(AbstractContextManager["BlockWatch"]):
             self._calls.setdefault(self.structure.module(block), []).append(block)
         modules = [m for m, calls in self._calls.items() if any(b.index in self.wanted for b in calls)]
         holders = [self.model.get_submodule(name) for name in self.structure.ancestors]
-        heard = Level(observes=self.observes).heard
+        self._level = Level(observes=self.observes)
         self._turns = dict(self._skipped)
         with (
             eager(),
-            around_calls(holders, self._begin, heard=heard),
-            around_calls(modules, self._around, heard=heard),
+            around_calls(holders, self._begin, heard=self.heard),
+            around_calls(modules, self._around, heard=self.heard),
             self.opened(),
         ):
             yield
+
+    def heard(self) -> bool:
+        """Whether it is asked about the call that begins."""
+        return self._level.heard()
 
     def _begin(self, module: nn.Module, call: Call, args: Any, kwargs: Any) -> Any:
         self._turns = dict(self._skipped)

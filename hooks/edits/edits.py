@@ -10,7 +10,7 @@ and else where the mode meets them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,14 +21,17 @@ from torch import Tensor, nn
 from rc_probe.hooks.module_calls import Call, around_calls
 from rc_probe.hooks.structure.structure import INTERFACE, AttentionOp, Candidate, CandidateBlock, Site
 from rc_probe.hooks.structure.tape import walk
+from rc_probe.hooks.undo import undoing
 
 from .attention.pass_inputs import PassInputs
 from .attention_interface import OpCall, RunOp, owned
-from .block_mode import BlockMode, Function, OpEdit, OpKey, OpWatch, Plan
+from .block_mode import BlockMode, Function, NormEdit, NormKey, NormWatch, OpEdit, OpKey, OpWatch, Plan
 from .block_watch import BlockWatch, fetch, replace
-from .model_state import recomputing
+from .model_state import measuring, recomputing
+from .recording import filled, own
 
 FIRST = -1
+WIDE = 4  # bytes of the floats that norms are computed in, at least
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,11 @@ class Edits:
     watches: dict[tuple[int, OpKey], OpWatch] = field(default_factory=dict)
     # (block, junction) whose norms are left out; FIRST: those that the stream goes through before the first one
     bypass: set[tuple[int, int]] = field(default_factory=set)
+    norms: dict[NormKey, NormEdit] = field(default_factory=dict)  # what stands in place of norms
+    norm_watches: dict[NormKey, list[NormWatch]] = field(default_factory=dict)
     identity: set[int] = field(default_factory=set)  # blocks whose stream leaves as it entered
     inputs: list[PassInputs] = field(default_factory=list)  # what edits want to know of the pass that runs
+    readings: Edits | None = None  # what has to be read in the plain pass on the same inputs first: watches
 
     def at(self, site: Site, function: Function) -> None:
         first = self.operands.get(site)
@@ -84,8 +90,11 @@ class Edits:
             dict(self.ops),
             dict(self.watches),
             self.bypass | other.bypass,
+            self.norms | other.norms,
+            {key: list(watches) for key, watches in self.norm_watches.items()},
             self.identity | other.identity,
             [*self.inputs, *other.inputs],
+            self.readings.then(other.readings or Edits()) if self.readings else other.readings,
         )
         for site, function in other.operands.items():
             both.at(site, function)
@@ -93,6 +102,9 @@ class Edits:
             both.ops[key] = both.ops.get(key, Around()).then(edit)
         for key, watch in other.watches.items():
             both._watch(key, watch)
+        for norm, watches in other.norm_watches.items():
+            for one in watches:
+                both.watch_norm(norm, one)
         return both
 
     def around_op(self, block: int, op: AttentionOp, edit: OpEdit, *, inner: bool = False) -> None:
@@ -117,6 +129,10 @@ class Edits:
         """See an attention op as it runs, whatever other contexts do to its operands."""
         self._watch(_key(block, op), watch)
 
+    def watch_norm(self, key: NormKey, watch: NormWatch) -> None:
+        """See what a norm reads and what it gives."""
+        self.norm_watches.setdefault(key, []).append(watch)
+
     def _watch(self, key: tuple[int, OpKey], watch: OpWatch) -> None:
         first = self.watches.get(key)
 
@@ -130,7 +146,8 @@ class Edits:
     @property
     def blocks(self) -> set[int]:
         ops = {block for block, _ in (*self.ops, *self.watches)}
-        return {s.block for s in self.operands} | ops | {b for b, _ in self.bypass} | self.identity
+        norms = {key[0] for key in (*self.norms, *self.norm_watches)} | {b for b, _ in self.bypass}
+        return {s.block for s in self.operands} | ops | norms | self.identity
 
     @property
     def routed(self) -> bool:
@@ -147,6 +164,10 @@ def zero(x: Tensor) -> Tensor:
     return torch.zeros_like(x)
 
 
+def _past(x: Tensor, y: Tensor) -> Tensor:
+    return x.clone()
+
+
 def _then(first: Function, second: Function) -> Function:
     return lambda x: second(first(x))
 
@@ -159,10 +180,14 @@ def _plans(structure: Candidate, edits: Edits, owning: bool) -> dict[int, Plan]:
         plans[index].ops[key] = edit
     for (index, key), watch in edits.watches.items():
         plans[index].watches[key] = watch
+    for (index, name, turn), norm in edits.norms.items():
+        plans[index].norms[structure.model.get_submodule(name), turn] = norm
+    for (index, name, turn), watches in edits.norm_watches.items():
+        plans[index].norm_watches[structure.model.get_submodule(name), turn] = watches
     for index, junction in edits.bypass:
         block = structure.blocks[index]
         norms = block.norms if junction == FIRST else block.junctions[junction].norms
-        plans[index].norms |= {(structure.model.get_submodule(n.name), n.turn) for n in norms}
+        plans[index].norms |= {(structure.model.get_submodule(n.name), n.turn): _past for n in norms}
     for index, plan in plans.items():
         whole = tuple(structure.module(structure.blocks[index]).modules())
         plan.inside, plan.modules = whole[1:], set(whole) if owning else set()
@@ -172,28 +197,63 @@ def _plans(structure: Candidate, edits: Edits, owning: bool) -> dict[int, Plan]:
 class Editing(BlockWatch):
     """Context in which the model runs with `edits`. The model is as before when it closes.
 
-    `own` takes the attention interface over even where no edit needs it.
+    `own` takes the attention interface over even where no edit needs it. What edits have to read of the plain pass is
+    read by a pass before each call of the model, unless it has been `read` already.
     """
 
-    def __init__(self, structure: Candidate, edits: Edits, *, own: bool = False, skipped: int = 0) -> None:
+    def __init__(
+        self, structure: Candidate, edits: Edits, *, own: bool = False, skipped: int = 0, read: bool = False
+    ) -> None:
         super().__init__(structure, edits.blocks, skipped=skipped)
         self._identity, self._entered = edits.identity, dict[int, Tensor]()
-        self._inputs = edits.inputs
+        self._inputs, self._readings = edits.inputs, None if read else edits.readings
+        self._inside = self._reading = False  # of the outermost call, and of the pass before it
         self.own = own or edits.routed
         self._plans = _plans(structure, edits, self.own)
         self._modes: list[BlockMode] = []
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        norms = [module for plan in self._plans.values() for module, _ in plan.norms]
+        norms = [m for plan in self._plans.values() for m, _ in (*plan.norms, *plan.norm_watches)]
         holders = [self.model.get_submodule(name) for name in self.structure.ancestors]
         with ExitStack() as stack:
+            if self._readings is not None:
+                stack.enter_context(around_calls(holders, self._read_first, heard=self.heard))
             stack.enter_context(around_calls(norms, self._pass_norm))
             for inputs in self._inputs:
                 stack.enter_context(around_calls(holders, inputs.called))
             if self.own:
                 stack.enter_context(owned(self.model))
             yield
+
+    def heard(self) -> bool:
+        return not self._reading and super().heard()
+
+    def _read_first(self, module: nn.Module, call: Call, args: Any, kwargs: Any) -> Any:
+        """A plain pass, in which edits read what they need, before the outermost call of a module that holds all blocks."""
+        if self._inside:
+            return call()
+
+        def end() -> None:
+            self._inside = False
+
+        with undoing(end):
+            self._inside = True
+            self._read(module, [own(value) for value in args], {key: own(kwargs[key]) for key in kwargs})
+            return call()
+
+    def _read(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        if any(filled(value) for value in (*args, *kwargs.values())):
+            what = "what a filled cache holds is that of the edited model, and its plain pass is not known"
+            raise self.structure.error(self.structure.blocks[0], what, "Run it with use_cache=False")
+
+        def end() -> None:
+            self._reading = False
+
+        assert self._readings is not None
+        with undoing(end), measuring(self.model), Editing(self.structure, self._readings):
+            self._reading = True
+            module(*args, **kwargs)
 
     def enter(self, block: CandidateBlock, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if recomputing() and sum(b.name == block.name for b in self.structure.blocks) > 1:
@@ -256,8 +316,13 @@ class Editing(BlockWatch):
         mode = self._modes[-1]
         turn = mode.norm_turns.get(module, 0)
         mode.norm_turns[module] = turn + 1
-        if (module, turn) not in mode.plan.norms:
+        edit = mode.plan.norms.get((module, turn))
+        watches = mode.plan.norm_watches.get((module, turn), [])
+        if edit is None and not watches:
             return output
         x = args[0] if args else next(iter(kwargs.values()))
         place, out = next(walk(output))  # some return a scale of a number format beside it
-        return replace(output, place, x.clone() if x.dtype == out.dtype else x.to(out.dtype))
+        wide = x if x.dtype.itemsize >= WIDE else x.float()
+        for watch in watches:
+            watch(wide, out)
+        return output if edit is None else replace(output, place, mode.checked(edit)(wide, out).to(out.dtype))

@@ -9,7 +9,7 @@ removed again are not called; the adds that these would make are counted.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor, nn
@@ -69,7 +69,11 @@ class Passes:
         self._wanted: set[Inner] = set()
         self._begins: set[Inner] = set()
         self._reach = structure.depth if proving else 0  # how many blocks are recorded
-        for edits in wanted if shortcuts else ():
+        self._readings = Edits()  # of all that is wanted, in the plain pass
+        for edits in wanted:
+            self._readings = self._readings.then(edits.readings or Edits())
+            if not shortcuts:
+                continue
             self._wanted |= set(self._unused(self.base.then(edits)))
             self._begins |= set(self._done_before(edits))
             self._reach = max(self._reach, min(edits.blocks, default=0))
@@ -86,7 +90,9 @@ class Passes:
         on_stream: gets layer and stream (batch, tokens, dim), layers 0 … L
         """
         around = self._record if self.shortcuts else None
-        return self._run(self.base, on_stream, stop, around, 0)
+        if self.base.readings is not None:
+            self._run(self.base.readings, None, False, None, 0)
+        return self._run(self.base.then(self._readings), on_stream, stop, around, 0)
 
     def edited(self, edits: Edits, on_stream: OnStream | None = None, *, stop: bool = False) -> Any:
         """The output under `edits`; `on_stream` gets layers behind the first edited block: the others are as before."""
@@ -102,7 +108,7 @@ class Passes:
 
         if not (skipped or unused or begun or self.finished):
             return self._run(together, beyond, stop, None, 0)
-        with Editing(self.structure, together, skipped=skipped) as editing:
+        with Editing(self.structure, together, skipped=skipped, read=True) as editing:
 
             def serve(module: nn.Module, call: Call, args: Any, kwargs: Any) -> Any:
                 if module in self.finished:
@@ -136,7 +142,8 @@ class Passes:
         self._inside = -1
         self.tap = tap = Tap(self.structure, on_stream or _nothing, stop=stop, skipped=skipped)
         with ExitStack() as stack:
-            stack.enter_context(Editing(self.structure, edits) if edits is not None else nullcontext())
+            if edits is not None:
+                stack.enter_context(Editing(self.structure, edits, read=True))
             if on_stream is not None or stop:
                 stack.enter_context(tap)
             if around is not None:
@@ -204,8 +211,8 @@ class Passes:
     def _done_before(self, edits: Edits) -> dict[Inner, int]:
         """The modules of the first edited block that are done before its first edit, and the adds that they make."""
         number = min(edits.blocks, default=-1)
-        ops = {block for each in (self.base, edits) for block, _ in (*each.ops, *each.watches)}
-        if number < 0 or number in edits.identity | ops:
+        inside = {key[0] for each in (self.base, edits) for key in (*each.ops, *each.watches, *each.norms)}
+        if number < 0 or number in edits.identity | inside:
             return {}
         block = self.structure.blocks[number]
         places = [site.ordinal for site in edits.operands if site.block == number]

@@ -47,6 +47,11 @@ def own(value: Any) -> Any:
     return value
 
 
+def filled(value: Any) -> bool:
+    """Whether it is a cache that holds keys and values already."""
+    return hasattr(value, "get_seq_length") and int(value.get_seq_length()) > 0
+
+
 def size_of(value: Any) -> int:
     """Bytes of the tensors in it."""
     total = 0

@@ -18,7 +18,7 @@ from rc_probe.hooks.structure.structure import (
     CandidateBlock,
     CandidateBranch,
     Kind,
-    NormAfter,
+    NormCall,
     Site,
 )
 from rc_probe.hooks.structure.tape import walk
@@ -120,7 +120,7 @@ def _refuse_unless_constant(
     )
 
 
-def _normed(candidate: Candidate, block: CandidateBlock, norm: NormAfter, x: Tensor) -> Tensor:
+def _normed(candidate: Candidate, block: CandidateBlock, norm: NormCall, x: Tensor) -> Tensor:
     try:
         outputs = walk(candidate.model.get_submodule(norm.name)(x))
         out = next(tensor for _, tensor in outputs)  # some return a scale of a number format beside it

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rc_probe.hooks.edits.block_mode import Function
 from rc_probe.hooks.edits.block_watch import BlockWatch, fetch, replace
 from rc_probe.hooks.edits.edits import Editing, Edits
+from rc_probe.hooks.edits.recording import filled
 from rc_probe.hooks.structure.structure import Candidate, CandidateBlock, CandidateBranch
 
 Calls = dict[int, tuple[tuple[Any, ...], dict[str, Any]]]  # by block: args, kwargs
@@ -29,7 +30,7 @@ class Replay(BlockWatch):
 
     def enter(self, block: CandidateBlock, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for value in (*args, *kwargs.values()):
-            if block.index == 0 and hasattr(value, "get_seq_length") and int(value.get_seq_length()) > 0:
+            if block.index == 0 and filled(value):
                 raise self.structure.error(
                     block,
                     "it is given keys and values from elsewhere (prefix tuning, or a filled cache), and "
@@ -47,6 +48,8 @@ class Replay(BlockWatch):
     def run(self, block: CandidateBlock, stream: Tensor, edits: Edits) -> Tensor:
         """The block's output stream for another input stream, with `edits`."""
         args, kwargs = replace(_own(self.calls[block.index]), block.entry, stream.clone())
+        if not edits.blocks:  # the block is watched all the same
+            edits = everywhere([block], lambda x: x)
         with _Once(self.structure, edits, block, (args, kwargs)) as once:
             self.structure.module(block)(*args, **kwargs)
         out: Tensor = fetch(once.output, block.exit)

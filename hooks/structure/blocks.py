@@ -14,7 +14,7 @@ from .structure import (
     CandidateBlock,
     CandidateBranch,
     CandidateJunction,
-    NormAfter,
+    NormCall,
     Site,
     form,
     is_attention_op,
@@ -65,7 +65,8 @@ def read_block(tape: Tape, call: Call, spine: list[Node], index: int, batch: int
     return CandidateBlock(
         index, call.name, call.turn, turns, tuple(junctions), entry, exits[0], forms, len(adds), len(ops), len(shape),
         shape[features], batch_axis, features, inside, 0, read_flow(tape, call, adds, exits[0]),
-        _norms_before(tape, call, stream, spine[0]), normed_before(tape, call, stream, spine[0]),
+        _norms_before(tape, call, stream, spine[0]), _branch_norms(tape, call, stream, spine, out),
+        normed_before(tape, call, stream, spine[0]),
     )  # fmt: skip
 
 
@@ -192,7 +193,7 @@ def _heads(tape: Tape, op: Node, batch: int) -> int:
     return max(shape[0] // batch, 1)
 
 
-def _norms_before(tape: Tape, call: Call, stream: int, first: Node) -> tuple[NormAfter, ...]:
+def _norms_before(tape: Tape, call: Call, stream: int, first: Node) -> tuple[NormCall, ...]:
     """Norm modules that the stream itself goes through before the first add of the block (MiniMax); none where others scale it."""
     try:
         return _norms_between(tape, call, max(stream, call.first - 1), first)
@@ -202,9 +203,9 @@ def _norms_before(tape: Tape, call: Call, stream: int, first: Node) -> tuple[Nor
 
 def _norms_between(
     tape: Tape, call: Call, start: int, until: Node, junction: Node | None = None
-) -> tuple[NormAfter, ...]:
+) -> tuple[NormCall, ...]:
     """Norm modules on the stream after the node `start`, the add of `junction`, up to the next junction or the end of the block."""
-    found: list[NormAfter] = []
+    found: list[NormCall] = []
     chain = [n for n in tape.nodes[start + 1 : until.index + 1] if n.bit & until.carried and n.norm]
     seen: set[int] = set()
     for n in chain:
@@ -222,8 +223,42 @@ def _norms_between(
                 where=f"{type(tape.model).__name__} ({call.name})",
                 todo=f"This block cannot be probed exactly. {REPORT}",
             )
-        turn = sum(
-            c.module is owner.module and c.index < owner.index and c.first >= call.first for c in tape.calls
-        )
-        found.append(NormAfter(owner.name, turn) if whole else NormAfter(n.op, -1))
+        found.append(_norm_call(tape, call, owner) if whole else NormCall(n.op, -1))
     return tuple(found)
+
+
+def _norm_call(tape: Tape, call: Call, owner: Call) -> NormCall:
+    """The norm that a module called inside the block is, and which of the calls of this module it was."""
+    turn = sum(
+        c.module is owner.module and c.index < owner.index and c.first >= call.first for c in tape.calls
+    )
+    return NormCall(owner.name, turn)
+
+
+def _branch_norms(tape: Tape, call: Call, stream: int, spine: list[Node], out: Node) -> tuple[NormCall, ...]:
+    """The norms that branches read the stream through: what they give is the stream but for scale, and does not go on as such.
+
+    A factor that is computed from the stream by weights is a gate, and no norm.
+    """
+    on_stream = out.carried
+    for node in spine:
+        on_stream |= node.carried
+    found: dict[int, NormCall] = {}
+    for n in tape.nodes[call.first : call.last + 1]:
+        if not n.norm or on_stream & n.bit or not n.carried >> stream & 1:
+            continue
+        read = max((node.index for node in spine if n.carried & node.bit), default=stream)
+        if n.op not in NORMS and not any(_scale(tape, i, read) for i in n.inputs if i != n.keeps):
+            continue
+        owner = tape.calls[n.call]
+        whole = owner.index != call.index and any(
+            tape.nodes[o].carried & n.bit for o in owner.outputs.values()
+        )
+        found.setdefault(n.call, _norm_call(tape, call, owner) if whole else NormCall(n.op, -1))
+    return tuple(found.values())
+
+
+def _scale(tape: Tape, value: int, stream: int) -> bool:
+    """Whether it is computed from this stream, and without weights."""
+    node = tape.nodes[value]
+    return bool(node.above >> stream & 1) and not node.far >> stream & 1

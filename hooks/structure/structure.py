@@ -82,8 +82,8 @@ class Branch(CandidateBranch):
 
 
 @dataclass(frozen=True)
-class NormAfter:
-    """A norm through which the stream itself goes after a junction (post-LN).
+class NormCall:
+    """A norm in a block: the stream itself goes through it (post-LN), or what a branch reads of the stream does.
 
     `turn` counts the calls of the module within one block call; it is -1 when the block calls the
     norm as a function, so that there is no module to bypass.
@@ -99,7 +99,7 @@ class CandidateJunction:
 
     skip: Site
     branches: tuple[CandidateBranch, ...]
-    norms: tuple[NormAfter, ...]
+    norms: tuple[NormCall, ...]
     where: str  # file:line of the add
 
     @property
@@ -136,7 +136,8 @@ class CandidateBlock:
     add_axis: int  # the same at its adds: -1 where a block turns such a stream to have its features last
     routed: int  # how many calls of the attention interface one call makes, where we own it
     flow: Flow  # which of its operations and modules are used for what
-    norms: tuple[NormAfter, ...]  # that the stream goes through before the first add
+    norms: tuple[NormCall, ...]  # that the stream goes through before the first add
+    branch_norms: tuple[NormCall, ...]  # that branches read the stream through
     normed_before: (
         str  # the name of the first of them, or of what normalises it there without a module; "": none
     )
@@ -144,6 +145,11 @@ class CandidateBlock:
     @property
     def branches(self) -> tuple[CandidateBranch, ...]:
         return tuple(b for j in self.junctions for b in j.branches)
+
+    @property
+    def every_norm(self) -> tuple[NormCall, ...]:
+        """Those on the stream, then those that branches read through."""
+        return (*self.norms, *(n for j in self.junctions for n in j.norms), *self.branch_norms)
 
     def outside(self, value: Tensor, shape: Sequence[int]) -> Tensor:
         """A value of an add inside, in the layout of the stream outside, whose shape is `shape`."""
@@ -255,6 +261,20 @@ class Structure(Candidate):
                 )
                 raise self.error(block, what, "Load the model with attn_implementation='eager' or 'sdpa'")
             found += [(block, op) for op in ops]
+        return found
+
+    def norm_calls(self, numbers: tuple[int, ...] | None) -> list[tuple[Block, NormCall]]:
+        """The norms of these blocks, from 1; None: of all that have one. RcProbeError where one is no module."""
+        blocks = self.numbered(numbers)
+        normed = [block for block in blocks if block.every_norm]
+        for block in [b for b in blocks if b not in normed] if numbers or not normed else []:
+            what = "it has no norm on the stream or at a branch's input"
+            raise self.error(block, what, "Choose another block, or leave the norms alone")
+        found = [(block, norm) for block in normed for norm in block.every_norm]
+        for block, norm in found:
+            if norm.turn < 0:
+                what = f"a norm of it is no module, but the operation {norm.name!r} of the block's own code"
+                raise self.error(block, what, "Choose other blocks, or leave the norms alone")
         return found
 
     def unseen(self, what: str) -> str:

@@ -3,7 +3,8 @@
 from .gate import Gated
 from .intervention import Intervention
 from .mask import Masked
+from .norm import Normed
 from .pattern import Pattern
 from .temperature import Temperature
 
-KINDS: tuple[type[Intervention], ...] = (Gated, Masked, Temperature, Pattern)
+KINDS: tuple[type[Intervention], ...] = (Gated, Masked, Normed, Temperature, Pattern)

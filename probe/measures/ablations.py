@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rc_probe.interventions.gate import Gated
 from rc_probe.interventions.grammar import parse_intervention
-from rc_probe.interventions.intervention import Variant, span
+from rc_probe.interventions.intervention import Intervention, Variant, span
 from rc_probe.options import Options, option
 from rc_probe.registry import PAPER, WHOLE
 from rc_probe.results.tables import BASELINE, METRIC, Column, Table
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from .context import Context
 
 ABLATIONS = Table("ablations", "Every ablation and metric at the last layer", (
-    Column("component", "str", "what is off, or the name of a variant of the paper"),
+    Column("component", "str", "what is off or changed, or the name of a variant of the paper"),
     Column("layer", "str", "in which blocks, counted from 1"),
     Column("head", "str", "which heads, counted from 1; empty for all else"),
     METRIC,
@@ -77,7 +78,12 @@ def _columns(variant: Variant) -> dict[str, str | None]:
     return {
         "component": variant.name
         if variant.name in PAPER
-        else "+".join(dict.fromkeys(each.part for each in given)),
+        else "+".join(dict.fromkeys(_what(each) for each in given)),
         "layer": "+".join(dict.fromkeys(span(each.blocks) for each in given)),
         "head": "+".join(heads) or None,
     }
+
+
+def _what(each: Intervention) -> str:
+    """The part; with its value where that says what is done: `norm=frozen`, but `mlp` whatever its gate."""
+    return each.part if isinstance(each, Gated) else f"{each.part}={each.value}"

@@ -18,7 +18,7 @@ from support.structures import with_block, with_branch, with_junction
 from rc_probe import RcProbeError
 from rc_probe.cli.app import main
 from rc_probe.hooks.attach import find_structure
-from rc_probe.hooks.structure.structure import NormAfter, Structure
+from rc_probe.hooks.structure.structure import NormCall, Structure
 from rc_probe.models import architectures as table
 
 # One model type for each structural pattern: the blocks of its main stack, read off the library's code.
@@ -119,7 +119,7 @@ def no_norm(structure: Structure) -> Structure:
 
 def other_norm(structure: Structure) -> Structure:
     name = structure.blocks[0].junctions[0].norms[0].name
-    return with_junction(structure, -1, -1, norms=(NormAfter(name, 0),))
+    return with_junction(structure, -1, -1, norms=(NormCall(name, 0),))
 
 
 def missed_junction(structure: Structure) -> Structure:
