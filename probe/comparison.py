@@ -24,7 +24,7 @@ from rc_probe.results.json_file import HTML_NAME, SCHEMA, reading
 from rc_probe.results.like_for_like import aligned, unlike
 from rc_probe.results.protocols import Failure, Run
 from rc_probe.results.saving import save_whole
-from rc_probe.results.tables import COMPARED, DIFFED, FRAMES, RUN, STEP, Column, Row, page
+from rc_probe.results.tables import CLAIMS, COMPARED, DIFFED, FRAMES, RUN, STEP, Column, Row, page
 from rc_probe.results.tables import Table as Declared
 from rc_probe.results.words import name_of
 
@@ -278,7 +278,7 @@ def tables_page() -> str:
     """docs/tables.md."""
     compared = [*COMPARED.values(), *STACKED.values()]
     frames = {"Frames from Python, and `rc-probe lm-eval`": FRAMES.values()}
-    two = {"A difference of two models": [DIFFED["differences"]]}
+    two = {"A difference of two models": [DIFFED["differences"]], "An experiment": CLAIMS.values()}
     return page({"A run": TABLES.values(), "A comparison": compared, **two, **frames})
 
 

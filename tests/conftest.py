@@ -12,8 +12,8 @@ import torch
 from support import trained
 from support.command import run, texts  # noqa: F401 - fixtures
 from support.pages import no_figures  # noqa: F401 - a fixture
+from support.sorting import Trained, train_sorting
 
-from rc_probe.experiments.sorting import Trained, train_sorting
 from rc_probe.models.load import Loaded, load_model
 
 torch.set_num_threads(1)

@@ -35,6 +35,7 @@ COMMANDS = {  # besides the main job: what each is for
     "sweep": "A list of models, one per line, and their comparison.",
     "compare": "Several results in one report.",
     "diff": "How far one model is from another, by layer, block and branch.",
+    "experiment": "The papers' small trained experiments, claim by claim.",
     "lm-eval": "Scores of lm-evaluation-harness without parts of a model.",
     "architectures": "What is proved about which model type.",
 }
@@ -70,6 +71,8 @@ Commands:
   rc-probe compare RUN RUN …                     results of several models or versions in one report
 
   rc-probe diff gpt2 ./tuned --data texts.txt    where a tuned, merged or quantised model differs
+
+  rc-probe experiment sort                       a paper's experiment on this machine; --list names all
 
   rc-probe lm-eval gpt2 --tasks arc_easy --ablate mlp@7   accuracy without a part
 

@@ -26,6 +26,7 @@ from .adapter import add_adapter, base_of, brought
 from .libraries import first_line, quiet
 from .locate import SAVE, Source, load_config, locate
 from .missing_weights import check_keys, check_size
+from .own import class_of
 from .stored_dtype import stored_dtype
 from .towers import Part, pick
 from .towers import modality as modality_of
@@ -169,6 +170,8 @@ def _model_class(config: Any, source: Source) -> Any:
     """
     if source.gguf and type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         return transformers.AutoModelForCausalLM
+    if own := class_of(config.model_type):
+        return own
     for name in config.architectures or []:
         cls: Any = getattr(transformers, name, None)
         known = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)

@@ -18,6 +18,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 from rc_probe.hooks.errors import RcProbeError
 
 from .libraries import first_line, hub_problem
+from .own import class_of
 from .packaged import DEMOS, check_revision, is_here
 
 MOST = 99_999  # layers, experts or sizes of a block that a config may ask for
@@ -122,6 +123,7 @@ def load_config(source: Source) -> Any:
     kind = raw.get("model_type")
     if not isinstance(kind, str | None):
         raise source.error("the model_type of config.json is no text", SAVE)
+    class_of(kind)  # one of ours is known from now on
     if not source.options["trust_remote_code"] and kind not in transformers.CONFIG_MAPPING:
         if raw.get("auto_map"):
             todo = "Read that code, then allow it with --trust-remote-code"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from .protocols import Result
+from .protocols import Declaring, Result
 from .words import THINGS, many, number, power_of_ten
 
 LENGTH = "path length (heads on it)"  # along x
@@ -52,7 +52,7 @@ def ends_of(name: str, one: Series, unit: str = "length") -> str:
     return text + last if len(one.lengths) > 1 else text
 
 
-def rows_of(result: Result, **fixed: Any) -> pd.DataFrame:
+def rows_of(result: Declaring, **fixed: Any) -> pd.DataFrame:
     """The rows of the table `paths` that have a mean and these values."""
     frame = result.declared["paths"].read(result.tables)
     kept = frame["mean"].notna()
@@ -62,7 +62,7 @@ def rows_of(result: Result, **fixed: Any) -> pd.DataFrame:
 
 
 def series(
-    result: Result, metric: str, scope: str = ALONE, *, estimator: str = "exact", drawn: int | None = None
+    result: Declaring, metric: str, scope: str = ALONE, *, estimator: str = "exact", drawn: int | None = None
 ) -> Series | None:
     """`metric` by length; `drawn`: of estimates from this many paths. None where it was not measured."""
     rows = rows_of(result, metric=metric, scope=scope, estimator=estimator)
@@ -74,13 +74,13 @@ def series(
     return Series(rows["length"].astype(int).tolist(), *values)
 
 
-def level(result: Result, metric: str, scope: str) -> float | None:
+def level(result: Declaring, metric: str, scope: str) -> float | None:
     """The one value of a scope without length: `full`, `baseline` or `none` (biases alone)."""
     rows = rows_of(result, metric=metric, scope=scope)
     return float(rows["mean"].iloc[0]) if len(rows) else None
 
 
-def draws(result: Result, metric: str) -> list[tuple[str, int]]:
+def draws(result: Declaring, metric: str) -> list[tuple[str, int]]:
     """(estimator, paths drawn) of the estimates of single lengths, in the order of the table."""
     rows = rows_of(result, metric=metric, scope=ALONE)
     rows = rows[rows["drawn"].notna() & rows["estimator"].isin(["sampled", "live"])]
@@ -88,7 +88,7 @@ def draws(result: Result, metric: str) -> list[tuple[str, int]]:
     return [(str(estimator), int(drawn)) for estimator, drawn in pairs]
 
 
-def quality(result: Result) -> str | None:
+def quality(result: Declaring) -> str | None:
     """The best metric there is of what paths are worth: accuracy against what is right, else agreement."""
     return next((metric for metric in ("accuracy", "agreement") if series(result, metric)), None)
 

@@ -37,6 +37,18 @@ class Tables(Protocol):
         """All of it as JSON."""
 
 
+class Declaring(Protocol):
+    """Tables whose columns are declared."""
+
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Tidy frames by name."""
+
+    @property
+    def declared(self) -> Mapping[str, Table]:
+        """What a table's columns mean, by its name."""
+
+
 class Result(Tables, Protocol):
     """One run; see `rc_probe.ProbeResult`."""
 
@@ -73,6 +85,22 @@ class Differing(Tables, Protocol):
 
     a: dict[str, Any]
     b: dict[str, Any]
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+
+    @property
+    def declared(self) -> Mapping[str, Table]:
+        """What a table's columns mean, by its name."""
+
+    @property
+    def verdict(self) -> dict[str, Any]:
+        """The finding in words and numbers."""
+
+
+class Claiming(Tables, Protocol):
+    """An experiment with its claims; see `rc_probe.experiments.result.ExperimentResult`."""
+
+    experiment: dict[str, Any]
     settings: dict[str, Any]
     environment: dict[str, Any]
 

@@ -178,6 +178,20 @@ DIFFED = _named(
     RUN_TABLES["checks"],
 )  # fmt: skip
 
+# Of an experiment (`rc-probe experiment NAME`), which brings its other tables.
+CLAIMS = _named(
+    Table("claims", "What is claimed, and what was measured", (
+        Column("claim", "str", "what is claimed"),
+        Column("source", "str", "who claims it, and where"),
+        Column("expected", "str", "where the number of every seed has to be for the claim to hold"),
+        Column("measured", "float64", "mean over seeds; empty where these sizes did not measure it"),
+        Column("low", "float64", "lowest of the seeds"),
+        Column("high", "float64", "highest of the seeds"),
+        Column("seeds", "int64", "how many seeds"),
+        Column("holds", "boolean", "whether it holds with every seed; empty where it was not measured"),
+    )),
+)  # fmt: skip
+
 # What `frame()` and `lm-eval` give, in no result.
 FRAMES = _named(
     Table("attach", "Every metric at every layer", STREAM),

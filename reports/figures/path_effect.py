@@ -1,7 +1,7 @@
 """The figure of what paths of each length are worth: exact by scope, and the estimates from a few paths over it."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -21,12 +21,12 @@ from rc_probe.results.path_verdict import (
     series,
     texts_of,
 )
-from rc_probe.results.protocols import Result
+from rc_probe.results.protocols import Declaring
 from rc_probe.results.words import number
 
 from .canvas import Panel, panel_of
-from .panels import Figure, Key, Styles, by_layer, draw_line, draw_marks, set_scale, svg_dashes
-from .svg import FG, MUTED, PANEL, SAN, SAN_MLP, SAN_SKIP, THEME, TRANSFORMER
+from .panels import Dashes, Figure, Key, Styles, by_layer, draw_line, draw_marks, set_scale, svg_dashes
+from .svg import FG, MORE, MUTED, PANEL, SAN, SAN_MLP, SAN_SKIP, THEME, TRANSFORMER
 
 TITLES = {"agreement": "Agreement with the whole model", "accuracy": "Accuracy"}
 SCOPES = {ALONE: "length k alone", UP_TO: "all up to k", ALL_BUT: "all but k"}
@@ -35,6 +35,7 @@ _LINES: Styles = {
     SCOPES[ALONE]: (SAN, ()), SCOPES[UP_TO]: (TRANSFORMER, ()), SCOPES[ALL_BUT]: (SAN_SKIP, (5, 2.2)),
     LEVELS[FULL]: (FG, (7, 3)), LEVELS[BASELINE]: (MUTED, (1.2, 1.8)), LEVELS[NONE]: (MUTED, (6.5, 2, 1.2, 2)),
 }  # fmt: skip
+Lines = Mapping[tuple[str, float], tuple[str, Dashes]]  # name and height of a line across, and its style
 # Colour, marker and the marker's path in a legend.
 _MARKS = {
     "sampled": (SAN_MLP, "s", "M10.5 1.5h9v9h-9z"),
@@ -42,8 +43,21 @@ _MARKS = {
 }
 
 
-def effect_figure(result: Result) -> Figure | None:
-    """How well the model's head does with paths of each length: exact by scope, then exact under the estimates."""
+SPREAD = "95 % interval of the mean"
+_MORE: tuple[tuple[str, Dashes], ...] = (
+    (MORE[0], (1.2, 1.8)),
+    (MORE[1], (6.5, 2, 1.2, 2)),
+    (MORE[2], (5, 2.2)),
+)
+
+
+def effect_figure(
+    result: Declaring, *, guesses: Mapping[str, float] | None = None, spread: str = SPREAD
+) -> Figure | None:
+    """How well the model's head does with paths of each length: exact by scope, then exact under the estimates.
+
+    guesses: further lines across the panels of accuracy, three at most; spread: what bands and bars are
+    """
     best = quality(result)
     if best is None:
         return None
@@ -51,14 +65,19 @@ def effect_figure(result: Result) -> Figure | None:
     drawn = draws(result, best)
     small = len(set(shown)) + bool(drawn) > 2
     size = {"width": 330, "height": 250} if small else {}
-    panels = [_scopes_panel(result, metric, **size) for metric in dict.fromkeys(shown)]
-    panels += [_draws_panel(result, best, drawn, **size)] if drawn else []
+    lines = dict(zip((guesses or {}).items(), _MORE, strict=False))
+    panels = [
+        _scopes_panel(result, metric, lines if metric == best else {}, **size)
+        for metric in dict.fromkeys(shown)
+    ]
+    panels += [_draws_panel(result, best, drawn, lines, **size)] if drawn else []
     names = {name for metric in shown for name in _levels(result, metric)}
     keys = [_key(name) for name in _LINES if name in SCOPES.values() or name in names]
+    keys += [Key(name, THEME[colour], svg_dashes(dashes)) for (name, _), (colour, dashes) in lines.items()]
     keys += [_mark_key(*one, hollow=_hollow(drawn, one)) for one in drawn]
     caption = (
         "What the model’s own head makes of a part of its paths, with attention, norms and activations as in the "
-        "whole model; biases are always there. Bands and bars: 95 % interval of the mean."
+        f"whole model; biases are always there. Bands and bars: {spread}."
     )
     if drawn:
         caption += " Sampled paths are terms of the exact sum; live paths run alone, attention recomputed on their own states."
@@ -84,7 +103,7 @@ def _hollow(drawn: list[tuple[str, int]], one: tuple[str, int]) -> bool:
     return one[1] < max(n for estimator, n in drawn if estimator == one[0])
 
 
-def _levels(result: Result, metric: str) -> dict[str, float]:
+def _levels(result: Declaring, metric: str) -> dict[str, float]:
     """The reference lines; that the whole model agrees with itself needs none."""
     found = {name: level(result, metric, scope) for scope, name in LEVELS.items()}
     return {
@@ -94,24 +113,26 @@ def _levels(result: Result, metric: str) -> dict[str, float]:
     }
 
 
-def _start(panel: Panel, result: Result, metric: str, every: Iterable[Series]) -> None:
+def _start(panel: Panel, result: Declaring, metric: str, every: Iterable[Series], lines: Lines) -> None:
     """Scales and reference lines of a panel of `metric`, which lies between 0 and 1."""
-    levels, shown = _levels(result, metric), list(every)
+    shown = list(every)
+    styles = dict(_LINES) | {name: style for (name, _), style in lines.items()}
+    levels = _levels(result, metric) | dict(lines.keys())
     by_layer(panel.axes, max(one.lengths[-1] for one in shown), LENGTH)
     highs = [min(1.0, high) for one in shown for high in (*one.means, *one.highs) if math.isfinite(high)]
     set_scale(panel.axes, [*highs, *levels.values()], log=False, full=metric == "agreement")
     for name, value in levels.items():
-        colour, dashes = _LINES[name]
+        colour, dashes = styles[name]
         gid = panel.hover([f"{name[0].upper()}{name[1:]}: {number(value, 3)}"])
         panel.axes.axhline(value, color=colour, linewidth=1.3, linestyle=(0, dashes), gid=gid, zorder=1.5)
         panel.words.append(f"{name} {number(value, 3)}")
 
 
-def _scopes_panel(result: Result, metric: str, **size: float) -> str:
+def _scopes_panel(result: Declaring, metric: str, lines: Lines, **size: float) -> str:
     found = {name: series(result, metric, scope) for scope, name in SCOPES.items()}
     shown = {name: one for name, one in found.items() if one}
     with panel_of(f"p{metric[:2]}", TITLES[metric], **size) as panel:
-        _start(panel, result, metric, shown.values())
+        _start(panel, result, metric, shown.values(), lines)
         for name, one in shown.items():
             _line(panel, name, one)
     return panel.svg
@@ -131,13 +152,15 @@ def _line(panel: Panel, name: str, one: Series, *, marks: bool = True) -> None:
     panel.words.append(ends_of(name, one))
 
 
-def _draws_panel(result: Result, metric: str, drawn: list[tuple[str, int]], **size: float) -> str:
+def _draws_panel(
+    result: Declaring, metric: str, drawn: list[tuple[str, int]], lines: Lines, **size: float
+) -> str:
     """The estimates from a few paths, beside each other over the exact line."""
     exact = series(result, metric)
     found = {one: series(result, metric, estimator=one[0], drawn=one[1]) for one in drawn}
     shown = {one: values for one, values in found.items() if values}
     with panel_of("pdrawn", f"{TITLES[metric]}, length k alone", **size) as panel:
-        _start(panel, result, metric, filter(None, [exact, *shown.values()]))
+        _start(panel, result, metric, filter(None, [exact, *shown.values()]), lines)
         if exact:
             _line(panel, SCOPES[ALONE], exact, marks=False)
         shifts = np.linspace(-0.27, 0.27, len(shown)) if len(shown) > 1 else [0.0]

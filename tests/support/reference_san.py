@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rc_probe.experiments.san import SANAttention, SANForTokenClassification
+from rc_probe.models.own.san import SANAttention, SANForTokenClassification
 
 
 def draw_paths(depth: int, heads: int, length: int, count: int, rng: np.random.Generator) -> np.ndarray:

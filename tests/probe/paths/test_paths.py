@@ -17,12 +17,13 @@ import pytest
 import torch
 import transformers
 from support import reference_san, trained, zoo
+from support.sorting import Trained
 from torch import Tensor
 
 from rc_probe import paths
 from rc_probe.data.batches import batches
 from rc_probe.data.samples import load_samples
-from rc_probe.experiments.sorting import Trained, accuracy
+from rc_probe.experiments.labelling.data import accuracy
 from rc_probe.hooks.attach import find_structure
 from rc_probe.hooks.edits.model_head import ModelHead
 from rc_probe.hooks.errors import RcProbeError

@@ -19,6 +19,9 @@ from transformers.modeling_outputs import BaseModelOutput, TokenClassifierOutput
 class SANConfig(transformers.PretrainedConfig):  # type: ignore[misc]  # transformers has no types here
     """Sizes of a SAN; the defaults are those for sorting 8 letters of 10.
 
+    vocab_size: 0 where tokens are points instead of ids
+    coordinates: of such a point; 0 where tokens are ids
+    skip: whether attention has its skip
     intermediate_size: width of the MLPs, 0 for none
     max_position_embeddings: longest sequence; 0 for no positions
     """
@@ -28,6 +31,8 @@ class SANConfig(transformers.PretrainedConfig):  # type: ignore[misc]  # transfo
     def __init__(
         self,
         vocab_size: int = 10,
+        coordinates: int = 0,
+        skip: bool = True,
         hidden_size: int = 48,
         num_hidden_layers: int = 6,
         num_attention_heads: int = 2,
@@ -41,6 +46,8 @@ class SANConfig(transformers.PretrainedConfig):  # type: ignore[misc]  # transfo
         **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
+        self.coordinates = coordinates
+        self.skip = skip
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
@@ -58,7 +65,7 @@ class Mixing(nn.Linear):
 
 
 class SANAttention(nn.Module):
-    """Multi-head self-attention (batch, tokens, dim) -> (batch, tokens, dim), without mask."""
+    """Multi-head self-attention (batch, tokens, dim) -> (batch, tokens, dim) among the tokens that the mask keeps."""
 
     def __init__(self, config: SANConfig) -> None:
         super().__init__()
@@ -67,13 +74,13 @@ class SANAttention(nn.Module):
         self.query, self.key = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.value, self.output = Mixing(dim, dim), Mixing(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, v = (
             part(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, T, dim / heads)
             for part in (self.query, self.key, self.value)
         )
         mixed = nn.functional.scaled_dot_product_attention(
-            q, k, v, dropout_p=self.dropout if self.training else 0.0
+            q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
         )
         out: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
         return out
@@ -85,6 +92,7 @@ class SANBlock(nn.Module):
     def __init__(self, config: SANConfig) -> None:
         super().__init__()
         dim, width = config.hidden_size, config.intermediate_size
+        self.skip = config.skip
         self.attention = SANAttention(config)
         self.attention_norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
@@ -92,8 +100,9 @@ class SANBlock(nn.Module):
             self.mlp = nn.Sequential(nn.Linear(dim, width), nn.GELU(), nn.Linear(width, dim))
             self.mlp_norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.attention_norm(self.dropout(self.attention(x)) + x)
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        mixed = self.dropout(self.attention(x, mask))
+        x = self.attention_norm(mixed + x if self.skip else mixed)
         if hasattr(self, "mlp"):
             x = self.mlp_norm(self.dropout(self.mlp(x)) + x)
         return x
@@ -117,12 +126,16 @@ class SANPreTrained(transformers.PreTrainedModel):  # type: ignore[misc]
 
 
 class SANModel(SANPreTrained):
-    """Token ids (batch, tokens) -> last_hidden_state (batch, tokens, dim)."""
+    """Token ids (batch, tokens), or points (batch, tokens, coordinates), -> last_hidden_state (batch, tokens, dim)."""
 
     def __init__(self, config: SANConfig) -> None:
         super().__init__(config)
         dim, positions = config.hidden_size, config.max_position_embeddings
-        self.words = nn.Embedding(config.vocab_size, dim)
+        if config.coordinates:
+            self.main_input_name = "points"
+            self.words: nn.Module = nn.Sequential(nn.Linear(config.coordinates, dim), nn.GELU())
+        else:
+            self.words = nn.Embedding(config.vocab_size, dim)
         self.positions = nn.Embedding(positions, dim) if positions else None
         self.project = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
@@ -130,34 +143,59 @@ class SANModel(SANPreTrained):
         self.blocks = nn.ModuleList(SANBlock(config) for _ in range(config.num_hidden_layers))
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Embedding:
+    def get_input_embeddings(self) -> nn.Module:
         return self.words
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: nn.Module) -> None:
         self.words = value
 
-    def forward(self, input_ids: Tensor) -> BaseModelOutput:
-        x = self.words(input_ids)
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        points: Tensor | None = None,
+    ) -> BaseModelOutput:
+        given = input_ids if points is None else points
+        assert given is not None
+        x = self.words(given)
         if self.positions is not None:
-            x = x + self.positions(torch.arange(input_ids.shape[1], device=input_ids.device))
+            x = x + self.positions(torch.arange(given.shape[1], device=given.device))
         x = self.dropout(self.norm(self.project(x)))
+        mask = (
+            None if attention_mask is None else attention_mask.bool()[:, None, None]
+        )  # (B, 1, 1, T): of keys
         for block in self.blocks:
-            x = block(x)
+            x = block(x, mask)
         return BaseModelOutput(last_hidden_state=x)
 
 
 class SANForTokenClassification(SANPreTrained):
-    """Token ids (batch, tokens) -> logits (batch, tokens, num_labels); with labels, the mean cross-entropy."""
+    """The inputs of SANModel -> logits (batch, tokens, num_labels); with labels, the mean cross-entropy.
+
+    labels (batch, tokens): −100 where nothing is asked
+    """
 
     def __init__(self, config: SANConfig) -> None:
         super().__init__(config)
         self.san = SANModel(config)
+        self.main_input_name = self.san.main_input_name
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
-    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> TokenClassifierOutput:
-        last = self.san(input_ids).last_hidden_state
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        points: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> TokenClassifierOutput:
+        last = self.san(input_ids, attention_mask, points).last_hidden_state
         logits = self.classifier(self.dropout(last))
         loss = None if labels is None else nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
         return TokenClassifierOutput(loss=loss, logits=logits)
+
+
+transformers.AutoConfig.register(SANConfig.model_type, SANConfig, exist_ok=True)
+transformers.AutoModel.register(SANConfig, SANModel, exist_ok=True)
+transformers.AutoModelForTokenClassification.register(SANConfig, SANForTokenClassification, exist_ok=True)

@@ -1,32 +1,24 @@
-"""The sorting experiment: the model, its data, its baselines, and the paper's paths through it."""
+"""The sorting experiment: its data, its baselines, the network, and the paper's paths through it."""
 
 import copy
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 from support import reference_san as reference
-from typer.testing import CliRunner
+from support.sorting import Trained, train_sorting
 
+import rc_probe.experiments
 from rc_probe import RcProbeError
-from rc_probe.experiments.san import SANConfig, SANForTokenClassification
-from rc_probe.experiments.sorting import (
-    LETTERS,
-    SEQUENCE,
-    Sorting,
-    Trained,
-    accuracy,
-    app,
-    baselines,
-    draw,
-    entire,
-    sorting_data,
-    train_sorting,
-)
+from rc_probe.experiments.labelling.data import Labelled, accuracy
+from rc_probe.experiments.sort import EXPERIMENT, LETTERS, SEQUENCE, draw, guesses, labelled, sorting_data
+from rc_probe.experiments.training import Trainer
 from rc_probe.hooks.attach import find_structure
+from rc_probe.models.own.san import SANConfig, SANForTokenClassification
 
 SMALL = SANConfig(hidden_size=8, num_hidden_layers=2)
 
@@ -40,26 +32,24 @@ def in_float64(trained: Trained) -> SANForTokenClassification:
 
 def test_labels_are_the_sorted_letters() -> None:
     train, test = sorting_data()
-    assert train.inputs.shape == (1000, SEQUENCE)
-    assert test.inputs.shape == (200, SEQUENCE)
-    for inputs, labels in (train, test):
+    assert train.inputs["input_ids"].shape == (1000, SEQUENCE)
+    assert test.inputs["input_ids"].shape == (200, SEQUENCE)
+    for inputs, labels in ((one.inputs["input_ids"], one.labels) for one in (train, test)):
         assert labels.tolist() == [sorted(row) for row in inputs.tolist()]
         assert set(inputs.flatten().tolist()) == set(range(LETTERS))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_no_test_sequence_is_trained_on(seed: int) -> None:
+def test_no_test_sequence_is_trained_on() -> None:
     # So many that without care about ten sequences would be in both sets.
-    train, test = sorting_data(train=20_000, test=50_000, seed=seed)
-    assert not {*map(tuple, train.inputs.tolist())} & {*map(tuple, test.inputs.tolist())}
-    assert len(train.inputs) == len(train.labels) == 20_000
-    assert torch.equal(train.labels, train.inputs.sort(1).values)
+    train, test = (one.inputs["input_ids"] for one in sorting_data(train=20_000, test=50_000, seed=1))
+    assert not {*map(tuple, train.tolist())} & {*map(tuple, test.tolist())}
+    assert len(train) == 20_000
 
 
 def test_the_seed_decides_the_data() -> None:
-    one, same, other = sorting_data(seed=0), sorting_data(seed=0), sorting_data(seed=1)
-    assert torch.equal(one[0].inputs, same[0].inputs) and torch.equal(one[1].inputs, same[1].inputs)
-    assert not torch.equal(one[0].inputs, other[0].inputs)
+    one, same, other = (sorting_data(seed=seed)[0].inputs["input_ids"] for seed in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
 
 
 # ---- baselines
@@ -87,7 +77,7 @@ def test_baselines_are_those_of_order_statistics() -> None:
     assert best_letter() == pytest.approx(0.339, abs=0.001)
     assert best_own_letter() == pytest.approx(0.387, abs=0.001)
     generator = torch.Generator().manual_seed(0)
-    chance, constant, own = (line.value for line in baselines(*(draw(50_000, generator) for _ in range(2))))
+    chance, constant, own = guesses(*(labelled(draw(50_000, generator)) for _ in range(2))).values()
     assert chance == 0.1
     assert constant == pytest.approx(best_letter(), abs=0.005)
     assert own == pytest.approx(best_own_letter(), abs=0.005)
@@ -95,9 +85,9 @@ def test_baselines_are_those_of_order_statistics() -> None:
 
 def test_baselines_know_nothing_of_the_test_labels() -> None:
     generator = torch.Generator().manual_seed(0)
-    fit, test = draw(2000, generator), draw(2000, generator)
-    shuffled = Sorting(test.inputs, test.labels[torch.randperm(2000, generator=generator)])
-    constant, own = (line.value for line in baselines(fit, shuffled)[1:])
+    fit, test = (labelled(draw(2000, generator)) for _ in range(2))
+    shuffled = Labelled(test.inputs, test.labels[torch.randperm(2000, generator=generator)])
+    _, constant, own = guesses(fit, shuffled).values()
     assert constant == pytest.approx(best_letter(), abs=0.015)
     assert own < constant  # the letter at hand says nothing about the labels of another sequence
 
@@ -131,12 +121,22 @@ def test_initial_weights_are_those_of_the_paper() -> None:
     assert model.san.words.weight[0].any(), "letter 0 has an embedding"
 
 
-def test_a_saved_model_comes_back(tmp_path: object) -> None:
+def test_a_mask_leaves_padding_out() -> None:
     torch.manual_seed(0)
-    model, ids = SANForTokenClassification(SMALL).eval(), torch.arange(SEQUENCE)[None]
-    model.save_pretrained(tmp_path)
-    again = SANForTokenClassification.from_pretrained(tmp_path).eval()
-    assert torch.equal(model(ids).logits, again(ids).logits)
+    model = SANForTokenClassification(SMALL).eval().double()
+    ids, mask = torch.tensor([[4, 7, 1, 9, 9]]), torch.tensor([[1, 1, 1, 0, 0]])
+    torch.testing.assert_close(model(ids, mask).logits[:, :3], model(ids[:, :3]).logits)
+
+
+def test_without_its_skip_attention_goes_on_alone() -> None:
+    config = SANConfig(**{**SMALL.to_dict(), "num_hidden_layers": 1, "skip": False})
+    model, ids = SANForTokenClassification(config).eval().double(), torch.tensor([[4, 7, 1]])
+    for parameter in model.parameters():
+        parameter.data.normal_()
+    san, block, h = model.san, model.san.blocks[0], reference.embedded(model, ids)
+    heads = sum(reference.head(block.attention, h, i) for i in range(2)) + block.attention.output.bias
+    wanted = reference.plain_norm(heads, 1e-12) * block.attention_norm.weight + block.attention_norm.bias
+    torch.testing.assert_close(san(ids).last_hidden_state, wanted)
 
 
 def test_without_positions_the_model_sorts_as_it_is_told() -> None:
@@ -151,29 +151,26 @@ def test_without_positions_the_model_sorts_as_it_is_told() -> None:
 
 def test_training_is_repeatable_and_leaves_the_random_state() -> None:
     state = torch.get_rng_state()
-    losses: list[float] = []
-    one = train_sorting(0, epochs=2, train=60, config=SMALL, done=lambda epoch, loss: losses.append(loss))
+    seen: list[tuple[str, int, int]] = []
+    one = train_sorting(0, SMALL, Trainer("cpu", lambda *said: seen.append(said)), epochs=2, train=60)
     assert torch.equal(torch.get_rng_state(), state)
+    assert seen == [("training", 4, 4)]
     torch.manual_seed(99)
-    two = train_sorting(0, epochs=2, train=60, config=SMALL)
-    other = train_sorting(1, epochs=2, train=60, config=SMALL)
+    two, other = (train_sorting(seed, SMALL, epochs=2, train=60) for seed in (0, 1))
     assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True))
     assert not torch.equal(one.model.classifier.weight, other.model.classifier.weight)
     assert not one.model.training
-    assert losses[1] < losses[0] < 2.5
 
 
-def test_too_small_a_model_is_refused() -> None:
-    with pytest.raises(RcProbeError, match="10 tokens, 10 labels and 8 positions"):
-        train_sorting(config=SANConfig(max_position_embeddings=7))
+def test_a_rate_that_is_too_large_is_an_error() -> None:
+    with pytest.raises(RcProbeError, match=r"the loss is (nan|inf) with a learning rate of"):
+        train_sorting(0, SMALL, epochs=1, train=60, recipe=EXPERIMENT.sizes.recipe.__class__(lr=1e36))
 
 
 def test_the_entire_model_sorts(sorting_san: Trained) -> None:
-    (line,) = entire(sorting_san)
-    assert line.value > 0.95
     with torch.no_grad():
         logits = reference.entire(sorting_san.model, sorting_san.inputs)
-    assert line.value == pytest.approx(accuracy(logits, sorting_san.labels), abs=0.001)
+    assert accuracy(logits, sorting_san.labels) > 0.95
 
 
 # ---- the paper's paths
@@ -225,23 +222,56 @@ def test_one_path_by_hand() -> None:
     torch.testing.assert_close(logits, model.classifier(both))
 
 
-def test_the_command_prints_a_table() -> None:
-    found = CliRunner().invoke(app, ["--epochs", "0"])
-    assert found.exit_code == 0
-    ways = ["length {}, exact", "length {}, sampled", "length {}, live, 20 paths", "lengths up to {}, exact"]
-    names = ["entire model", *(way.format(k) for k in range(7) for way in ways)]
-    names += ["chance", "best letter of the position", "best of position and letter"]
-    lines = found.stdout.splitlines()[1:]
-    assert [line[:32].strip() for line in lines] == names
-    assert all(0 <= float(line[32:].split()[0]) < 0.6 for line in lines)
-    assert CliRunner().invoke(app, ["--epochs", "-1"]).exit_code == 2
-
-
 def test_the_model_is_made_whatever_of_transformers_was_imported_before() -> None:
     """`transformers.initialization` is not there for everybody who imports transformers."""
     code = (
         "from transformers.models.gpt2.modeling_gpt2 import GPT2Model\n"
-        "from rc_probe.experiments.san import SANConfig, SANForTokenClassification\n"
+        "from rc_probe.models.own.san import SANConfig, SANForTokenClassification\n"
         "SANForTokenClassification(SANConfig(hidden_size=8, num_hidden_layers=1))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- the experiment
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A seed of a tiny network, measured and saved."""
+    home = tmp_path_factory.mktemp("sort")
+    sizes = EXPERIMENT.sizes.changed(seeds=1, epochs=1, train=30, test=12)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EXPERIMENT, "quick", sizes)
+        patch.setattr(EXPERIMENT, "config", lambda train: SMALL)
+        rc_probe.experiments.run("sort", quick=True, device="cpu", out=home)
+    return home
+
+
+def test_accuracies_are_those_of_the_network(found: Path) -> None:
+    result = rc_probe.experiments.ExperimentResult.load(found)
+    model = SANForTokenClassification.from_pretrained(found / "seed-0" / "model").eval()
+    _, test = sorting_data(30, 12, seed=0)
+    ids = test.inputs["input_ids"]
+    with torch.no_grad():
+        entire = accuracy(reference.entire(model, ids), test.labels)
+        nothing = accuracy(reference.together(model, ids, [[2, 2]]), test.labels)
+    rows = result.tables["paths"].query("metric == 'accuracy'")
+    assert rows.query("estimator == 'full'")["mean"].tolist() == [pytest.approx(entire)]
+    assert rows.query("estimator == 'exact' and scope == 'up_to' and length == 2")["mean"].tolist() == [
+        pytest.approx(entire)
+    ]
+    live = rows.query("estimator == 'live' and length == 0")
+    assert live["drawn"].tolist() == [5, 20] and live["mean"].tolist() == [pytest.approx(nothing)] * 2
+    assert result.claims.loc[0, ["measured", "low", "high"]].tolist() == [pytest.approx(entire)] * 3
+    assert result.claims.loc[0, "seeds"] == 1 and not result.claims.loc[0, "holds"]
+
+
+def test_the_folder_is_a_model_like_any_other(found: Path) -> None:
+    """Its texts are the test sequences, its tokens the letters."""
+    texts = (found / "seed-0" / "test.txt").read_text().splitlines()
+    _, test = sorting_data(30, 12, seed=0)
+    assert texts == [" ".join("abcdefghij"[i] for i in row) for row in test.inputs["input_ids"].tolist()]
+    result = rc_probe.probe(str(found / "seed-0" / "model"), texts, init=False, metrics=("residual",))
+    assert result.settings["tokens"] == 12 * SEQUENCE
+    assert result.model["class"] == "SANForTokenClassification"
+    assert result.model["paths"]["task"] == "token classification"

@@ -1,0 +1,111 @@
+"""What an experiment found: its claims and its numbers, saved and loaded without loss."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import pandas as pd
+
+from rc_probe.hooks.errors import RcProbeError
+from rc_probe.results.files import as_json, frame_of, plain, tidy, to_csv
+from rc_probe.results.json_file import HTML_NAME, JSON_NAME, SCHEMA, given_path, read_json, reading
+from rc_probe.results.saving import save_whole, write_files
+from rc_probe.results.tables import CLAIMS
+
+if TYPE_CHECKING:
+    from rc_probe.results.tables import Table
+
+KIND = "experiment"
+
+
+@dataclass(eq=False, repr=False)
+class ExperimentResult:
+    """One experiment, run with some seeds.
+
+    experiment: name, title, source; settings: sizes, seeds, the command to repeat it, …
+    tables: `claims`, and those of the experiment, each with the column `seed`
+    """
+
+    experiment: dict[str, Any]
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.experiment, self.settings, self.environment = map(
+            plain, (self.experiment, self.settings, self.environment)
+        )
+        self.tables = {name: tidy(name, frame) for name, frame in self.tables.items()}
+
+    def __repr__(self) -> str:
+        return f"<ExperimentResult: {self.verdict['sentence']}>"
+
+    @property
+    def claims(self) -> pd.DataFrame:
+        """A row for each claim: claim, source, expected, measured, low, high, seeds, holds."""
+        return self.tables["claims"]
+
+    @cached_property
+    def verdict(self) -> dict[str, Any]:
+        """The finding in words and numbers, computed from the claims."""
+        from rc_probe.results.findings.claim_words import judge_claims
+
+        found: dict[str, Any] = plain(judge_claims(self.claims))
+        return found
+
+    @property
+    def declared(self) -> Mapping[str, Table]:
+        """What the columns of each table mean."""
+        from . import experiment
+
+        return {**CLAIMS, **{table.name: table for table in experiment(self.experiment["name"]).tables}}
+
+    def to_json(self, files: Mapping[str, str] | None = None) -> str:
+        """All of it as JSON: floats at full precision, NaN never. files: digests of the files beside it."""
+        entries = {
+            "schema": SCHEMA,
+            "kind": KIND,
+            "experiment": self.experiment,
+            "settings": self.settings,
+            "environment": self.environment,
+            "verdict": self.verdict,
+        }
+        return as_json(entries, self.tables, files)
+
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """The report as one self-contained page; written to `path` too where one is given."""
+        from rc_probe.reports.pages.experiment import render
+
+        html = render(self)
+        if path is not None:
+            target = given_path(path, "to_html")
+            write_files(target.parent, {target.name: html})
+        return html
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `results.json`, one CSV per table and `report.html` into `folder`, as a whole, as a run does."""
+        tables = {f"{name}.csv": to_csv(frame) for name, frame in self.tables.items()}
+        return save_whole(given_path(folder, "save"), tables | {HTML_NAME: self.to_html()}, self.to_json)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read back what `save` wrote. path: the folder, or its `results.json`."""
+        source = given_path(path, "load")
+        with contextlib.suppress(OSError):  # reading it will say what is wrong
+            source = source / JSON_NAME if source.is_dir() else source
+        saved = read_json(source)
+        if saved.get("kind") != KIND:
+            todo = "Give what `rc-probe experiment` wrote"
+            raise RcProbeError("not an experiment", where=str(source), todo=todo)
+        with reading(source):
+            tables = {
+                name: frame_of(rows, saved.get("columns", {}).get(name))
+                for name, rows in saved["tables"].items()
+            }
+            return cls(saved["experiment"], saved["settings"], saved["environment"], tables)

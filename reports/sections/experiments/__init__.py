@@ -1,0 +1,9 @@
+"""The sections of the report of an experiment, in the order of the page. Each shows a table, where it is there."""
+
+from rc_probe.reports.sections.section import Section
+
+from .claims import Claims
+from .lengths import Lengths
+from .view import ExperimentView
+
+EXPERIMENT_SECTIONS: tuple[Section[ExperimentView], ...] = (Claims(), Lengths())
