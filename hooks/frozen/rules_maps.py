@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from rc_probe.hooks.errors import RcProbeError
+from rc_probe.hooks.linear_maps import linear
 from rc_probe.hooks.operator_rules import Rules
 
 from .parts import HELD, NO_PARTS, Parts, aligned, common, plain
@@ -24,7 +24,7 @@ def _linear(func: Any, input: Any, weight: Any, bias: Any = None) -> Any:
     if isinstance(weight, Parts) or isinstance(bias, Parts) or not isinstance(input, Parts):
         return NotImplemented
     value = func(input.value, weight, bias)
-    return mapped(value, input, lambda p: functional.linear(p, weight), bias, fresh=True)
+    return mapped(value, input, lambda p: linear(p, weight), bias, fresh=True)
 
 
 def mapped(
@@ -60,7 +60,8 @@ def _matmul(func: Any, x: Any, y: Any) -> Any:
     if isinstance(x, Parts) and isinstance(y, Parts):
         return product(value, x, y, lambda p, w: torch.matmul(aligned(p, w.ndim), w), weigh)
     if isinstance(x, Parts):
-        return mapped(value, x, lambda p: torch.matmul(aligned(p, y.ndim), y), fresh=True)
+        by = (lambda p: linear(p, y.mT)) if y.ndim == 2 else lambda p: torch.matmul(aligned(p, y.ndim), y)
+        return mapped(value, x, by, fresh=True)
     return mapped(value, y, lambda p: weigh(p, x), fresh=True)
 
 

@@ -28,7 +28,7 @@ Read = tuple[int, dict[Any, Tensor]]  # start of a batch, and of each key its sa
 class BlockReader(PlainReader):
     """Block influence of each block, and the angular distance over each run of up to `most` blocks.
 
-    seen: of each batch its start and, by (block from 1, how many blocks), the samples' means over real tokens:
+    A block behind which the stream has another shape (tokens merged before it) has neither. seen: of each batch its start and, by (block from 1, how many blocks), the samples' means over real tokens:
     1 − cos and arccos(cos) / π between the stream that enters the first block and what leaves the last
     """
 
@@ -42,6 +42,7 @@ class BlockReader(PlainReader):
 
     def plain(self, layer: int, x: Tensor) -> None:
         x = normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
+        self._before = [earlier for earlier in self._before if earlier.shape == x.shape]
         for blocks, earlier in enumerate(self._before, 1):
             cosine = (earlier * x).sum(-1).double().clamp(-1, 1)
             both = torch.stack([1 - cosine, cosine.acos() / pi])

@@ -50,6 +50,7 @@ def importance(context: Context, plan: Plan, parts: str) -> Found:
     rows = [row for each in given if each.label in edits for row in _rows(each, scores)]
     rows += _proxies(context, readers)
     notes += [f"Not removed: {name}: {why}" for name, why in scores.failed.items()]
+    notes += _without_proxy(structure, rows)
     if parts == "heads" and not any(each.part == "head" for each in given):
         notes.append("No heads were removed: none can be told apart.")
     facts = {"task": plan.task.name if plan.task else None, "samples": len(plan.samples.items)}
@@ -73,6 +74,16 @@ def _rows(each: Gated, scores: Scores) -> list[Row]:
     (block,) = each.blocks or (None,)
     place = {"component": each.part, "block": block, "head": each.heads[0] if each.heads else None}
     return [place | row for row in scores.changes(each.label, scores)]
+
+
+def _without_proxy(structure: Structure, rows: list[Row]) -> list[str]:
+    """A note on blocks between whose two streams no angle is."""
+    with_one = {row["block"] for row in rows if row["metric"] == "proxy_block_influence"}
+    without = [str(block.index + 1) for block in structure.blocks if block.index + 1 not in with_one]
+    if not without:
+        return []
+    those = f"block{'s' * (len(without) > 1)} {', '.join(without)}"
+    return [f"No proxies of {those}: the stream has another shape behind than before, tokens merged."]
 
 
 def _proxies(context: Context, readers: list[BlockReader | BranchReader]) -> list[Row]:

@@ -316,6 +316,35 @@ def test_proxies_by_plain_loops() -> None:
         assert frame[component, metric] == pytest.approx(np.mean(wanted[name]), abs=1e-9), metric
 
 
+def test_a_block_behind_merged_tokens_has_no_proxy_and_a_note_says_so() -> None:
+    sizes = {
+        "image_size": 16,
+        "patch_size": 2,
+        "embed_dim": 8,
+        "depths": [1, 1],
+        "num_heads": [1, 2],
+        "window_size": 4,
+    }
+    torch.manual_seed(0)
+    model = transformers.SwinForImageClassification(transformers.SwinConfig(**sizes, num_labels=3))  # type: ignore[arg-type]
+    processor = transformers.ViTImageProcessor(size={"height": 16, "width": 16})
+    noise = np.random.default_rng(0).integers(0, 255, (3, 16, 16, 3), dtype=np.uint8)
+    found = rc_probe.probe(
+        model.eval(),
+        [Image.fromarray(each) for each in noise],
+        processor=processor,
+        importance="blocks",
+        **LESS,
+    )
+    table = found.tables["importance"]
+    removed = ~table["metric"].str.startswith("proxy_")
+    assert set(table[removed]["block"]) == {1, 2}
+    assert set(table[~removed]["block"]) == {1}
+    assert [note for note in found.model["notes"] if "block 2" in note] == [
+        "No proxies of block 2: the stream has another shape behind than before, tokens merged."
+    ]
+
+
 def test_the_same_numbers_for_any_batch_size_and_by_full_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     from rc_probe import engine
 
