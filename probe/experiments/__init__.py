@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 NAMES = {  # each is a file of that name
     "sort": "Sort 8 letters: what paths of each length are worth.",
+    "equilibria": "Norms and collapse where the answer is known. Nothing is trained.",
 }
 
 __all__ = ["NAMES", "ExperimentResult", "experiment", "run"]

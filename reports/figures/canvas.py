@@ -172,5 +172,5 @@ def _ticks(axis: Axis) -> list[tuple[float, str]]:
     if formatter.get_offset():  # matplotlib would write it in a corner
         texts = [number(place) for place in places]
     low, high = sorted(axis.get_view_interval())
-    slack = 1e-9 * (high - low)
-    return [(at, text) for at, text in zip(places, texts, strict=True) if low - slack <= at <= high + slack]
+    low, high = low - 1e-9 * (abs(low) or high), high + 1e-9 * abs(high)  # relative: of a log scale, too
+    return [(at, text) for at, text in zip(places, texts, strict=True) if low <= at <= high]

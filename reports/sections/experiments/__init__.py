@@ -3,7 +3,8 @@
 from rc_probe.reports.sections.section import Section
 
 from .claims import Claims
+from .equilibria import Equilibria
 from .lengths import Lengths
 from .view import ExperimentView
 
-EXPERIMENT_SECTIONS: tuple[Section[ExperimentView], ...] = (Claims(), Lengths())
+EXPERIMENT_SECTIONS: tuple[Section[ExperimentView], ...] = (Claims(), Lengths(), Equilibria())

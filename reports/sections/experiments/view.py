@@ -23,6 +23,11 @@ class ExperimentView:
         declared = self.result.declared.get(name)
         return pd.DataFrame() if declared is None else declared.read(self.result.tables)
 
+    def first(self, name: str) -> pd.DataFrame:
+        """A table with the rows of the first seed alone."""
+        frame = self.table(name)
+        return frame[frame["seed"] == 0] if len(frame) else frame
+
     def whole(self, name: str) -> table_cells.Table | None:
         """A table for reading; None without rows."""
         declared = self.result.declared.get(name)
