@@ -39,11 +39,12 @@ def _trained(name: str) -> Column:
     return TRAINED if STEP.name in TABLES[name].names else STEP
 
 
+AS_THEY_ARE = ("ablations", "importance", "drops", "masks", "norms", "phase")
 STACKED = {  # the runs' tables of these names below each other
     name: Declared(
         name, f"The tables {name} of the runs", (RUN, _trained(name), *TABLES[name].columns, *more)
     )
-    for name, more in {"residuals": (DEPTH,), "ablations": (), "importance": (), "drops": ()}.items()
+    for name, more in {"residuals": (DEPTH,), **dict.fromkeys(AS_THEY_ARE, ())}.items()
 }
 CHANGING = ("first", "last", "lowest")  # key numbers that are compared with the first run's
 ABLATION = ["component", "layer", "head"]  # what says which ablation a row is about
@@ -53,7 +54,7 @@ ABLATION = ["component", "layer", "head"]  # what says which ablation a row is a
 class Comparison:
     """Runs by their names, in the order in which they are shown.
 
-    Tables (`tables`): `runs` (one row per run: its key numbers), `residuals`, `ablations`, `importance` and `drops`
+    Tables (`tables`): `runs` (one row per run: its key numbers), `residuals` and those of AS_THEY_ARE
     (as in a run, with the columns run, and step or depth), `changes` (against the first run, where depths agree and it is no training),
     `differences` (settings that keep curves from being compared), `failures`.
     """
@@ -99,7 +100,7 @@ class Comparison:
             ),
             "residuals": self._stacked("residuals"),
             "changes": COMPARED["changes"].frame(() if self.training else self._changes()),
-            **{name: self._stacked(name) for name in ("ablations", "importance", "drops")},
+            **{name: self._stacked(name) for name in AS_THEY_ARE},
             "differences": COMPARED["differences"].frame(
                 {"setting": what, "run": name, "value": value}
                 for what, values in self.differences.items()

@@ -28,7 +28,7 @@ class Metric:
 
     low, high: the range that the metric cannot leave (None: unbounded)
     better: the direction in which tokens are further apart; None where the number alone does not say
-    cost: "cheap" (a few passes over the stream), "svd", "solver"; what is not cheap runs on fewer samples
+    cost: "cheap" (a few passes over the stream), "svd" (and what takes as long), "solver"; what is not cheap runs on fewer samples
     default: measured when the user asks for nothing
     may_be_nan: it has no value for some streams, such as equal tokens
     """
@@ -75,6 +75,10 @@ _ALL = (
            "count", 0, None, "higher", "Roy, Vetterli 2007 (EUSIPCO), definition 1", cost="svd"),
     Metric("stable_rank_bulk", "Stable rank of the bulk", "the stable rank of the bulk",
            "count", 0, None, "higher", "Rudelson, Vershynin 2007 (J. ACM 54), numerical rank", cost="svd"),
+    Metric("residual_frobenius_absolute", "Absolute residual, Frobenius norm", "‖res X‖_F",
+           "norm", 0, None, None, f"{WU}, measure μ(X)", default=False),
+    Metric("cosine_absolute", "Absolute token cosine", "mean over i ≠ j of |cos(x_i, x_j)|",
+           "cosine", 0, 1, "lower", f"{WU}, figure 4", cost="svd", default=False),
     Metric("residual_argmin", "Relative residual, best x", "min over x of ‖X − 1 xᵀ‖₁,∞ / ‖X‖₁,∞, value attained",
            "ratio", 0, 1, "higher", f"{DONG}, section 2",
            cost="solver", default=False),

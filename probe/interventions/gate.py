@@ -22,6 +22,7 @@ class Gated(Intervention):
     value: Any = 0.0
 
     parts = COMPONENTS
+    sweep, own = ("0", "0.25", "0.5", "0.75", "0.9", "1", "1.1"), 1.0
 
     @classmethod
     def parse(cls, spec: Spec) -> Self:

@@ -53,6 +53,8 @@ class Intervention:
     value: Any = None
 
     parts: ClassVar[Mapping[str, str]] = {}  # the PARTs of this kind, and what each means
+    sweep: ClassVar[tuple[str, ...]] = ()  # the values of a map, where none are named
+    own: ClassVar[Any] = None  # the value with which the model is as it is; None: there is none
 
     @classmethod
     def parse(cls, spec: Spec) -> Self:

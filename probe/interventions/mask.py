@@ -29,6 +29,7 @@ class Masked(Intervention):
     """
 
     parts = {"mask": f"another attention mask: {FORMS}"}  # noqa: RUF012 - a constant
+    sweep = ("complete", "causal", "window:8", "window:1", "left:8", "left:1")
 
     @classmethod
     def parse(cls, spec: Spec) -> Self:

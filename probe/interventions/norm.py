@@ -28,6 +28,7 @@ class Normed(Intervention):
     """
 
     parts = {"norm": f"norms on the stream and at branches' inputs: {', '.join(FORMS)}"}  # noqa: RUF012 - a constant
+    sweep = FORMS
 
     @classmethod
     def parse(cls, spec: Spec) -> Self:

@@ -24,6 +24,7 @@ class Pattern(Intervention):
     """`pattern@all=centred`, `pattern@3-6=sharpened:0.5`. `sharpened:0` is the model as it is."""
 
     parts = {"pattern": "attention patterns: centred, or sharpened:0.5"}  # noqa: RUF012 - a constant
+    sweep, own = tuple(f"{SHARPENED}{x}" for x in (-0.5, -0.25, 0, 0.25, 0.5, 1)), f"{SHARPENED}0"
 
     @classmethod
     def parse(cls, spec: Spec) -> Self:

@@ -21,6 +21,7 @@ class Temperature(Intervention):
     value: float = 1.0
 
     parts = {"temperature": "the scaled attention scores are divided by it"}  # noqa: RUF012 - a constant
+    sweep, own = ("0.125", "0.25", "0.5", "1", "2", "4", "8"), 1.0
 
     @classmethod
     def parse(cls, spec: Spec) -> Self:

@@ -11,12 +11,14 @@ from .importance.importance import Importance
 from .massive import Massive
 from .measurement import Measurement
 from .paths import Paths
+from .what_if.what_if import WhatIf
 
 MEASUREMENTS: tuple[Measurement, ...] = (
     Curves(),
     Massive(),
     Importance(),
     Drops(),
+    WhatIf(),
     Ablations(),
     Floor(),
     Paths(),

@@ -19,12 +19,17 @@ from rc_probe.registry import WHOLE
 
 
 class CurveReader:
-    """A reader of the engine that keeps the curves of each variant; what all share is measured once."""
+    """A reader of the engine that keeps the curves of each of these variants; what all share is measured once.
+
+    slow_at: the layer that the slow metrics are measured at; None: all
+    """
 
     wants_output = False
 
-    def __init__(self, names: Iterable[str], metrics: Sequence[str], few: int) -> None:
-        self.curves = {name: Curves(metrics, few) for name in names}
+    def __init__(
+        self, names: Iterable[str], metrics: Sequence[str], few: int, slow_at: int | None = None
+    ) -> None:
+        self.curves = {name: Curves(metrics, few, slow_at=slow_at) for name in names}
         self._plain: dict[int, Measured] = {}  # of the batch that runs
 
     def begin(self, batch: Batch) -> None:
@@ -38,11 +43,11 @@ class CurveReader:
             self._plain[layer] = curves.read(layer, x)
             if name in self.curves:
                 self.curves[name].add(layer, self._plain[layer])
-        else:
+        elif name in self.curves:
             self.curves[name].on_stream(layer, x)
 
     def as_plain(self, name: str, layers: range) -> None:
-        for layer in layers:
+        for layer in layers if name in self.curves else ():
             self.curves[name].add(layer, self._plain[layer])
 
     def output(self, name: str, output: Any) -> None:

@@ -37,6 +37,7 @@ class Curves:
     samples: int = 0  # before the batch that is running
     mask: Tensor | None = None  # of the batch that is running, (batch, tokens)
     noise: dict[int, float] = field(default_factory=dict)  # by layer, where it is measured (see `measure`)
+    slow_at: int | None = None  # the layer that the slow metrics are measured at; None: all
 
     def __post_init__(self) -> None:
         self._seen: Tensor | None = None
@@ -61,7 +62,7 @@ class Curves:
         mask = mask if mask is None else mask.to(x.device)  # layers may lie on several devices
         noise = self.noise.get(layer, 0.0)
         found = measure(x, mask, self.cheap, noise)
-        if self.slow and left:
+        if self.slow and left and self.slow_at in (None, layer):
             found |= measure(x[:left], None if mask is None else mask[:left], self.slow, noise)
         return found
 

@@ -145,6 +145,22 @@ def residual_absolute(t: Tokens) -> Reading:
 
 
 @_metric
+def residual_frobenius_absolute(t: Tokens) -> Reading:
+    """‖res X‖_F, a norm in the unit of the stream. Source: Wu et al. 2024, μ(X). Floor: the noise times ‖X‖_F."""
+    part, whole = (torch.linalg.vector_norm(v.double(), dim=1) for v in (t.centred_lengths, t.lengths))
+    return part, t.noise * whole
+
+
+@_metric
+def cosine_absolute(t: Tokens) -> Reading:
+    """Mean |cosine| over pairs of different tokens, in [0, 1], in O(T² D): tokens that point opposite ways count as one way.
+
+    Source: Wu et al. 2024, figure 4. Floor: as for `cosine`.
+    """
+    return t.mean_absolute_cosine(t.x, t.lengths), t.mean_cosine(t.x, t.lengths, t.moved)[1]
+
+
+@_metric
 def cosine(t: Tokens) -> Reading:
     """Mean cosine over pairs of different tokens, in [-1/(tokens - 1), 1]; 1 when all point one way.
 

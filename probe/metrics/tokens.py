@@ -160,6 +160,14 @@ class Tokens:
         floor = 2 * (turn if self.real is None else turn * self.real[..., None]).sum(dim=(1, 2)) / self.count
         return cosine.clamp(-1, 1).where(self.count != 1, torch.nan), floor
 
+    def mean_absolute_cosine(self, vectors: Tensor, lengths: Tensor) -> Tensor:
+        """Mean |cosine| over pairs of different real tokens (B,), NaN where there is no pair; sample by sample, T² numbers each."""
+        units = vectors / lengths.masked_fill(lengths == 0, 1)[..., None].to(vectors.dtype)
+        with torch.autocast(units.device.type, enabled=False):
+            every = torch.stack([(u @ u.T).abs().sum(dtype=torch.float64) for u in units])
+        pairs = self.count * (self.count - 1)
+        return ((every - (lengths > 0).sum(1)) / pairs).clamp(0, 1).where(self.count != 1, torch.nan)
+
     def _clear(self, y: Tensor) -> Tensor:
         """Zero the padding of y (B, T, n), in place. By a product, many times faster than a broadcast fill."""
         return y if self._keep is None else y.mul_(self._keep)

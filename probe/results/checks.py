@@ -19,6 +19,7 @@ from rc_probe.registry import METRICS, PAPER
 from .conditions import OF_REMOVALS, Condition, Drop, parse_condition, parse_drop
 from .curves import headline, metrics_of
 from .findings.removal_checks import PLACES, of_removals, plan_removals
+from .findings.what_if_words import tried
 from .like_for_like import Pairs, aligned, unlike
 from .protocols import Measured, Result, Settled
 from .tables import RUN_TABLES
@@ -120,7 +121,7 @@ class Checks:
                 )
                 raise RcProbeError(f"{asked.metric} is not measured", where=asked.text, todo=todo)
             variants = [*PAPER, *chosen.ablate]
-            if asked.variant not in variants:
+            if asked.variant not in variants and not chosen.tries(asked.variant):
                 todo = f"There are {', '.join(variants)}; ablations are measured with --ablate"
                 raise RcProbeError(f"no variant {asked.variant!r} is measured", where=asked.text, todo=todo)
 
@@ -229,7 +230,8 @@ def _curve(result: Result, metric: str, variant: str) -> dict[int, Point]:
     if lacking := COLUMNS - set(table):
         raise UnknownError(f"the table residuals has no column {', '.join(sorted(lacking))}")
     mine = table["weights"].eq("pretrained") & table["metric"].eq(metric) & table["variant"].eq(variant)
-    columns = (table[mine][name].tolist() for name in ("layer", "mean", "count", "floor"))
+    rows = table[mine] if mine.any() else tried(result, metric, variant)
+    columns = (rows[name].tolist() for name in ("layer", "mean", "count", "floor"))
     curve = {int(layer): Point(*map(float, rest)) for layer, *rest in zip(*columns, strict=True)}
     if not curve:
         raise UnknownError(f"{metric} of {variant} was not measured")

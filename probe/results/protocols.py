@@ -25,6 +25,9 @@ class Measured(Protocol):
     def ablate(self) -> Sequence[str]:
         """What is left out, one spec each."""
 
+    def tries(self, spec: str) -> bool:
+        """Whether other masks or norms are measured, this one perhaps among them."""
+
 
 class Tables(Protocol):
     """Whatever has tables."""

@@ -11,11 +11,13 @@ from .paths import Paths
 from .residual import Residual
 from .section import Section
 from .view import View
+from .what_if import WhatIf
 
 SECTIONS: tuple[Section[View], ...] = (
     Residual(),
     Importance(),
     Drops(),
+    WhatIf(),
     MassiveTokens(),
     Ablations(),
     Paths(),

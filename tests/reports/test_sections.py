@@ -62,7 +62,7 @@ def test_each_section_belongs_to_a_measurement() -> None:
     assert of == {
         "Residual": "curves", "Ablations": "ablations", "Paths": "paths", "Chains": "chains",
         "BelowFloatFloor": "floor", "OtherMetrics": "curves", "MassiveTokens": "massive",
-        "Importance": "importance", "Drops": "drops",
+        "Importance": "importance", "Drops": "drops", "WhatIf": "what_if",
     }  # fmt: skip
 
 

@@ -93,6 +93,13 @@ def own_mask(call: OpCall, heads: int) -> Scores:
     return Scores(seen, mask if bool((mask.masked_fill(~seen, 0) != 0).any()) else None)
 
 
+def looks_ahead(call: OpCall, heads: int, row: int) -> bool:
+    """Whether a query of this sample, which has no padding, sees a later key."""
+    seen = own_mask(call, heads).seen
+    queries, keys = seen.shape[-2:]
+    return bool(seen[row if len(seen) > 1 else 0].triu(keys - queries + 1).any())
+
+
 def mask_edit(
     structure: Structure, block: Block, op: AttentionOp, sight: Sight, inputs: PassInputs
 ) -> OpEdit:

@@ -11,6 +11,7 @@ from .importance import Importance
 from .key_numbers import KeyNumbers
 from .not_alike import NotAlike
 from .training import Training
+from .what_if import WhatIf
 
 COMPARED_SECTIONS: tuple[Section[ComparedView], ...] = (
     NotAlike(),
@@ -20,5 +21,6 @@ COMPARED_SECTIONS: tuple[Section[ComparedView], ...] = (
     KeyNumbers(),
     Importance(),
     Ablations(),
+    WhatIf(),
     Failures(),
 )

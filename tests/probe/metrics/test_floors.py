@@ -84,6 +84,12 @@ def _cosine(X: Long) -> float:
     return float((np.square(units.sum(0)).sum() - (norms > 0).sum()) / (len(X) * (len(X) - 1)))
 
 
+def _absolute_cosine(X: Long) -> float:
+    norms = np.sqrt((X * X).sum(1, keepdims=True))
+    units = np.divide(X, norms, out=np.zeros_like(X), where=norms > 0)
+    return float(np.abs(units @ units.T)[~np.eye(len(X), dtype=bool)].mean())
+
+
 def _ranks(X: Long) -> tuple[float, float]:
     s = np.linalg.svd(X.astype(np.float64), compute_uv=False)
     if not s.any():
@@ -103,6 +109,7 @@ def by_numpy(real: np.ndarray[Any, Any]) -> dict[str, float]:
     return {
         "residual": _ratio(_size(R), _size(X)), "residual_bulk": _ratio(_size(_centred(bulk)), _size(bulk)),
         "residual_frobenius": _ratio(np.sqrt((R * R).sum()), np.sqrt((X * X).sum())),
+        "residual_frobenius_absolute": float(np.sqrt((R * R).sum()) * scale), "cosine_absolute": _absolute_cosine(X),
         "residual_absolute": float(_size(R) * scale), "norm": float(norms.mean() * scale),
         "cosine": _cosine(X), "cosine_bulk": _cosine(bulk), "cosine_centred": _cosine(R),
         "massive_share": float(massive.mean()),

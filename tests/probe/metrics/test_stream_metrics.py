@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -43,9 +44,9 @@ def by_numpy(X: np.ndarray) -> dict[str, float]:
     def size(Y: np.ndarray) -> float:
         return float(np.sqrt(np.linalg.norm(Y, 1) * np.linalg.norm(Y, np.inf)))
 
-    def cosine(Y: np.ndarray) -> float:
+    def cosine(Y: np.ndarray, of: Any = lambda cosines: cosines) -> float:
         unit = Y / np.linalg.norm(Y, axis=1, keepdims=True)
-        return float((unit @ unit.T)[~np.eye(len(Y), dtype=bool)].mean())
+        return float(of(unit @ unit.T)[~np.eye(len(Y), dtype=bool)].mean())
 
     def ranks(Y: np.ndarray) -> tuple[float, float]:
         s = np.linalg.svd(Y, compute_uv=False)
@@ -64,6 +65,8 @@ def by_numpy(X: np.ndarray) -> dict[str, float]:
         "massive_share": float(massive.mean()),
         "residual_frobenius": float(np.linalg.norm(R) / np.linalg.norm(X)),
         "residual_absolute": size(R),
+        "residual_frobenius_absolute": float(np.linalg.norm(R)),
+        "cosine_absolute": cosine(X, np.abs),
         "cosine": cosine(X),
         "cosine_centred": cosine(R),
         "norm": float(np.linalg.norm(X, axis=1).mean()),
@@ -322,7 +325,9 @@ def test_registry_and_recipes_agree() -> None:
 
 
 def test_select() -> None:
-    assert select() == QUICK
+    assert select() == [
+        name for name in QUICK if name not in {"residual_frobenius_absolute", "cosine_absolute"}
+    ]
     assert select(["cosine", "residual"]) == ["residual", "cosine"]
     assert select(["residual_argmin"]) == ["residual_argmin", "residual_argmin_low"]
     with pytest.raises(RcProbeError, match=r"'cosin'.*Did you mean 'cosine'"):

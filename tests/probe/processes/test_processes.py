@@ -27,7 +27,7 @@ from rc_probe.processes.world import World
 
 MANY = TESTS / "support" / "processes.py"
 FAST = ("--no-init", "--no-recursion", "--no-paths", "--quiet")
-FULL = ("--init-seeds", "2", "--ablate", "mlp@1", "--ablate", "head@2:1", "--svd-samples", "3", "--importance", "parts", "--drop", "1", "--paths", "3", "--repeats", "2", "--quiet")  # fmt: skip
+FULL = ("--init-seeds", "2", "--ablate", "mlp@1", "--ablate", "head@2:1", "--svd-samples", "3", "--importance", "parts", "--drop", "1", "--paths", "3", "--repeats", "2", "--masks", "--map", "temperature=2", "norm=frozen", "--quiet")  # fmt: skip
 HANGS = (
     120  # seconds, on however busy a machine; who waits for a lost process without being told waits for long
 )

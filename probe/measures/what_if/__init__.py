@@ -1,0 +1,1 @@
+"""What would change it: other masks, norms, temperatures and skip strengths on the same weights."""

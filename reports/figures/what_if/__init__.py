@@ -1,0 +1,1 @@
+"""What other masks, norms, temperatures and skips would change."""
