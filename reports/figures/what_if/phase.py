@@ -1,17 +1,19 @@
 """A map of two interventions: the residual as colour, the loss as lines; and its row and column of the model itself."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axis import Axis
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.ticker import FixedFormatter, FixedLocator
 
 from rc_probe.reports.figures.canvas import Panel, panel_of
 from rc_probe.reports.figures.panels import Figure, Key, draw_line, draw_marks, set_scale
 from rc_probe.reports.figures.svg import MUTED, SAN, THEME, TRANSFORMER
+from rc_probe.results.curves import BULK
 from rc_probe.results.findings.importance_words import UNITS, criterion, title_of
-from rc_probe.results.findings.what_if_words import BULK
 from rc_probe.results.words import number, signed
 
 SHADES, RING = 12, "M9 6a6 5.4 0 1 0 12 0a6 5.4 0 1 0-12 0z"
@@ -54,16 +56,17 @@ def _colours(
     height, width = values.shape
     top = max(float(np.nanmax(values)) if np.isfinite(values).any() else 1.0, 1e-12)
     edges = np.linspace(0, top, SHADES + 1)
-    style = {"cmap": ListedColormap(sns.color_palette("crest_r", SHADES).as_hex()),
+    style: dict[str, Any] = {"cmap": ListedColormap(sns.color_palette("crest_r", SHADES).as_hex()),
              "norm": BoundaryNorm(edges, SHADES, clip=True), "linewidth": 0}  # fmt: skip
     x, y = frame["x"].iloc[0], frame["y"].iloc[0]
+    losses = np.empty_like(values) if cost is None else cost.to_numpy(dtype=float)
     texts = []
     for row, (y_value, own) in enumerate(residual.iterrows()):
         for column, (x_value, value) in enumerate(own.items()):
             more = (
                 ""
                 if cost is None
-                else f", {title_of(metric).lower()} {signed(float(cost.iloc[row, column]), 3)}"
+                else f", {title_of(metric).lower()} {signed(float(losses[row, column]), 3)}"
             )
             texts.append(f"{x}={x_value}, {y}={y_value}: {number(float(value), 3)}{more}")
     axes.pcolormesh(np.arange(width + 1) - 0.5, np.arange(height + 1) - 0.5, np.ma.masked_invalid(values),
@@ -86,9 +89,9 @@ def _colours(
     ]
 
 
-def _labelled(axis: object, labels: Sequence[str]) -> None:
-    axis.set_major_locator(FixedLocator(range(len(labels))))  # type: ignore[attr-defined]
-    axis.set_major_formatter(FixedFormatter(list(labels)))  # type: ignore[attr-defined]
+def _labelled(axis: Axis, labels: Sequence[str]) -> None:
+    axis.set_major_locator(FixedLocator(range(len(labels))))
+    axis.set_major_formatter(FixedFormatter(list(labels)))
 
 
 def _lines(panel: Panel, cost: pd.DataFrame, unit: str) -> None:
@@ -146,7 +149,7 @@ def _sweep(name: str, rows: pd.DataFrame, one: str, metric: str, colour: str) ->
         _labelled(axes.xaxis, labels)
         axes.set_xlabel(str(rows[one].iloc[0]))
         for at in np.flatnonzero(rows[f"{one}_own"].to_numpy(dtype=bool)):
-            axes.axvline(at, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
+            axes.axvline(float(at), color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
         axes.vlines(places, ends["low"], ends["high"], color=colour, linewidth=1.2, alpha=0.6)
         draw_line(axes, places, values, (colour, ()), linewidth=2)
         texts = [f"{label}: {number(value, 3)}{unit}" for label, value in zip(labels, values, strict=True)]
