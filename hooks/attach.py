@@ -25,6 +25,7 @@ from rc_probe.hooks.proofs.attention_routing import gated_pass
 from rc_probe.hooks.proofs.block_proofs import prove_block
 from rc_probe.hooks.proofs.constant_branches import with_kinds
 from rc_probe.hooks.proofs.replay import Replay, everywhere
+from rc_probe.hooks.proofs.streams_side_by_side import prove_streams
 from rc_probe.hooks.structure.example_inputs import (
     batch_size,
     example_inputs,
@@ -33,6 +34,7 @@ from rc_probe.hooks.structure.example_inputs import (
     with_no_cache,
 )
 from rc_probe.hooks.structure.refusals import past_hooks
+from rc_probe.hooks.structure.side_by_side import UnclearAxesError, mixed_streams
 from rc_probe.hooks.structure.stacks import read_stacks
 from rc_probe.hooks.structure.structure import REPORT, Block, Candidate, Structure
 from rc_probe.hooks.structure.tape import Tape, walk
@@ -50,24 +52,33 @@ def find_structure(
     *,
     stack: str | None = None,
     blocks: str | None = None,
+    several: bool = False,
 ) -> Structure:
     """The proved structure of one stack of `model`. Runs once per model, form of input and choice.
 
     `inputs` are keyword arguments of a forward pass with at least two sequences or images; without
     them random ones are made from the model's config. `stack` is the name of a stack or a part of it
     (`encoder`, `vision`); without it the last one that can be proved is taken, which in an
-    encoder-decoder is the decoder. `blocks` names the blocks by hand (`encoder.layer.*`).
+    encoder-decoder is the decoder. `blocks` names the blocks by hand (`encoder.layer.*`). `several` takes stacks, too, whose
+    blocks hand on several streams side by side: these can be measured, but have no junctions.
 
     Raises RcProbeError, naming the block and what did not match, when anything cannot be proved.
     """
     _check_call(model, inputs, stack, blocks)
     refuse_mps(model)
     given = example_inputs(model) if inputs is None else inputs
-    key = signature(given), switches(model), implementation_name(model), stack, blocks
+    structure = _once(model, given, stack, blocks, several=True)
+    return structure if several or not structure.mixed else _once(model, given, stack, blocks, several=False)
+
+
+def _once(
+    model: nn.Module, given: dict[str, Any], stack: str | None, blocks: str | None, *, several: bool
+) -> Structure:
+    key = signature(given), switches(model), implementation_name(model), stack, blocks, several
     known = _known.setdefault(model, {})
     if key not in known:
         with proving(), measuring(model), full_precision(model), eager():
-            known[key] = _attach(model, given, stack, blocks)
+            known[key] = _attach(model, given, stack, blocks, several=several)
     return known[key]
 
 
@@ -90,7 +101,7 @@ def refuse_mps(model: nn.Module) -> None:
 
 
 def _first_pass(
-    model: nn.Module, given: dict[str, Any]
+    model: nn.Module, given: dict[str, Any], apart: bool
 ) -> tuple[Callable[[], list[Tensor]], dict[str, Any], list[Tensor]]:
     """A pass that the model can make, on the smallest inputs that it runs with; these, and what it returns for them.
 
@@ -100,7 +111,7 @@ def _first_pass(
     """
     failed: list[Exception] = []
     for runs in dict.fromkeys([model, getattr(model, "base_model", model)]):
-        for inputs in (small(given), given):
+        for inputs in (small(given, apart=apart), given):
             for tried in (with_no_cache(model, inputs), inputs):
                 try:
                     with measuring(model):
@@ -117,8 +128,16 @@ def _first_pass(
     raise RcProbeError(what, where=type(model).__name__, todo=todo) from failed[0]
 
 
-def _attach(model: nn.Module, given: dict[str, Any], stack: str | None, blocks: str | None) -> Structure:
-    run, inputs, plain = _first_pass(model, given)
+def _attach(
+    model: nn.Module,
+    given: dict[str, Any],
+    stack: str | None,
+    blocks: str | None,
+    *,
+    several: bool,
+    apart: bool = False,
+) -> Structure:
+    run, inputs, plain = _first_pass(model, given, apart)
     tape = Tape(model)
     with undoing(tape.close), tape:
         observed = run()
@@ -130,11 +149,18 @@ def _attach(model: nn.Module, given: dict[str, Any], stack: str | None, blocks: 
         "its output changes from run to run",
         "Switch off its randomness",
     )
-    found = {s.name: s for s in read_stacks(tape, model, batch_size(inputs), blocks)}
+    try:
+        found = {s.name: s for s in read_stacks(tape, model, batch_size(inputs), blocks)}
+    except UnclearAxesError:
+        if apart:
+            raise
+        return _attach(model, given, stack, blocks, several=several, apart=True)
     wanted = [named(list(found), stack, type(model).__name__)] if stack else reversed(found)
     refused: list[RcProbeError] = []
     for candidate in (found[name] for name in wanted):
         try:
+            if candidate.mixed and not several:
+                raise mixed_streams(candidate.streams, model)
             structure = _prove(candidate, run, plain)
             return replace(structure, refused=(*candidate.refused, *map(str, refused)))
         except RcProbeError as error:
@@ -156,6 +182,8 @@ def named(names: list[str], stack: str, where: str) -> str:
 
 
 def _prove(candidate: Candidate, run: Callable[[], list[Tensor]], plain: list[Tensor]) -> Structure:
+    if candidate.mixed:
+        return prove_streams(candidate, lambda: _same(plain, run()))
     replay = Replay(candidate)
     ones = everywhere(candidate.blocks, lambda x: x)
     with replay:

@@ -17,7 +17,7 @@ from rc_probe.hooks.edits.edits import Editing, Edits
 from rc_probe.hooks.edits.forward_calls import Generation, given_to, hearing_generate, listening
 from rc_probe.hooks.edits.gates import Gate
 from rc_probe.hooks.edits.model_state import Level
-from rc_probe.hooks.edits.stream_taps import Tap
+from rc_probe.hooks.edits.stream_taps import Tap, each_stream
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.module_calls import copies_told
 from rc_probe.hooks.structure.structure import CandidateBlock, Structure
@@ -30,7 +30,7 @@ from rc_probe.processes.world import World
 from rc_probe.registry import select
 from rc_probe.results.tables import FRAMES, RUN_TABLES
 
-from .heard import Heard, no_mask, tokens_of_prompt
+from .heard import Heard, mask_of_stream, no_fit, tokens_of_prompt
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,7 +124,8 @@ def attach(
     No samples are passes of one token, those that go on from a filled cache, that fail or drop blocks, what gradient
     checkpointing recomputes, rows of fewer than two real tokens, and passes of rc-probe's own; `left_out` counts
     passes by the reason. Of `generate` each prompt is one sample, whatever follows. The stream is what the user's hooks
-    on blocks make of it. `inputs`, `stack` and `blocks` are as in `ablate`.
+    on blocks make of it. Of models whose blocks hand on several streams side by side `.frame()` is of all together, a
+    token's one after the other, and `.streams_frame()` of each. `inputs`, `stack` and `blocks` are as in `ablate`.
 
     Raises RcProbeError when the model cannot be proved, and, while it runs, when a batch of several
     texts comes without a mask, as one packed sequence, or a prompt in chunks.
@@ -133,13 +134,19 @@ def attach(
     ...     evaluate(model)
     >>> probe.frame()                         # doctest: +SKIP
     """
-    return Attached(_prove(model, inputs, stack, blocks), metrics, mask)
+    structure = _prove(model, inputs, stack, blocks, several=True)
+    return Attached(structure, metrics, mask)
 
 
 def _prove(
-    model: nn.Module, inputs: dict[str, Any] | None, stack: str | None, blocks: str | None
+    model: nn.Module,
+    inputs: dict[str, Any] | None,
+    stack: str | None,
+    blocks: str | None,
+    *,
+    several: bool = False,
 ) -> Structure:
-    return find_structure(unwrapped(model), inputs, stack=stack, blocks=blocks)
+    return find_structure(unwrapped(model), inputs, stack=stack, blocks=blocks, several=several)
 
 
 class Attached(AbstractContextManager["Attached"]):
@@ -156,10 +163,11 @@ class Attached(AbstractContextManager["Attached"]):
         if not (mask is None or isinstance(mask, Tensor) or mask == "auto"):
             todo = 'Give "auto", None, or a tensor (batch, tokens)'
             raise RcProbeError(f"{mask!r:.80} is no mask", where="mask", todo=todo)
-        self.curves = Curves(select(metrics))
+        several = structure.streams if structure.streams > 1 else 0
+        self.by_stream = {number: Curves(select(metrics)) for number in range(several + 1)}  # 0: all together
         self.left_out: Counter[str] = Counter()
         self._heard: Heard | None = None  # the pass that is running
-        self._measured: dict[int, Measured] = {}  # its layers, in order
+        self._measured: dict[int, list[Measured]] = {}  # its layers, in order: of each of `by_stream`
         self._prompted: weakref.ref[Generation] | None = None  # the call of `generate` whose prompt was seen
         self._life: Iterator[None] | None = None
 
@@ -175,6 +183,11 @@ class Attached(AbstractContextManager["Attached"]):
 
     def __exit__(self, *exc: Any) -> None:
         self.close()
+
+    @property
+    def curves(self) -> Curves:
+        """Of the stream; of several streams all together."""
+        return self.by_stream[0]
 
     def close(self) -> None:
         """Everything is as before. Does nothing where it is closed already."""
@@ -233,14 +246,15 @@ class Attached(AbstractContextManager["Attached"]):
             self._begin(heard, x)
         if layer != len(self._measured):
             return
-        self._measured[layer] = {} if heard.skip else self._read(heard, layer, x)
+        self._measured[layer] = [] if heard.skip else self._read(heard, layer, x)
         if layer < self.structure.depth:
             return
         if heard.skip:
             return
-        for number, measured in self._measured.items():
-            self.curves.add(number, measured)
-        self.curves.samples += len(x) if self.curves.mask is None else len(self.curves.mask)
+        for each, curves in enumerate(self.by_stream.values()):
+            for number, measured in self._measured.items():
+                curves.add(number, measured[each])
+            curves.samples += len(x) if curves.mask is None else len(curves.mask)
 
     def _begin(self, heard: Heard, x: Tensor) -> None:
         generation = heard.generation
@@ -251,50 +265,23 @@ class Attached(AbstractContextManager["Attached"]):
         if not heard.skip and x.shape[1] < 2:
             heard.skip = "were of one token"
         if not heard.skip:
-            self.curves.mask = self._mask(heard, x)
+            mask = self._mask(heard, x)
+            for curves in self.by_stream.values():
+                curves.mask = mask
 
-    def _read(self, heard: Heard, layer: int, x: Tensor) -> Measured:
+    def _read(self, heard: Heard, layer: int, x: Tensor) -> list[Measured]:
         if isinstance(self.given, str):
             x, _ = tokens_of_prompt(heard, x)
-        return self.curves.read(layer, x)
+        parts = (x, *each_stream(x, self.structure.streams)) if len(self.by_stream) > 1 else (x,)
+        return [curves.read(layer, part) for curves, part in zip(self.by_stream.values(), parts, strict=True)]
 
     def _mask(self, heard: Heard, x: Tensor) -> Tensor | None:
         """(batch, tokens) bool of the stream; None: all tokens are real."""
-        model = self.structure.model
-        if not isinstance(self.given, str):
-            if self.given is not None and self.given.shape != x.shape[:2]:
-                raise RcProbeError(
-                    f"the mask {tuple(self.given.shape)} does not fit the stream's {x.shape[0]} samples of {x.shape[1]} tokens",
-                    where=type(model).__name__,
-                    todo="Give attach(model, mask=…) the mask of the stream, or run texts one by one",
-                )
-            return None if self.given is None else self.given.to(x.device, torch.bool)
-        prompt, mask = tokens_of_prompt(heard, x)
-        if mask is None:
-            mask = next(heard.real(x), None)
-        if mask is None and heard.given:
-            first = heard.masks[0]
-            raise RcProbeError(
-                f"the mask {tuple(first.shape)} does not fit the stream's {x.shape[0]} samples of {x.shape[1]} tokens",
-                where=type(model).__name__,
-                todo="Say attach(model, mask=…), the mask of the stream",
-            )
-        if mask is None and heard.is_text and x.shape[0] > 1:
-            raise no_mask(self.structure, x.shape[0])
-        if mask is None and heard.text is not None and heard.text[1] < x.shape[1]:
-            mask = torch.ones(heard.text, dtype=torch.bool)
-        return None if mask is None else self._fitted(mask.to(x.device), prompt)
-
-    def _fitted(self, mask: Tensor, x: Tensor) -> Tensor | None:
-        if mask.shape[1] <= x.shape[1]:
-            return self._tap.fit(mask, x)
-        if bool(mask.all()):
-            return None  # pooled, and nothing of it is padding
-        raise RcProbeError(
-            f"the mask {tuple(mask.shape)} does not fit the stream's {x.shape[0]} samples of {x.shape[1]} tokens",
-            where=type(self.structure.model).__name__,
-            todo="Say attach(model, mask=…), the mask of the stream, or run texts one by one",
-        )
+        if isinstance(self.given, str):
+            return mask_of_stream(heard, x, self._tap)
+        if self.given is not None and self.given.shape != x.shape[:2]:
+            raise no_fit(self.structure, self.given, x, "or run texts one by one")
+        return None if self.given is None else self.given.to(x.device, torch.bool)
 
     def frame(self, *, gather: bool = False) -> pd.DataFrame:
         """Columns layer, metric, mean, std (ddof 1, over samples; NaN for one), count, floor.
@@ -305,13 +292,23 @@ class Attached(AbstractContextManager["Attached"]):
 
         Raises RcProbeError when the model has not run inside the context, with `gather` in any process.
         """
-        curves = self.curves
+        return self._framed("attach", {0: self.curves}, gather)
+
+    def streams_frame(self, *, gather: bool = False) -> pd.DataFrame:
+        """As `frame`, of each of the streams that blocks hand on side by side: column stream, from 1, before the others.
+
+        Of a model with one stream it has that one.
+        """
+        each = {n: curves for n, curves in self.by_stream.items() if n} or {1: self.curves}
+        return self._framed("attach_streams", each, gather)
+
+    def _framed(self, name: str, curves: dict[int, Curves], gather: bool) -> pd.DataFrame:
         if gather:
-            curves = gather_curves({"": curves}, World.given().gather)[""]
-        rows = curves.rows()
+            curves = gather_curves(curves, World.given().gather)
+        rows = [row for n in curves for row in curves[n].rows(**{"stream": n} if n else {})]
         if not any(row["count"] for row in rows):
             raise self._nothing()
-        return FRAMES["attach"].frame(rows)
+        return FRAMES[name].frame(rows)
 
     def _nothing(self) -> RcProbeError:
         where, todo = (

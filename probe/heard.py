@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rc_probe.hooks.edits.forward_calls import Generation, generation, labels_alone, mask_in, side_of
+from rc_probe.hooks.edits.stream_taps import Tap
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.structure.structure import Structure, decodes
 from rc_probe.hooks.structure.tape import walk
@@ -159,3 +160,35 @@ def tokens_of_prompt(heard: Heard, x: Tensor) -> tuple[Tensor, Tensor | None]:
     if mask is None and heard.unread and rows > 1:
         raise no_mask(heard.structure, rows)
     return x, torch.ones(rows, tokens, dtype=torch.bool) if mask is None else mask != 0
+
+
+def mask_of_stream(heard: Heard, x: Tensor, tap: Tap) -> Tensor | None:
+    """(batch, tokens) bool of the stream x of layer 0, read off the calls around it; None: all tokens are real.
+
+    Raises RcProbeError where it cannot be told.
+    """
+    prompt, mask = tokens_of_prompt(heard, x)
+    if mask is None:
+        mask = next(heard.real(x), None)
+    if mask is None and heard.given:
+        raise no_fit(heard.structure, heard.masks[0], x)
+    if mask is None and heard.is_text and x.shape[0] > 1:
+        raise no_mask(heard.structure, x.shape[0])
+    if mask is None and heard.text is not None and heard.text[1] < x.shape[1]:
+        mask = torch.ones(heard.text, dtype=torch.bool)
+    if mask is None:
+        return None
+    if mask.shape[1] <= prompt.shape[1]:
+        return tap.fit(mask.to(x.device), prompt)
+    if bool(mask.all()):
+        return None  # pooled, and nothing of it is padding
+    raise no_fit(heard.structure, mask, prompt, "or run texts one by one")
+
+
+def no_fit(structure: Structure, mask: Tensor, x: Tensor, otherwise: str = "") -> RcProbeError:
+    """The refusal of a mask of another shape than the stream x."""
+    what = (
+        f"the mask {tuple(mask.shape)} does not fit the stream's {x.shape[0]} samples of {x.shape[1]} tokens"
+    )
+    todo = ", ".join(filter(None, ["Say attach(model, mask=…), the mask of the stream", otherwise]))
+    return RcProbeError(what, where=type(structure.model).__name__, todo=todo)

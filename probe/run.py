@@ -14,6 +14,7 @@ from rc_probe.data.batches import Batches
 from rc_probe.data.samples import Samples
 from rc_probe.hooks.attach import find_structure
 from rc_probe.hooks.errors import RcProbeError, out_of_memory, reason
+from rc_probe.hooks.structure.side_by_side import mixed_streams
 from rc_probe.hooks.structure.structure import Structure
 from rc_probe.interventions.paper import mixer_note
 from rc_probe.measures import MEASUREMENTS, TABLES
@@ -57,20 +58,36 @@ class Run:
         plans = {each.name: each.plan(loaded, samples, chosen) for each in self.wanted}
         report("proving the structure", 0, 1)
         self.example = next(iter(made)).inputs
+        self.notes: list[str] = []
         self.structure = self._structure(loaded.model)
+        if self.structure.mixed:
+            self._leave_out_edits()
         self.context = Context(
             loaded, self.structure, samples, made, chosen, world, name=shown_id(loaded.id),
             plans=plans, report=self._advance,
         )  # fmt: skip
         self.entry = self._entry(loaded.model)
         self.found: dict[str, dict[str, Found]] = {}  # by weights and measurement
-        self.notes: list[str] = []
         planned = [self.context, *(self._planned(seed) for seed in self.seeds)]
         self.total = sum(each.passes(context) for context in planned for each in self._of(context))
         self.done = 0
 
     def _structure(self, model: Any) -> Structure:
-        return find_structure(model, self.example, stack=self.loaded.stack, blocks=self.chosen.blocks)
+        return find_structure(
+            model, self.example, stack=self.loaded.stack, blocks=self.chosen.blocks, several=True
+        )
+
+    def _leave_out_edits(self) -> None:
+        """Blocks that mix several streams have no junctions: what edits them, or follows them, is not measured."""
+        settings: Any = self.chosen
+        for variant in settings.asked():
+            variant.edits(self.structure)
+        left = [each for each in self.wanted if not each.on_mixed]
+        why = str(mixed_streams(self.structure.streams, self.structure.model))
+        self.missing |= {each.name: why for each in left}
+        self.wanted = [each for each in self.wanted if each.on_mixed]
+        if left:
+            self.notes.append(f"Not measured: {', '.join(each.name for each in left)}. {why}.")
 
     @property
     def seeds(self) -> list[int]:
@@ -213,6 +230,11 @@ class Run:
         others = [*self.loaded.others, *self.structure.others]
         notes = [f"Not measured: the stacks {', '.join(others)} (choose one by --stack)."] if others else []
         notes += [f"Not measured: {why}" for why in self.structure.refused if "block" in why]
+        if (count := self.structure.streams) > 1:
+            each = "the table `streams` has each by itself"
+            notes.append(
+                f"Its blocks hand on {count} streams side by side. The curves are of all of them together, a token's one after the other; {each}."
+            )
         return [*notes, *filter(None, [mixer_note(self.structure)])]
 
 

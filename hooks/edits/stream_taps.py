@@ -27,7 +27,8 @@ class Tap(BlockWatch):
     """Calls `on_stream(layer, x)` with x (batch, tokens, dim) for layers 0 … L of every forward pass of the user's.
 
     Layer 0 is what enters block 1, layer l the stream after block l, before any final norm; what the user's hooks on
-    a block make of these belongs to the stream. Blocks that gradient checkpointing recomputes in a backward pass were
+    a block make of these belongs to the stream. Of several streams side by side x is (batch, tokens, streams · dim), those of
+    a token one after the other. Blocks that gradient checkpointing recomputes in a backward pass were
     seen before and are left out. With `stop`, the pass ends after the last layer by StreamDone; use `run_stopped`.
     """
 
@@ -134,7 +135,9 @@ def _holds(mask: Tensor, real: Tensor) -> bool:
 
 
 def batch_first(stream: Tensor, block: CandidateBlock) -> Tensor:
-    """The stream as (batch, tokens, dim), from the layout of the block."""
+    """The stream as (batch, tokens, dim), from the layout of the block; several of them as (batch, tokens, streams · dim)."""
+    if block.streams > 1:
+        return stream.permute(_order(block)).flatten(2)
     if block.feature_axis != -1:
         stream = stream.movedim(block.feature_axis, -1)
     if block.batch_axis is None:
@@ -144,8 +147,25 @@ def batch_first(stream: Tensor, block: CandidateBlock) -> Tensor:
     return stream.flatten(1, -2)
 
 
+def each_stream(x: Tensor, streams: int) -> tuple[Tensor, ...]:
+    """What a Tap hands on of several streams, (batch, tokens, streams · dim), as one (batch, tokens, dim) each."""
+    parts: tuple[Tensor, ...] = x.unflatten(-1, (streams, -1)).unbind(-2)
+    return parts
+
+
+def _order(block: CandidateBlock) -> tuple[int, int, int, int]:
+    """The axes of several streams side by side: samples, tokens, streams, features."""
+    assert block.batch_axis is not None
+    return block.batch_axis, 3 - block.batch_axis - block.stream_axis, block.stream_axis, 3
+
+
 def laid_out(x: Tensor, block: CandidateBlock, like: Tensor) -> Tensor:
     """(batch, tokens, dim) in the layout of the block's own stream `like`: what batch_first undoes."""
+    if block.streams > 1:
+        order = _order(block)
+        return x.reshape([like.shape[axis] for axis in order]).permute(
+            [order.index(axis) for axis in range(4)]
+        )
     shape = like
     if block.feature_axis != -1:
         shape = shape.movedim(block.feature_axis, -1)

@@ -99,8 +99,8 @@ def everywhere(blocks: Iterable[CandidateBlock], function: Function) -> Edits:
 
 
 def token_axes(block: CandidateBlock) -> list[int]:
-    """The axes of the stream that count tokens: all but batch and features. Images may have two."""
-    kept = {block.batch_axis, block.feature_axis % block.ndim}
+    """The axes of the stream that count tokens: all but batch, features and several streams. Images may have two."""
+    kept = {block.batch_axis, block.feature_axis % block.ndim, block.stream_axis}
     return [axis for axis in range(block.ndim) if axis not in kept]
 
 

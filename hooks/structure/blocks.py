@@ -8,6 +8,7 @@ from rc_probe.hooks.errors import RcProbeError
 
 from .flow import read_flow
 from .refusals import normed_before, not_through
+from .side_by_side import stream_axes
 from .structure import (
     REPORT,
     AttentionOp,
@@ -42,7 +43,8 @@ def read_block(tape: Tape, call: Call, spine: list[Node], index: int, batch: int
         )
     stream, entry = max(entries, key=lambda pair: pair[0])
     shape = tape.nodes[stream].shape
-    batch_axis = _batch_axis(shape, batch, where)
+    axes = stream_axes(tape, call, shape, batch)
+    batch_axis = axes[0] if axes else _batch_axis(shape, batch, where)
     turned = _turned(shape, spine)
     features = 1 if turned else _feature_axis(call.module, shape, where)
     inside = -1 if turned else features
@@ -67,6 +69,7 @@ def read_block(tape: Tape, call: Call, spine: list[Node], index: int, batch: int
         shape[features], batch_axis, features, inside, 0, read_flow(tape, call, adds, exits[0]),
         _norms_before(tape, call, stream, spine[0]), _branch_norms(tape, call, stream, spine, out),
         normed_before(tape, call, stream, spine[0]),
+        shape[axes[1]] if axes else 1, axes[1] if axes else -1,
     )  # fmt: skip
 
 

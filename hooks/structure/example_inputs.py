@@ -75,12 +75,13 @@ def _has_cache(config: Any) -> bool:
     return hasattr(config, "use_cache") or any(part is not None and _has_cache(part) for part in parts)
 
 
-def small(inputs: dict[str, Any], *, tokens: int | None = TOKENS) -> dict[str, Any]:
+def small(inputs: dict[str, Any], *, tokens: int | None = TOKENS, apart: bool = False) -> dict[str, Any]:
     """The first 2 sequences and 16 tokens (None: all) of a real batch, enough to attach with.
 
     Images keep their size, and so do texts that come with images or sounds. Inputs whose first axes
     differ (patches of several images in one row) are left as they are. A batch of one sample is doubled, so that the batch axis shows; texts of
-    two tokens come three times, so that it differs from the tokens.
+    two tokens come three times, so that it differs from the tokens. `apart` takes one sample more and one token less, for
+    a model one axis of whose stream is as long as another.
     """
     batch = batch_size(inputs)
     if any(t.ndim and t.shape[0] != batch for _, t in walk(inputs)):
@@ -88,7 +89,8 @@ def small(inputs: dict[str, Any], *, tokens: int | None = TOKENS) -> dict[str, A
     ids = inputs.get("input_ids")
     alone = not any(t.is_floating_point() and t.ndim > 2 for _, t in walk(inputs))
     length = ids.shape[1] if alone and isinstance(ids, Tensor) and ids.ndim == 2 else None
-    wanted = SEQUENCES + 1 if length == SEQUENCES else SEQUENCES
+    wanted = SEQUENCES + 1 if apart or length == SEQUENCES else SEQUENCES
+    most = None if tokens is None or length is None else min(length, tokens) - apart
 
     def cut(value: Any) -> Any:
         if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] != batch:
@@ -96,8 +98,8 @@ def small(inputs: dict[str, Any], *, tokens: int | None = TOKENS) -> dict[str, A
         repeats = -(-wanted // batch)
         value = value.repeat(repeats, *[1] * (value.ndim - 1))[:wanted] if repeats > 1 else value[:wanted]
         for axis in range(1, value.ndim):
-            if length is not None and tokens is not None and value.shape[axis] == length:
-                value = value.narrow(axis, 0, min(length, tokens))
+            if most is not None and value.shape[axis] == length:
+                value = value.narrow(axis, 0, most)
         return value
 
     return {key: cut(value) for key, value in inputs.items()}

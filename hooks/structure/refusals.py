@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
 from rc_probe.hooks.errors import RcProbeError
 
+from .side_by_side import list_of, mixed_streams, streams_side_by_side
 from .structure import REPORT, is_attention_op
 from .tape import ADDS, PRODUCTS, Call, Node, Tape
 
@@ -16,16 +16,14 @@ NAME_THEM = (
     "rc-probe needs a stack of blocks whose branches are added to a stream; "
     "name them by hand if it has one (--blocks 'encoder.layer.*')"
 )
-SEVERAL = "rc-probe follows one stream: such a model can be neither measured nor ablated"
 WRAP = "Give each block a module of its own that takes the stream and returns it"
 
 
 def no_blocks(tape: Tape, spine: list[Node]) -> RcProbeError:
     """The refusal of a model none of whose modules hold the residual adds `spine` of one stream."""
     if count := streams_side_by_side(tape, spine):
-        what = f"its blocks hand on {count} streams side by side and mix them, and no skip carries one of them as it is"
-        todo = SEVERAL
-    elif lists := parts_in_lists(tape, spine):
+        return mixed_streams(count, tape.model)
+    if lists := parts_in_lists(tape, spine):
         what = (
             f"its blocks are no modules: {lists[0]} itself adds to the stream what the modules in "
             f"{' and in '.join(lists[1:])} return"
@@ -67,21 +65,6 @@ def made(tape: Tape, node: Node) -> str:
     return f"{by} anew by `{first.op}`{where}"
 
 
-def streams_side_by_side(tape: Tape, spine: list[Node]) -> int:
-    """How many streams the modules of a list hand on in one tensor, which has an axis more than what they read; else 0."""
-    for call in _in_lists(tape):
-        if spine and not any(call.first <= node.index <= call.last for node in spine):
-            continue
-        given = {tape.nodes[n].shape for n in call.args.values()}
-        handed = {tape.nodes[n].shape for n in call.outputs.values()} & given
-        read = {tape.nodes[n].shape for c in tape.calls if c.parent == call.index for n in c.args.values()}
-        for shape in (s for s in handed if len(s) == 4):
-            for axis in range(3):
-                if shape[axis] > 1 and (*shape[:axis], *shape[axis + 1 :]) in read:
-                    return shape[axis]
-    return 0
-
-
 def parts_in_lists(tape: Tape, spine: list[Node]) -> list[str]:
     """The module whose own code makes all adds, then its lists that hold the branches; empty where it is not so."""
     owners = {node.call for node in spine}
@@ -97,7 +80,7 @@ def parts_in_lists(tape: Tape, spine: list[Node]) -> list[str]:
         call = value.call
         while call >= 0 and tape.calls[call].parent != owner:
             call = tape.calls[call].parent
-        found = _list_of(tape.calls[call].name) if call >= 0 else ""
+        found = list_of(tape.calls[call].name) if call >= 0 else ""
         if not found:
             return []
         lists[found] = None
@@ -109,7 +92,7 @@ def run_past_hooks(tape: Tape) -> str:
     called = {call.name for call in tape.calls}
     modules: dict[str, nn.Module] = dict(tape.model.named_modules())
     for name, module in modules.items():
-        lists = _list_of(name)
+        lists = list_of(name)
         if not lists or name in called or not isinstance(modules[lists], nn.ModuleList):
             continue
         own: Any = type(module).forward
@@ -123,7 +106,7 @@ def past_hooks(tape: Tape) -> RcProbeError | None:
     name = run_past_hooks(tape)
     if not name:
         return None
-    what = f"it runs its blocks ({_list_of(name)}.*) by their `forward` method, past all hooks"
+    what = f"it runs its blocks ({list_of(name)}.*) by their `forward` method, past all hooks"
     return RcProbeError(
         what,
         where=type(tape.model).__name__,
@@ -152,13 +135,3 @@ def normed_before(tape: Tape, call: Call, stream: int, first: Node) -> str:
         n for n in tape.nodes[max(stream + 1, call.first) : first.index] if n.bit & first.carried and n.norm
     ]
     return next((tape.calls[n.call].name if n.call != call.index else n.op for n in chain), "")
-
-
-def _in_lists(tape: Tape) -> Iterator[Call]:
-    return (call for call in tape.calls if _list_of(call.name))
-
-
-def _list_of(name: str) -> str:
-    """`encoder.layers` of `encoder.layers.0`, "" of other names."""
-    lists, _, number = name.rpartition(".")
-    return lists if number.isdecimal() else ""

@@ -17,6 +17,7 @@ from rc_probe.hooks.errors import RcProbeError
 
 from .blocks import read_block
 from .refusals import no_blocks, past_hooks, places
+from .side_by_side import UnclearAxesError, read_side_by_side
 from .structure import REPORT, Candidate, CandidateBlock, is_attention_op
 from .tape import PRODUCTS, Call, Node, Tape
 
@@ -31,6 +32,8 @@ def read_stacks(tape: Tape, model: nn.Module, batch: int, named: str | None = No
     repeated calls of a module.
     """
     adds = [node for node in tape.nodes if node.skip >= 0]
+    if not adds and (several := read_side_by_side(tape, [], model, batch)):
+        return [several[0]]
     if not adds:
         raise past_hooks(tape) or no_blocks(tape, [])
     if named:
@@ -42,16 +45,14 @@ def read_stacks(tape: Tape, model: nn.Module, batch: int, named: str | None = No
     while adds:
         spine = _spine(adds, _end(tape, adds))
         gone = {node.index for node in spine}
-        calls: dict[int, list[Node]] = {}
-        try:
-            calls = _all_calls(tape, adds, spine, model)
-            found[max(calls)] = _read_stack(tape, calls, model, batch)
-            read[max(calls)] = set(calls)
+        calls, stack = _read_around(tape, adds, spine, model, batch)
+        if isinstance(stack, Candidate):
+            found[max(calls)], read[max(calls)] = stack, calls
             gone |= {node.index for node in adds for c in calls if _inside(node, tape.calls[c])}
-        except RcProbeError as error:
-            failed.append(error)
+        else:
+            failed.append(stack)
             if calls:
-                lost.append((set(calls), error))
+                lost.append((calls, stack))
         adds = [node for node in adds if node.index not in gone]
     for calls_lost, why in lost:  # a stage that could not be read: the others are not the stack
         kinds = {type(tape.calls[c].module) for c in calls_lost}
@@ -65,6 +66,23 @@ def read_stacks(tape: Tape, model: nn.Module, batch: int, named: str | None = No
     if not found:
         raise past_hooks(tape) or failed[0]
     return _named_apart([found[last] for last in sorted(found)], failed)
+
+
+def _read_around(
+    tape: Tape, adds: list[Node], spine: list[Node], model: nn.Module, batch: int
+) -> tuple[set[int], Candidate | RcProbeError]:
+    """The calls of the blocks that hold the spine, as far as they are found, and their stack, or why it cannot be read."""
+    try:
+        calls = _all_calls(tape, adds, spine, model)
+    except RcProbeError as error:
+        several = read_side_by_side(tape, spine, model, batch)
+        return ({call.index for call in several[1]}, several[0]) if several else (set(), error)
+    try:
+        return set(calls), _read_stack(tape, calls, model, batch)
+    except UnclearAxesError:  # other inputs tell them apart
+        raise
+    except RcProbeError as error:
+        return set(calls), error
 
 
 def _within(tape: Tape, call: int, others: set[int]) -> bool:

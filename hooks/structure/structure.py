@@ -141,6 +141,8 @@ class CandidateBlock:
     normed_before: (
         str  # the name of the first of them, or of what normalises it there without a module; "": none
     )
+    streams: int  # that it hands on side by side
+    stream_axis: int  # along which they lie where there are several; else -1
 
     @property
     def branches(self) -> tuple[CandidateBranch, ...]:
@@ -176,6 +178,8 @@ class Block(CandidateBlock):
     @property
     def signature(self) -> str:
         """For example `An|Mn` (BERT), `A|M` (GPT-2), `A+M` (GPT-NeoX); n is a norm on the stream."""
+        if not self.junctions:
+            return f"{self.streams} streams"
         parts = []
         for j in self.junctions:
             letters = sorted((KIND_LETTER[b.kind] for b in j.branches), key="AXCM".index)
@@ -223,6 +227,16 @@ class Candidate:
     @property
     def dim(self) -> int:
         return self.blocks[-1].dim
+
+    @property
+    def streams(self) -> int:
+        """How many streams its blocks hand on side by side."""
+        return self.blocks[-1].streams
+
+    @property
+    def mixed(self) -> bool:
+        """Whether its blocks mix several streams, so that it has no junctions: it can be measured, and not edited."""
+        return not self.blocks[-1].junctions
 
 
 @dataclass(frozen=True, eq=False)

@@ -109,7 +109,7 @@ class Monitor:
                 )
                 self.model, stack = loaded.model, loaded.stack
                 self.batches = [(dict(batch.inputs), batch.mask) for batch in made]
-        self.structure = find_structure(self.model, self._placed(0), stack=stack, blocks=blocks)
+        self.structure = find_structure(self.model, self._placed(0), stack=stack, blocks=blocks, several=True)
 
     def step(self) -> dict[str, float] | None:
         """Count a step of training; what `measure` returns when it is one of `every`, else None."""

@@ -81,9 +81,12 @@ class Variant:
     interventions: tuple[Intervention, ...] = ()
 
     def edits(self, structure: Structure) -> Edits:
-        """All of them at once, in their order."""
+        """All of them at once, in their order. Raises RcProbeError where the model's blocks mix several streams."""
         from rc_probe.hooks.edits.edits import Edits
+        from rc_probe.hooks.structure.side_by_side import mixed_streams
 
+        if self.interventions and structure.mixed:
+            raise mixed_streams(structure.streams, structure.model)
         whole = Edits()
         for each in self.interventions:
             whole = whole.then(each.edits(structure))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rc_probe.registry import PAPER
+from rc_probe.registry import PAPER, WHOLE
 
 from .gate import Gated
 from .intervention import Intervention, Variant
@@ -20,8 +20,12 @@ def paper_variants(structure: Structure) -> list[Variant]:
     one skip, the attention skip. In a block without attention it is the skip around its mixer (state
     space, convolution). Blocks without an MLP have nothing to switch off.
 
+    Of a model whose blocks mix several streams, the `transformer` alone: nothing in it can be switched off.
+
     Raises RcProbeError where no branch moves anything between tokens.
     """
+    if structure.mixed:
+        return [Variant(WHOLE)]
     attending = [b for b in structure.blocks if any(branch.kind == "attention" for branch in b.branches)]
     mixing = [
         b for b in structure.blocks if b not in attending and any(x.kind == "mixer" for x in b.branches)
@@ -45,7 +49,7 @@ def paper_variants(structure: Structure) -> list[Variant]:
 def mixer_note(structure: Structure) -> str | None:
     """What the variants mean where blocks have no attention; None where all have."""
     without = [b for b in structure.blocks if all(branch.kind != "attention" for branch in b.branches)]
-    if not without:
+    if not without or structure.mixed:
         return None
     return (
         f"{len(without)} of {structure.depth} blocks have no attention: there the variants switch the skip around "

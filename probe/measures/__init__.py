@@ -4,7 +4,7 @@ from rc_probe.results.tables import RUN_TABLES, Table
 
 from .ablations import Ablations
 from .chains import Chains
-from .curves import Curves
+from .curves import Curves, Streams
 from .drops.drops import Drops
 from .floor import Floor
 from .importance.importance import Importance
@@ -15,6 +15,7 @@ from .what_if.what_if import WhatIf
 
 MEASUREMENTS: tuple[Measurement, ...] = (
     Curves(),
+    Streams(),
     Massive(),
     Importance(),
     Drops(),

@@ -54,6 +54,7 @@ class Ablations(Measurement):
     name, subject = "ablations", "Ablations were"
     options = AblationOptions
     tables = (ABLATIONS,)
+    on_mixed = True
 
     def run(self, context: Context) -> Found:
         last: dict[str, dict[str, float]] = {}

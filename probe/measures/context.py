@@ -70,7 +70,7 @@ class Context:
         """Of the run, from which is chosen what is affordable."""
         first = self.first
         tokens = self.batches.longest or stream_size(self.structure, first.inputs) // (
-            (batch_size(first.inputs) or 1) * self.structure.dim
+            (batch_size(first.inputs) or 1) * self.structure.dim * self.structure.streams
         )
         return Shape.of(self.structure, tokens, len(self.samples.items))
 

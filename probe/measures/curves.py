@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.options import Options, names_of, option
 from rc_probe.registry import METRICS, select
-from rc_probe.results.tables import LAYER, METRIC, STREAM, VARIANT, WEIGHTS, Column, Table
+from rc_probe.results.tables import LAYER, METRIC, STREAM, STREAMS, VARIANT, WEIGHTS, Column, Table
 
 from .measurement import Found, Measurement
 
 if TYPE_CHECKING:
     from rc_probe.budget import Shape
+    from rc_probe.engine import PlainReader
 
     from .context import Context
 
@@ -21,6 +22,9 @@ RESIDUALS = Table("residuals", "Every metric at every layer, of every variant", 
 INIT_SEEDS = Table("init_seeds", "Further initialisations", (
     Column("seed", "int64", "of the fresh weights"), VARIANT, LAYER, METRIC, Column("mean", "float64", "mean over samples"),
 ))  # fmt: skip
+EACH = Table(
+    "streams", "Every metric at every layer, of each of several streams", (WEIGHTS, STREAMS, *STREAM)
+)
 SVD_SAMPLES, SVD = 4, 16  # by default; multiply-adds, as measured
 PASSES = 2  # plain passes over all samples that they may cost
 
@@ -67,7 +71,7 @@ class Curves(Measurement):
     name, subject = "curves", "Curves were"
     options = CurveOptions
     tables = (RESIDUALS, INIT_SEEDS)
-    on_fresh = shared = needed = True
+    on_mixed = on_fresh = shared = needed = True
 
     def passes(self, context: Context) -> int:
         return len(context.numbers) * len(context.variants)
@@ -109,6 +113,58 @@ class Curves(Measurement):
 
     def entries(self, settings: Any, samples: int) -> dict[str, Any]:
         return {"metrics": settings.measured, "svd_samples": min(_asked(settings), samples)}
+
+
+class Streams(Measurement):
+    """Each of several streams side by side (hyper-connections, AltUp), by itself: the metrics of the run that are not slow.
+
+    Reads the plain passes of the curves.
+    """
+
+    name, subject = "streams", "Single streams were"
+    tables = (EACH,)
+    on_mixed = on_fresh = shared = True
+
+    def reader(self, context: Context) -> PlainReader | None:
+        from rc_probe.engine import PlainReader
+        from rc_probe.hooks.edits.stream_taps import each_stream
+        from rc_probe.metrics.layer_curves import Curves as LayerCurves
+
+        count = context.structure.streams
+        names = [name for name in context.settings.measured if METRICS[name].cost == "cheap"]
+        if count == 1 or not names:
+            return None
+
+        class Reader(PlainReader):
+            def __init__(self) -> None:
+                self.curves = {number: LayerCurves(names) for number in range(1, count + 1)}
+
+            def plain(self, layer: int, x: Any) -> None:
+                for curves, part in zip(self.curves.values(), each_stream(x, count), strict=True):
+                    curves.mask = self.batch.mask
+                    curves.on_stream(layer, part)
+
+        return Reader()
+
+    def run(self, context: Context) -> Found:
+        from rc_probe.metrics.layer_curves import gather_curves
+
+        from .coarse_rounding import name_of_rounding
+
+        reader = context.readers.get(self.name)
+        if reader is None:
+            return Found()
+        curves = gather_curves(
+            reader.curves, lambda value: context.world.gather(value, what="single streams")
+        )
+        for number, earlier in (context.before.kept if context.before else {}).items():
+            curves[number].merge(earlier)
+        rows = [
+            row for number in curves for row in curves[number].rows(weights=context.weights, stream=number)
+        ]
+        coarse = name_of_rounding(context.structure.model)
+        said = [f"Floors of single streams are those of floats, not those of {coarse}."] if coarse else []
+        return Found({"streams": rows}, said, kept=curves)
 
 
 def _asked(settings: Any) -> int:

@@ -39,7 +39,7 @@ class Massive(Measurement):
 
     name, subject = "massive", "Massive tokens were"
     tables = (TOKENS, LEVELS)
-    shared = True
+    on_mixed = shared = True
 
     def wanted(self, settings: Any) -> bool:
         return "residual_bulk" in settings.measured

@@ -43,6 +43,7 @@ class Measurement:
 
     name: of its section. subject: how a sentence begins that says it was not measured: `Paths were`
     options: its own, fields of `Settings`; tables: those it fills
+    on_mixed: it changes nothing in the model, and so measures those, too, whose blocks mix several streams (DeepSeek-V4)
     on_fresh: it measures freshly initialised weights, too
     shared: all processes run it, each on its share of the batches; else the first runs it alone
     needed: nothing is worth saving without it, so that its error ends the run; of others it is a note
@@ -52,6 +53,7 @@ class Measurement:
     subject: ClassVar[str]
     options: ClassVar[type[Options]] = Options
     tables: ClassVar[tuple[Table, ...]] = ()
+    on_mixed: ClassVar[bool] = False
     on_fresh: ClassVar[bool] = False
     shared: ClassVar[bool] = False
     needed: ClassVar[bool] = False

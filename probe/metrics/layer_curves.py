@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from .stream_metrics import measure
 
 Measured = dict[str, tuple[Tensor, Tensor]]  # metric: its values and floors, (batch,)
 Kept = dict[tuple[int, str], Moments]
+K = TypeVar("K")
 
 
 @dataclass
@@ -122,7 +123,7 @@ def by_metric(each: Kept) -> dict[tuple[int, tuple[str, ...]], Moments]:
     return {(layer, (name,)): moments for (layer, name), moments in each.items()}
 
 
-def gather_curves(curves: dict[str, Curves], gather: Callable[[Any], list[Any]]) -> dict[str, Curves]:
+def gather_curves(curves: dict[K, Curves], gather: Callable[[Any], list[Any]]) -> dict[K, Curves]:
     """The statistics of all processes together, on the host; `gather` is that of a World."""
     packs = gather({name: pack(mine.each()) for name, mine in curves.items()})
     return {

@@ -65,7 +65,7 @@ def model_entry(loaded: Loaded, model: Any, structure: Structure, name: str) -> 
         "dim": structure.dim,
         "heads": heads.pop() if len(heads) == 1 else None,
         "signature": structure.signature,
-        "norm": "post-LN" if all(norms) else "mixed" if any(norms) else "pre-LN",
+        "norm": None if structure.mixed else "post-LN" if all(norms) else "mixed" if any(norms) else "pre-LN",
         "attention": getattr(model.config, "_attn_implementation", None),
         "stack": structure.name,
         "stacks": [*loaded.others, *structure.others],

@@ -62,7 +62,7 @@ def pick(model: Any, stack: str | None, blocks: str | None = None) -> Part:
         if any(full.startswith(name + ".") for full in found):
             continue  # its stacks are there already
         try:
-            first = find_structure(part)
+            first = find_structure(part, several=True)
         except RcProbeError as error:
             failed.append(str(error))
             continue

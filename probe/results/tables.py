@@ -79,6 +79,7 @@ VARIANT = Column(
 )
 LAYER = Column("layer", "int64", "a point of the stream: 0 is what enters block 1, l what leaves block l")
 METRIC = Column("metric", "str", "what the number is")
+STREAMS = Column("stream", "int64", "which of the streams that blocks hand on side by side, from 1")
 STREAM = (
     LAYER,
     METRIC,
@@ -195,6 +196,7 @@ CLAIMS = _named(
 # What `frame()` and `lm-eval` give, in no result.
 FRAMES = _named(
     Table("attach", "Every metric at every layer", STREAM),
+    Table("attach_streams", "Every metric at every layer, of each of several streams", (STREAMS, *STREAM)),
     Table("monitor", "Every metric at every layer, at every measurement", (STEP, *STREAM)),
     Table("lm_eval", "Scores of the harness", (
         Column("task", "str", "name of the task"),

@@ -10,11 +10,13 @@ from .metrics import OtherMetrics
 from .paths import Paths
 from .residual import Residual
 from .section import Section
+from .streams import Streams
 from .view import View
 from .what_if import WhatIf
 
 SECTIONS: tuple[Section[View], ...] = (
     Residual(),
+    Streams(),
     Importance(),
     Drops(),
     WhatIf(),

@@ -231,9 +231,8 @@ class Checks:
         """(6) One token changed: attention and mixers move others, MLPs and cross-attention none."""
         count = 0
         for block in self._ends():
-            axes = [
-                a for a in range(block.ndim) if a not in {block.batch_axis, block.feature_axis % block.ndim}
-            ]
+            no_tokens = {block.batch_axis, block.feature_axis % block.ndim, block.stream_axis}
+            axes = [a for a in range(block.ndim) if a not in no_tokens]
             tokens = math.prod(self.streams[block.index][0].shape[a] for a in axes)
             present = components([block], skips=False)
             folded = block.batch_axis is None and self.streams[block.index][0].shape[axes[-1]] == 1

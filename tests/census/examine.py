@@ -53,7 +53,7 @@ def examine(model_type: str) -> Row:
     try:
         structure = find_structure(model, inputs)
     except RcProbeError as error:
-        return row | {"status": "refused", "reason": _short(error)}
+        return row | {"status": "refused", "reason": _short(error) + _measured(model, inputs)}
     row |= {"status": "proved"} | _describe(structure)
     stacks = [structure, *_other_stacks(model, inputs, structure, row)]
     row["stacks"] = [_describe(s) for s in stacks]
@@ -86,6 +86,15 @@ def _describe(structure: Structure) -> Row:
         "attention_op": ", ".join(sorted(owned)),
         "peculiar": [name for name, has in peculiar.items() if has],
     }
+
+
+def _measured(model: nn.Module, inputs: dict[str, Any]) -> str:
+    """What can be done with a model all the same whose blocks mix several streams."""
+    try:
+        mixed = find_structure(model, inputs, several=True).mixed
+    except RcProbeError:
+        return ""
+    return "; each of them is measured" if mixed else ""
 
 
 def _short(error: RcProbeError) -> str:

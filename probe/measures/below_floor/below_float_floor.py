@@ -98,6 +98,9 @@ def below_the_floor(structure: Structure, batch: Batch, weights: str, chosen: Ch
     no rows; one that the theorem does not cover gets no bounds. The notes say why.
     """
     chosen = chosen or Chosen()
+    if structure.streams > 1:
+        what = f"its blocks hand on {structure.streams} streams side by side, and one is followed"
+        return Below([], [], [f"Below the float floor, {weights}: {what}"])
     sample = first_sample(batch, chosen.tokens)
     san = paper_variants(structure)[0].edits(structure)
     direct = Curves(["residual"])

@@ -63,40 +63,6 @@ def test_parts_in_lists_of_their_own() -> None:
     )
 
 
-class Mixed(nn.Module):
-    """A block of streams side by side on axis `axis`, read as one and written to each."""
-
-    def __init__(self, axis: int) -> None:
-        super().__init__()
-        self.axis, self.attend, self.mix = axis, Attention(), nn.Linear(3, 3, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        mixed = self.mix(x.movedim(self.axis, -1)).movedim(-1, self.axis)
-        return mixed + self.attend(x.mean(self.axis)).unsqueeze(self.axis)
-
-
-class SideBySide(Net):
-    def __init__(self, axis: int) -> None:
-        super().__init__(*(Mixed(axis) for _ in range(3)))
-        self.axis = axis
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        x = torch.stack([self.embed(input_ids)] * 3, self.axis)
-        for block in self.blocks:
-            x = block(x)
-        return x.mean(self.axis)
-
-
-@pytest.mark.parametrize("axis", [0, 2])
-def test_streams_side_by_side(axis: int) -> None:
-    model = SideBySide(axis)
-    says = "its blocks hand on 3 streams side by side and mix them"
-    assert says in refusal(model)
-    for use in (rc_probe.attach, lambda m, **k: rc_probe.ablate(m, "mlp@1", **k)):
-        with pytest.raises(rc_probe.RcProbeError, match=f"{says}.*neither measured nor ablated"):
-            use(model, inputs=INPUTS)
-
-
 class PastHooks(Net):
     def forward(self, input_ids: Tensor) -> Tensor:
         x = self.embed(input_ids)

@@ -74,7 +74,10 @@ def test_what_is_peculiar_is_said() -> None:
     ("model_type", "reason"),
     [
         ("reformer", "a second stream"),
-        ("deepseek_v4", "4 streams side by side"),
+        (
+            "deepseek_v4",
+            "4 streams side by side and mix them, and no skip carries one of them as it is; each of them is measured",
+        ),
         ("xlm", "its blocks are no modules"),
         ("squeezebert", "by their `forward` method, past all hooks"),
         ("resnet", "not held by modules"),
