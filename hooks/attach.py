@@ -29,6 +29,7 @@ from rc_probe.hooks.proofs.streams_side_by_side import prove_streams
 from rc_probe.hooks.structure.example_inputs import (
     batch_size,
     example_inputs,
+    keep_example,
     signature,
     small,
     with_no_cache,
@@ -162,7 +163,9 @@ def _attach(
             if candidate.mixed and not several:
                 raise mixed_streams(candidate.streams, model)
             structure = _prove(candidate, run, plain)
-            return replace(structure, refused=(*candidate.refused, *map(str, refused)))
+            structure = replace(structure, refused=(*candidate.refused, *map(str, refused)))
+            keep_example(structure, inputs)
+            return structure
         except RcProbeError as error:
             refused.append(error)
     raise past_hooks(tape) or refused[0]

@@ -147,6 +147,33 @@ REMOVAL_METRICS: dict[str, Metric] = {
     )
 }  # fmt: skip
 
+AMSEL = "Amsel, Yehudai, Bruna 2024, on the benefits of rank in attention layers (arXiv 2407.16153)"
+BHOJANAPALLI = "Bhojanapalli, Yun, Rawat, Reddi, Kumar 2020, low-rank bottleneck (arXiv 2002.07028)"
+
+# Of a head's two circuits, in the table `heads`. M is the form: scores of `qk` are zᵀ M z′, `ov` adds M z to the stream.
+HEAD_METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("effective_rank", "Effective rank", "exp(−Σ p log p), p = σ / Σ σ, σ the singular values of M",
+               "count", 1, None, None, "Roy and Vetterli 2007"),
+        Metric("stable_rank", "Stable rank", "Σ σ² / σ₁²", "count", 1, None, None, "Rudelson and Vershynin 2007"),
+        Metric("r90", "Rank of 90 % of the energy", "how many singular values hold 90 % of Σ σ²", "count", 1, None, None, "energy of the form"),
+        Metric("r99", "Rank of 99 % of the energy", "how many singular values hold 99 % of Σ σ²", "count", 1, None, None, "energy of the form"),
+        Metric("share_of_head", "Effective rank over head width", "effective rank / width of the head's queries",
+               "ratio", 0, 1, None, "1: the head uses its whole width"),
+        Metric("share_of_model", "Effective rank over model width", "effective rank / width of the stream", "ratio", 0, 1, None, AMSEL),
+        Metric("symmetric", "Symmetric share", "‖(M + Mᵀ) / 2‖²_F / ‖M‖²_F; the rest is skew", "ratio", 0, 1, None, "of M without biases"),
+        Metric("identity", "Nearness to ±I", "cos(M, I) / √(width of the head / width of the stream): 1 and −1 are the most that a head so wide can reach",
+               "cosine", -1, 1, None, f"above 0 nearest-like, below 0 farthest-like; {AMSEL}, figures of trained heads"),
+        Metric("slow_energy", "Energy in slow pairs", "share of Σ ‖M_pair‖²_F in pairs of rotary features that turn less than once over the longest sample",
+               "ratio", 0, 1, None, "rotary positions alone; M is that of equal positions"),
+        Metric("logits_r90", "Rank of the scores on this data", "mean over samples of how many singular values hold 90 % of the energy of the row-centred scores q kᵀ of real tokens",
+               "count", 0, None, None, BHOJANAPALLI),
+        Metric("bottleneck", "Narrower than the context", "1 where the head is narrower than the longest sample has tokens, so that its scores are of lower rank",
+               "ratio", 0, 1, None, BHOJANAPALLI),
+    )
+}  # fmt: skip
+
 DAVARI = "Davari, Horoi, Natik et al. 2022 (arXiv 2210.16156), on the few tokens that rule it"
 CHANGE = "change_"  # how names of metrics begin that are the second model's number minus the first's
 

@@ -12,22 +12,24 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.module_calls import hooked, in_hook
 from rc_probe.hooks.structure.structure import CandidateBlock, form, is_attention_op
-from rc_probe.hooks.structure.tape import ADDS, SDPA
+from rc_probe.hooks.structure.tape import ADDS, SDPA, walk
 
 from .attention_interface import OpCall, RunOp, running
+from .block_watch import replace
 from .model_state import grad_mode
 
 Function = Callable[[Tensor], Tensor]
 OpEdit = Callable[[OpCall, RunOp], Any]  # runs the op by its second argument, on any operands; its result
 OpWatch = Callable[[OpCall, Any], None]  # the op as it ran, and its result before any edit of that
-NormEdit = Callable[[Tensor, Tensor], Tensor]  # of what a norm reads and what it gives: what is to go on
-NormWatch = Callable[[Tensor, Tensor], None]
-NormKey = tuple[
+ModuleEdit = Callable[[Tensor, Tensor], Tensor]  # of what a module reads and what it gives: what is to go on
+ModuleWatch = Callable[[Tensor, Tensor], None]
+ModuleKey = tuple[
     int, str, int
 ]  # block, name of the module, its turn among the calls of the module in the block
 OpKey = tuple[bool, int]  # whether by the interface, and its number among these
 ATTENTION_OPS = {SDPA, "softmax"}
 IN_PLACE = {"add_", "__iadd__"}
+WIDE = 4  # bytes of the floats that norms are computed in, at least
 
 
 @dataclass
@@ -37,8 +39,11 @@ class Plan:
     operands: dict[int, list[tuple[int, Function]]] = field(default_factory=dict)  # by ordinal of the add
     ops: dict[OpKey, OpEdit] = field(default_factory=dict)
     watches: dict[OpKey, OpWatch] = field(default_factory=dict)
-    norms: dict[tuple[nn.Module, int], NormEdit] = field(default_factory=dict)  # by module and turn
-    norm_watches: dict[tuple[nn.Module, int], list[NormWatch]] = field(default_factory=dict)
+    norms: dict[tuple[nn.Module, int], ModuleEdit] = field(default_factory=dict)  # by module and turn
+    norm_watches: dict[tuple[nn.Module, int], list[ModuleWatch]] = field(default_factory=dict)
+    outputs: dict[tuple[nn.Module, int], ModuleEdit] = field(
+        default_factory=dict
+    )  # the same of other modules
     modules: set[nn.Module] = field(default_factory=set)  # of the block, where the interface is owned
     inside: tuple[nn.Module, ...] = ()  # the block's modules
 
@@ -69,7 +74,8 @@ class BlockMode(TorchFunctionMode):
         self.hooked = any(map(hooked, plan.inside))
         self.autograd = grad_mode()
         self.routed: list[Routed] = []
-        self.norm_turns: dict[nn.Module, int] = {}
+        self.turns: dict[nn.Module, int] = {}  # of modules inside, as far as they are edited
+        self.edited = 0  # modules inside whose outputs were
 
     def __enter__(self) -> BlockMode:
         running.listeners.append(self)
@@ -141,6 +147,18 @@ class BlockMode(TorchFunctionMode):
         watch = self.plan.watches.get((True, len(self.routed)))
         if watch is not None:
             watch(call, result)
+
+    # -- norms ----------------------------------------------------------------------------------
+    def through_norm(self, call: tuple[nn.Module, int], x: Any, output: Any) -> Any:
+        """What a norm gives, watched and edited. x: what it reads; call: its module and turn."""
+        edit, watches = self.plan.norms.get(call), self.plan.norm_watches.get(call, [])
+        if edit is None and not watches:
+            return output
+        place, out = next(walk(output))  # some return a scale of a number format beside it
+        wide = x if x.dtype.itemsize >= WIDE else x.float()
+        for watch in watches:
+            watch(wide, out)
+        return output if edit is None else replace(output, place, self.checked(edit)(wide, out).to(out.dtype))
 
     # -- adds ---------------------------------------------------------------------------------
     def _edit_add(self, name: str, args: Any) -> Any:

@@ -20,18 +20,26 @@ from torch import Tensor, nn
 
 from rc_probe.hooks.module_calls import Call, around_calls
 from rc_probe.hooks.structure.structure import INTERFACE, AttentionOp, Candidate, CandidateBlock, Site
-from rc_probe.hooks.structure.tape import walk
 from rc_probe.hooks.undo import undoing
 
 from .attention.pass_inputs import PassInputs
 from .attention_interface import OpCall, RunOp, owned
-from .block_mode import BlockMode, Function, NormEdit, NormKey, NormWatch, OpEdit, OpKey, OpWatch, Plan
+from .block_mode import (
+    BlockMode,
+    Function,
+    ModuleEdit,
+    ModuleKey,
+    ModuleWatch,
+    OpEdit,
+    OpKey,
+    OpWatch,
+    Plan,
+)
 from .block_watch import BlockWatch, fetch, replace
 from .model_state import measuring, recomputing
 from .recording import filled, own
 
 FIRST = -1
-WIDE = 4  # bytes of the floats that norms are computed in, at least
 
 
 @dataclass(frozen=True)
@@ -65,9 +73,10 @@ class Edits:
     watches: dict[tuple[int, OpKey], OpWatch] = field(default_factory=dict)
     # (block, junction) whose norms are left out; FIRST: those that the stream goes through before the first one
     bypass: set[tuple[int, int]] = field(default_factory=set)
-    norms: dict[NormKey, NormEdit] = field(default_factory=dict)  # what stands in place of norms
-    norm_watches: dict[NormKey, list[NormWatch]] = field(default_factory=dict)
+    norms: dict[ModuleKey, ModuleEdit] = field(default_factory=dict)  # what stands in place of norms
+    norm_watches: dict[ModuleKey, list[ModuleWatch]] = field(default_factory=dict)
     identity: set[int] = field(default_factory=set)  # blocks whose stream leaves as it entered
+    outputs: dict[ModuleKey, ModuleEdit] = field(default_factory=dict)  # of modules inside blocks, no norms
     inputs: list[PassInputs] = field(default_factory=list)  # what edits want to know of the pass that runs
     readings: Edits | None = None  # what has to be read in the plain pass on the same inputs first: watches
 
@@ -86,16 +95,11 @@ class Edits:
     def then(self, other: Edits) -> Edits:
         """These edits, and after them the others."""
         both = Edits(
-            dict(self.operands),
-            dict(self.ops),
-            dict(self.watches),
-            self.bypass | other.bypass,
-            self.norms | other.norms,
-            {key: list(watches) for key, watches in self.norm_watches.items()},
-            self.identity | other.identity,
-            [*self.inputs, *other.inputs],
+            dict(self.operands), dict(self.ops), dict(self.watches), self.bypass | other.bypass,
+            self.norms | other.norms, {key: list(watches) for key, watches in self.norm_watches.items()},
+            self.identity | other.identity, dict(self.outputs), [*self.inputs, *other.inputs],
             self.readings.then(other.readings or Edits()) if self.readings else other.readings,
-        )
+        )  # fmt: skip
         for site, function in other.operands.items():
             both.at(site, function)
         for key, edit in other.ops.items():
@@ -105,6 +109,8 @@ class Edits:
         for norm, watches in other.norm_watches.items():
             for one in watches:
                 both.watch_norm(norm, one)
+        for place, output in other.outputs.items():
+            both.at_module(*place, output)
         return both
 
     def around_op(self, block: int, op: AttentionOp, edit: OpEdit, *, inner: bool = False) -> None:
@@ -125,11 +131,16 @@ class Edits:
 
         self.around_op(block, op, edit)
 
+    def at_module(self, block: int, name: str, turn: int, edit: ModuleEdit) -> None:
+        """Hand what a module inside a block returns, one tensor, through `edit`, which gets what it reads, too."""
+        first = self.outputs.get((block, name, turn))
+        self.outputs[block, name, turn] = edit if first is None else lambda x, y: edit(x, first(x, y))
+
     def watch_op(self, block: int, op: AttentionOp, watch: OpWatch) -> None:
         """See an attention op as it runs, whatever other contexts do to its operands."""
         self._watch(_key(block, op), watch)
 
-    def watch_norm(self, key: NormKey, watch: NormWatch) -> None:
+    def watch_norm(self, key: ModuleKey, watch: ModuleWatch) -> None:
         """See what a norm reads and what it gives."""
         self.norm_watches.setdefault(key, []).append(watch)
 
@@ -144,10 +155,14 @@ class Edits:
         self.watches[key] = both
 
     @property
+    def inside(self) -> set[int]:
+        """The blocks with edits or watches of what runs inside their branches."""
+        return {block for block, _ in (*self.ops, *self.watches)} | {block for block, _, _ in self.outputs}
+
+    @property
     def blocks(self) -> set[int]:
-        ops = {block for block, _ in (*self.ops, *self.watches)}
         norms = {key[0] for key in (*self.norms, *self.norm_watches)} | {b for b, _ in self.bypass}
-        return {s.block for s in self.operands} | ops | norms | self.identity
+        return {s.block for s in self.operands} | self.inside | norms | self.identity
 
     @property
     def routed(self) -> bool:
@@ -188,6 +203,8 @@ def _plans(structure: Candidate, edits: Edits, owning: bool) -> dict[int, Plan]:
         block = structure.blocks[index]
         norms = block.norms if junction == FIRST else block.junctions[junction].norms
         plans[index].norms |= {(structure.model.get_submodule(n.name), n.turn): _past for n in norms}
+    for (index, name, turn), output in edits.outputs.items():
+        plans[index].outputs[structure.model.get_submodule(name), turn] = output
     for index, plan in plans.items():
         whole = tuple(structure.module(structure.blocks[index]).modules())
         plan.inside, plan.modules = whole[1:], set(whole) if owning else set()
@@ -214,12 +231,13 @@ class Editing(BlockWatch):
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        norms = [m for plan in self._plans.values() for m, _ in (*plan.norms, *plan.norm_watches)]
+        plans = self._plans.values()
+        modules = [m for plan in plans for m, _ in (*plan.norms, *plan.norm_watches, *plan.outputs)]
         holders = [self.model.get_submodule(name) for name in self.structure.ancestors]
         with ExitStack() as stack:
             if self._readings is not None:
                 stack.enter_context(around_calls(holders, self._read_first, heard=self.heard))
-            stack.enter_context(around_calls(norms, self._pass_norm))
+            stack.enter_context(around_calls(modules, self._called))
             for inputs in self._inputs:
                 stack.enter_context(around_calls(holders, inputs.called))
             if self.own:
@@ -300,6 +318,9 @@ class Editing(BlockWatch):
                 f"{block.routed} were seen when the model was attached",
                 "Attach again with inputs like the ones that you run",
             )
+        if mode.edited != len(mode.plan.outputs):
+            what = f"{mode.edited} of {len(mode.plan.outputs)} modules that are edited inside it ran"
+            raise self.structure.error(block, what, "Attach again with inputs like the ones that you run")
         if block.index not in self._identity:
             return None
         stream = self._entered.pop(block.index)
@@ -309,20 +330,18 @@ class Editing(BlockWatch):
             )
         return replace(output, block.exit, stream)
 
-    def _pass_norm(self, module: nn.Module, call: Call, args: Any, kwargs: Any) -> Any:
+    def _called(self, module: nn.Module, call: Call, args: Any, kwargs: Any) -> Any:
+        """A module inside a block, whose norm is passed by or whose output is edited."""
         output = call()
         if not self._modes:
             return output
         mode = self._modes[-1]
-        turn = mode.norm_turns.get(module, 0)
-        mode.norm_turns[module] = turn + 1
-        edit = mode.plan.norms.get((module, turn))
-        watches = mode.plan.norm_watches.get((module, turn), [])
-        if edit is None and not watches:
-            return output
-        x = args[0] if args else next(iter(kwargs.values()))
-        place, out = next(walk(output))  # some return a scale of a number format beside it
-        wide = x if x.dtype.itemsize >= WIDE else x.float()
-        for watch in watches:
-            watch(wide, out)
-        return output if edit is None else replace(output, place, mode.checked(edit)(wide, out).to(out.dtype))
+        turn = mode.turns.get(module, 0)
+        mode.turns[module] = turn + 1
+        x: Any = args[0] if args else next(iter(kwargs.values()), None)
+        output = mode.through_norm((module, turn), x, output)
+        edit = mode.plan.outputs.get((module, turn))
+        if edit is not None:
+            output = mode.checked(edit)(x, output)
+            mode.edited += 1
+        return output

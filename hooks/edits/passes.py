@@ -211,7 +211,9 @@ class Passes:
     def _done_before(self, edits: Edits) -> dict[Inner, int]:
         """The modules of the first edited block that are done before its first edit, and the adds that they make."""
         number = min(edits.blocks, default=-1)
-        inside = {key[0] for each in (self.base, edits) for key in (*each.ops, *each.watches, *each.norms)}
+        inside = (
+            self.base.inside | edits.inside | {key[0] for each in (self.base, edits) for key in each.norms}
+        )
         if number < 0 or number in edits.identity | inside:
             return {}
         block = self.structure.blocks[number]
@@ -226,8 +228,7 @@ class Passes:
     def _unused(self, edits: Edits) -> dict[Inner, int]:
         """The modules that need not be called, each in its block, and the adds that they would make."""
         found: dict[Inner, int] = {}
-        watched = {block for block, _ in (*edits.ops, *edits.watches)}
-        for block in (self.structure.blocks[index] for index in edits.blocks - watched):
+        for block in (self.structure.blocks[index] for index in edits.blocks - edits.inside):
             sites = {site for site in edits.removed if site.block == block.index}
             whole = block.index in edits.identity
             if not (sites or whole):

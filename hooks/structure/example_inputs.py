@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from rc_probe.hooks.errors import RcProbeError
 
+from .structure import Structure
 from .tape import walk
 
 SEQUENCES, TOKENS = 2, 16
@@ -117,3 +119,19 @@ def batch_size(inputs: dict[str, Any]) -> int:
 def signature(inputs: dict[str, Any]) -> tuple[Any, ...]:
     """What kind of inputs these are, without their sizes."""
     return tuple(sorted((str(path), t.ndim, str(t.dtype)) for path, t in walk(inputs)))
+
+
+_examples: weakref.WeakKeyDictionary[Structure, dict[str, Any]] = weakref.WeakKeyDictionary()
+
+
+def keep_example(structure: Structure, inputs: dict[str, Any]) -> None:
+    """The small inputs that a structure was proved on, for what is read of it later."""
+    _examples[structure] = inputs
+
+
+def example_of(structure: Structure) -> dict[str, Any]:
+    """RcProbeError where it was not proved on any."""
+    if structure not in _examples:
+        where = type(structure.model).__name__
+        raise RcProbeError("the inputs that it was proved on are gone", where=where, todo="Attach again")
+    return _examples[structure]

@@ -7,6 +7,7 @@ from .chains import Chains
 from .curves import Curves, Streams
 from .drops.drops import Drops
 from .floor import Floor
+from .heads.spectra import HeadRanks
 from .importance.importance import Importance
 from .massive import Massive
 from .measurement import Measurement
@@ -20,6 +21,7 @@ MEASUREMENTS: tuple[Measurement, ...] = (
     Importance(),
     Drops(),
     WhatIf(),
+    HeadRanks(),
     Ablations(),
     Floor(),
     Paths(),

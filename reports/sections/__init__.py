@@ -4,6 +4,7 @@ from .ablations import Ablations
 from .below_float_floor import BelowFloatFloor
 from .chains import Chains
 from .drops import Drops
+from .heads.ranks import HeadRanks
 from .importance import Importance
 from .massive import MassiveTokens
 from .metrics import OtherMetrics
@@ -20,6 +21,7 @@ SECTIONS: tuple[Section[View], ...] = (
     Importance(),
     Drops(),
     WhatIf(),
+    HeadRanks(),
     MassiveTokens(),
     Ablations(),
     Paths(),

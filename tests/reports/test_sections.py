@@ -64,6 +64,7 @@ def test_each_section_belongs_to_a_measurement() -> None:
         "BelowFloatFloor": "floor", "OtherMetrics": "curves", "MassiveTokens": "massive",
         "Importance": "importance", "Drops": "drops", "WhatIf": "what_if",
         "Streams": "streams",
+        "HeadRanks": "heads",
     }  # fmt: skip
 
 

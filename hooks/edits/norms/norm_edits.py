@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from rc_probe.hooks.edits.block_mode import NormEdit
+from rc_probe.hooks.edits.block_mode import ModuleEdit
 from rc_probe.hooks.edits.edits import Edits
 from rc_probe.hooks.structure.structure import Block, NormCall, Structure
 from rc_probe.hooks.undo import unseen
@@ -69,26 +69,26 @@ class Held:
         return (y.to(x.dtype) - bias) * (self.form.scale(x) / self.scale) + bias
 
 
-def _identity(structure: Structure, block: Block, norm: NormCall) -> NormEdit:
+def _identity(structure: Structure, block: Block, norm: NormCall) -> ModuleEdit:
     return lambda x, y: x.clone()
 
 
-def _center(structure: Structure, block: Block, norm: NormCall) -> NormEdit:
+def _center(structure: Structure, block: Block, norm: NormCall) -> ModuleEdit:
     return lambda x, y: x - x.mean(-1, keepdim=True)
 
 
-def _scale(structure: Structure, block: Block, norm: NormCall) -> NormEdit:
+def _scale(structure: Structure, block: Block, norm: NormCall) -> ModuleEdit:
     """Each token is divided by the root of its mean square: all come to lie on one sphere."""
     on_sphere = NormForm(False, norm_form(structure, block, norm).epsilon, torch.zeros(()))
     return lambda x, y: x / on_sphere.scale(x)
 
 
-def _no_affine(structure: Structure, block: Block, norm: NormCall) -> NormEdit:
+def _no_affine(structure: Structure, block: Block, norm: NormCall) -> ModuleEdit:
     form = norm_form(structure, block, norm)
     return lambda x, y: form.centre(x) / form.scale(x)
 
 
-OTHERS: dict[str, Callable[[Structure, Block, NormCall], NormEdit]] = {
+OTHERS: dict[str, Callable[[Structure, Block, NormCall], ModuleEdit]] = {
     "identity": _identity,
     "no-affine": _no_affine,
     "center": _center,

@@ -1,0 +1,111 @@
+"""Heat maps of heads: blocks to the right, heads downwards."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import MaxNLocator
+
+from rc_probe.registry import HEAD_METRICS
+from rc_probe.reports.figures.canvas import Panel, panel_of
+from rc_probe.reports.figures.panels import Figure
+from rc_probe.reports.figures.svg import MUTED
+from rc_probe.results.findings.head_words import by_head
+from rc_probe.results.words import number
+
+SHADES = 12
+MAPS = (  # circuit, metric, what the panel is called
+    ("qk", "effective_rank", "Query-key: effective rank"),
+    ("qk", "logits_r90", "Scores on the data: rank of 90 %"),
+    ("qk", "identity", "Query-key: nearness to ±I"),
+    ("ov", "effective_rank", "Output-value: effective rank"),
+)
+CAPTION = (
+    "Each cell is a head. Ranks: darker is higher, from 0 to the width of a head. Nearness to ±I: above 0 the head looks for tokens "
+    "like its own (nearest-like), below 0 for unlike ones (farthest-like)."
+)
+
+
+def head_maps(frame: pd.DataFrame, width: int) -> Figure | None:
+    """frame: the table `heads`; width: of a head."""
+    panels = []
+    for circuit, metric, title in MAPS:
+        values = by_head(frame, circuit, metric)
+        if values.empty:
+            continue
+        grid = values.unstack("block").sort_index()
+        height = 100 + min(14 * len(grid), 240)
+        with panel_of(f"heads-{circuit}-{metric}", title, height=height) as panel:
+            _map(
+                panel,
+                grid,
+                metric,
+                -1.0 if HEAD_METRICS[metric].low == -1 else 0.0,
+                1.0 if metric == "identity" else width,
+            )
+        panels.append(panel.svg)
+    return Figure("heads", "The ranks of heads", CAPTION, [], panels) if panels else None
+
+
+def _map(panel: Panel, grid: pd.DataFrame, metric: str, low: float, high: float) -> None:
+    import seaborn as sns
+    from matplotlib.colors import ListedColormap, Normalize
+
+    axes, values = panel.axes, grid.to_numpy(dtype=float)
+    heads, blocks = [int(n) for n in grid.index], [int(n) for n in grid.columns]
+    palette = sns.color_palette("vlag_r" if low < 0 else "mako_r", SHADES).as_hex()
+    style: dict[str, Any] = {"cmap": ListedColormap(palette), "norm": Normalize(low, high), "linewidth": 0}
+    texts = [
+        f"head {head}, block {block}: {number(values[row, column], 3)}"
+        for row, head in enumerate(heads) for column, block in enumerate(blocks)
+    ]  # fmt: skip
+    xs, ys = np.arange(len(blocks) + 1) + 0.5, np.arange(len(heads) + 1) + 0.5
+    axes.pcolormesh(xs, ys, np.ma.masked_invalid(values), gid=panel.hover(texts), **style)
+    start, wide = (
+        xs[-1] + 0.03 * len(blocks),
+        0.04 * len(blocks),
+    )  # a bar of all colours beside the map, the highest on top
+    heights = np.linspace(ys[-1], ys[0], SHADES + 1)
+    steps = np.linspace(low, high, SHADES + 1)
+    axes.pcolormesh([start, start + wide], heights, ((steps[:-1] + steps[1:]) / 2)[:, None], **style)
+    for height, at in ((heights[0], low), (heights[SHADES // 2], (low + high) / 2), (heights[-1], high)):
+        axes.text(start + 1.3 * wide, height, number(float(at)), va="center", color=MUTED)
+    axes.set_xlim(xs[0], start + wide)
+    axes.set_ylim(ys[-1], ys[0])
+    axes.xaxis.set_major_locator(_within(len(blocks)))
+    axes.yaxis.set_major_locator(_within(len(heads)))
+    axes.set_xlabel("block")
+    axes.set_ylabel("head")
+    panel.grid = ""
+    known = values[np.isfinite(values)]
+    if known.size:
+        panel.words.append(
+            f"{HEAD_METRICS[metric].title} {number(float(known.min()))} to {number(float(known.max()))}"
+        )
+
+
+def _within(last: int) -> MaxNLocator:
+    return MaxNLocator(nbins=max(1, min(7, last)), integer=True, min_n_ticks=1)
+
+
+def pair_figure(frame: pd.DataFrame) -> Figure | None:
+    """The energy of pairs of rotary features, fastest first: a row for each block."""
+    rows = frame[frame["metric"].str.startswith("pair_") & frame["head"].isna()]
+    if rows.empty:
+        return None
+    rows = rows.assign(pair=rows["metric"].str.removeprefix("pair_").astype(int))
+    grid = rows.pivot_table(index="pair", columns="block", values="value").sort_index()
+    top = float(grid.to_numpy(dtype=float).max())
+    if not math.isfinite(top):
+        return None
+    with panel_of(
+        "heads-pairs",
+        "Energy of the query-key form by rotary pair",
+        width=820,
+        height=100 + min(10 * len(grid), 260),
+    ) as panel:
+        _map(panel, grid, "slow_energy", 0.0, top)
+        panel.axes.set_ylabel("pair")
+    caption = "Pair 1 turns fastest with the position. Energy in slow pairs sees content alone; energy in fast ones sees how far tokens are apart."
+    return Figure("heads-pairs", "Which rotary features heads use", caption, [], [panel.svg], wide=True)
