@@ -63,7 +63,8 @@ class ModelAndData(Options):
     def check(self) -> None:
         super().check()
         for each in fields(self):
-            if getattr(self, each.name) == "":
+            value = getattr(self, each.name)
+            if isinstance(value, str) and not value:
                 raise RcProbeError("it is empty", where=flag(each), todo="Give a name, or leave it out")
         if self.stack is not None and self.blocks is not None:
             todo = "--blocks names the blocks of one stack by itself"

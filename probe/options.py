@@ -86,8 +86,8 @@ class Options:
 
     def _words(self, each: Any) -> list[str]:
         value, name = getattr(self, each.name), flag(each)
-        if value == each.default:
-            return []
+        if value is each.default or (each.default is not None and value == each.default):
+            return []  # data may be a frame, which has no truth value
         if (written := about(each).words) is not None:
             return written(value, self)
         if isinstance(value, bool):

@@ -174,6 +174,24 @@ HEAD_METRICS: dict[str, Metric] = {
     )
 }  # fmt: skip
 
+# Of embeddings, one of each sample, in the table `embeddings`, beside accuracy and rank correlation of retrieval.
+EMBEDDING_METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("embedding_cosine", "Cosine of random pairs", "mean over samples i ≠ j of cos(e_i, e_j), e the pooled embedding",
+               "cosine", -1, 1, "lower", "Ethayarajh 2019 (arXiv 1909.00512), section 3.2, there of words"),
+        Metric("embedding_cosine_far", "Cosine above most random pairs", "the cosine that 95 % of these pairs are below",
+               "cosine", -1, 1, "lower", "a quantile of the same pairs"),
+        Metric("first_component", "Variance of the first component", "λ₁ / Σ λ, λ the variances of the principal components of e",
+               "ratio", 0, 1, "lower", "Mu, Viswanath 2018 (arXiv 1702.01417), section 2"),
+        Metric("isoscore", "IsoScore", "((Σ λ)² / Σ λ² − 1) / (D − 1), D the dimension of e",
+               "ratio", 0, 1, "higher", "Rudman, Gillman, Rayne, Eickhoff 2022 (arXiv 2108.07344), algorithm 1"),
+        Metric("rankme", "RankMe", "exp(−Σ p ln p), p = σ / Σσ, σ the singular values of all e, not centred",
+               "count", 0, None, "higher", "Garrido, Balestriero, Najman, LeCun 2023 (arXiv 2210.02885), section 3"),
+        *(PATH_METRICS[name] for name in ("accuracy", "spearman")),
+    )
+}  # fmt: skip
+
 DAVARI = "Davari, Horoi, Natik et al. 2022 (arXiv 2210.16156), on the few tokens that rule it"
 CHANGE = "change_"  # how names of metrics begin that are the second model's number minus the first's
 

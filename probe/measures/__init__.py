@@ -6,6 +6,7 @@ from .ablations import Ablations
 from .chains import Chains
 from .curves import Curves, Streams
 from .drops.drops import Drops
+from .embeddings.embeddings import Embeddings
 from .floor import Floor
 from .heads.spectra import HeadRanks
 from .importance.importance import Importance
@@ -18,6 +19,7 @@ MEASUREMENTS: tuple[Measurement, ...] = (
     Curves(),
     Streams(),
     Massive(),
+    Embeddings(),
     Importance(),
     Drops(),
     WhatIf(),

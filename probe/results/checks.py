@@ -14,10 +14,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from rc_probe.hooks.errors import RcProbeError
-from rc_probe.registry import METRICS, PAPER
+from rc_probe.registry import EMBEDDING_METRICS, METRICS, PAPER
 
 from .conditions import OF_REMOVALS, Condition, Drop, parse_condition, parse_drop
 from .curves import headline, metrics_of
+from .findings.embedding_checks import of_embeddings, plan_embeddings
 from .findings.removal_checks import PLACES, of_removals, plan_removals
 from .findings.what_if_words import tried
 from .like_for_like import Pairs, aligned, unlike
@@ -115,6 +116,9 @@ class Checks:
             if asked.metric in OF_REMOVALS:
                 plan_removals(asked.text, asked.metric, asked.variant, chosen)
                 continue
+            if asked.metric in EMBEDDING_METRICS:
+                plan_embeddings(asked.text, asked.variant, chosen)
+                continue
             if asked.metric not in chosen.measured:
                 todo = (
                     f"Add it to --metrics (or raise --svd-samples); measured are {', '.join(chosen.measured)}"
@@ -208,6 +212,8 @@ def judged(asked: Condition, curve_of: Callable[[], dict[int, Point]], place: st
 def _asked(result: Result, asked: Condition) -> dict[int, Point]:
     if asked.metric in OF_REMOVALS:
         return _removals(result, asked)
+    if asked.metric in EMBEDDING_METRICS:
+        return _embedded(result, asked)
     return _curve(result, asked.metric, asked.variant)
 
 
@@ -219,6 +225,15 @@ def _removals(result: Result, asked: Condition) -> dict[int, Point]:
     }
     if not found:
         raise UnknownError(f"{asked.metric} of {asked.variant} was not measured")
+    return found
+
+
+def _embedded(result: Result, asked: Condition) -> dict[int, Point]:
+    found = {layer: Point(value, 0, -1) for layer, value in of_embeddings(result, asked.metric).items()}
+    if not found:
+        raise UnknownError(
+            f"{asked.metric} was not measured: {result.settings.get('missing', {}).get('embeddings') or 'the model’s own task is another (--embeddings asks for it)'}"
+        )
     return found
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 from rc_probe.hooks.errors import RcProbeError
-from rc_probe.registry import METRICS, WHOLE, Metric
+from rc_probe.registry import EMBEDDING_METRICS, METRICS, WHOLE, Metric
 
 from .curves import BULK
 
@@ -50,7 +50,8 @@ class Grammar:
         return name in self.metrics or name in self.others
 
 
-OF_RUNS = Grammar(METRICS, WHOLE, FORM, others=OF_REMOVALS)
+OF_RUNS = Grammar(METRICS | EMBEDDING_METRICS, WHOLE, FORM, others=OF_REMOVALS)
+OF_CURVES = Grammar(METRICS, WHOLE, FORM)  # what is compared with a baseline
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def parse_drop(text: str | float, default: str = BULK) -> Drop:
     where = f"--max-drop {text!s:.80}"
     name, _, number = str(text).rpartition("=") if "=" in str(text) else (default, "", str(text))
     metric, _, variant = name.partition(":")
-    metric = _metric(metric.strip(), where, OF_RUNS)
+    metric = _metric(metric.strip(), where, OF_CURVES)
     if METRICS[metric].better is None:
         todo = f"Choose one of {', '.join(m.name for m in METRICS.values() if m.better)}"
         raise RcProbeError(f"more or less {metric} is neither better nor worse", where=where, todo=todo)

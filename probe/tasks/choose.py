@@ -50,9 +50,7 @@ def choose_task(
 
     No task where nothing can be scored; a note says why. Raises RcProbeError for labels that cannot be meant.
     """
-    few = replace(samples, items=_two(samples)[:batch_size])
-    made = batches(few, loaded, length=length, batch_size=batch_size, special_tokens=special_tokens)
-    batch = next(iter(made))
+    batch = _trial(loaded, samples, length, batch_size, special_tokens)
     notes: list[str] = []
     task: Task | None = None
     with measuring(loaded.model):
@@ -67,6 +65,26 @@ def choose_task(
     if samples.labels and isinstance(task, MaskedToken | NextToken | TokenClasses):
         notes.append(f"The label column was not used: the model's task is the {task.name}.")
     return task, notes
+
+
+def embedding_task(
+    loaded: Loaded, samples: Samples, *, length: int = 128, batch_size: int = 8, special_tokens: bool = True
+) -> tuple[Embedding | None, list[str]]:
+    """Retrieval by the model's embeddings, whatever its head is for. As `choose_task` otherwise."""
+    batch = _trial(loaded, samples, length, batch_size, special_tokens)
+    notes: list[str] = []
+    with measuring(loaded.model):
+        try:
+            return _by_embedding(loaded, samples, batch, special_tokens, notes), notes
+        except _UnfitError as why:
+            return None, [f"Embeddings were not measured: {why}."]
+
+
+def _trial(loaded: Loaded, samples: Samples, length: int, batch_size: int, special_tokens: bool) -> Batch:
+    """What the model is tried on."""
+    few = replace(samples, items=_two(samples)[:batch_size])
+    made = batches(few, loaded, length=length, batch_size=batch_size, special_tokens=special_tokens)
+    return next(iter(made))
 
 
 def _two(samples: Samples) -> list[Any]:
@@ -124,7 +142,7 @@ def _of_tokens(loaded: Loaded, samples: Samples, batch: Batch, seed: int, notes:
 
 def _by_embedding(
     loaded: Loaded, samples: Samples, batch: Batch, special_tokens: bool, notes: list[str]
-) -> Task:
+) -> Embedding:
     model = trunk_of(loaded.model, batch)
     if model is None:
         raise _UnfitError("the model gives no last hidden state of its tokens")

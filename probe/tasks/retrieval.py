@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -63,17 +63,65 @@ class Embedding(Task):
             raise RcProbeError("the output holds no last hidden state", where=type(self.model).__name__)
         return found
 
-    def read(self, output: Any, prepared: Prepared) -> Readout:
-        """embedding: (rows, dim), of length 1 (or 0)."""
+    def pooled(self, output: Any, prepared: Prepared) -> Tensor:
+        """(rows, dim): the embeddings as they are, of any length."""
         hidden = self.head(output).detach()
         pooled = pool(_sequence(hidden, self.model.config), prepared.mask, self.pooling)
         if not bool(pooled.isfinite().all()):
             what = "its last hidden state holds NaN or infinity"
             raise RcProbeError(what, where=type(self.model).__name__, todo="Try --dtype float32")
+        return pooled
+
+    def read(self, output: Any, prepared: Prepared) -> Readout:
+        """embedding: (rows, dim), of length 1 (or 0)."""
+        pooled = self.pooled(output, prepared)
         return {"embedding": torch.nn.functional.normalize(pooled, dim=-1).cpu()}
 
     def tally(self) -> EmbeddingTally:
         return EmbeddingTally(self)
+
+    def first(self, count: int) -> Embedding:
+        """The same on the first `count` samples, or pairs."""
+        items = self.samples.items[: 2 * count if self.paired else count]
+        labels, alike = (given and given[:count] for given in (self.labels, self.similarity))
+        samples = replace(self.samples, items=items, labels=None if self.paired else labels)
+        return replace(self, samples=samples, labels=labels, similarity=alike)
+
+    @property
+    def quality(self) -> str | None:
+        """The metric that says how well it finds, None where nothing says what is right."""
+        return next((name for name in self.metrics if name != "agreement"), None)
+
+    def found(self, embeddings: Tensor) -> Tensor:
+        """embeddings (samples, dim) of length 1 -> (N,): which one each of those that look finds."""
+        ones, others = (embeddings[::2], embeddings[1::2]) if self.paired else (embeddings, embeddings)
+        found = []
+        for start in range(0, len(ones), CHUNK):
+            cosines = ones[start : start + CHUNK] @ others.T
+            if not self.paired:
+                own = torch.arange(len(cosines))
+                cosines[own, own + start] = -2
+            found.append(cosines.argmax(-1))
+        return torch.cat(found)
+
+    def right(self, found: Tensor) -> Tensor:
+        """(N,): 1 where what is found is right, else 0. Equal texts are equal."""
+        wanted = torch.tensor(self.classes())
+        return (wanted[found] == wanted).double()
+
+    def classes(self) -> list[int]:
+        """(N,): equal numbers where it is right to find one from the other."""
+        values = self.samples.items[1::2] if self.paired else self.labels or []
+        numbers: dict[Any, int] = {}
+        return [numbers.setdefault(value, len(numbers)) for value in values]
+
+    def correlation(self, embeddings: Tensor, of: slice = slice(None)) -> float:
+        """Spearman's, of the pairs' cosines and their similarity, over some pairs; 0 where all cosines are equal, which ranks nothing."""
+        from scipy.stats import spearmanr
+
+        assert self.similarity is not None
+        cosines = (embeddings[::2] * embeddings[1::2]).sum(-1).numpy()[of]
+        return float(spearmanr(cosines, self.similarity[of]).statistic) if np.ptp(cosines) else 0.0
 
 
 class EmbeddingTally(Tally):
@@ -91,7 +139,7 @@ class EmbeddingTally(Tally):
 
     def scores(self) -> dict[Hashable, dict[str, Tensor]]:
         found = self._embeddings()
-        full = self._found(found[FULL])
+        full = self.task.found(found[FULL])
         return {key: self._score(embeddings, full) for key, embeddings in found.items()}
 
     def counts(self) -> Tensor:
@@ -104,49 +152,26 @@ class EmbeddingTally(Tally):
         order = joined.pop(self._ORDER)["number"].argsort()
         return {key: values["embedding"][order] for key, values in joined.items()}
 
-    def _found(self, embeddings: Tensor) -> Tensor:
-        """(N,): which one each of those that look finds."""
-        paired = self.task.paired
-        ones, others = (embeddings[::2], embeddings[1::2]) if paired else (embeddings, embeddings)
-        found = []
-        for start in range(0, len(ones), CHUNK):
-            cosines = ones[start : start + CHUNK] @ others.T
-            if not paired:
-                own = torch.arange(len(cosines))
-                cosines[own, own + start] = -2
-            found.append(cosines.argmax(-1))
-        return torch.cat(found)
-
     def _score(self, embeddings: Tensor, full: Tensor) -> dict[str, Tensor]:
-        found = self._found(embeddings)
+        found = self.task.found(embeddings)
         scores = {"agreement": (found == full).double()}
-        if self.task.similarity is not None:
-            scores["spearman"] = _spearman(embeddings, self.task.similarity)
-        elif "accuracy" in self.task.metrics:
-            wanted = torch.tensor(self._classes())
-            scores["accuracy"] = (wanted[found] == wanted).double()
+        if self.task.quality == "spearman":
+            scores["spearman"] = torch.tensor([self.task.correlation(embeddings)], dtype=torch.float64)
+        elif self.task.quality:
+            scores["accuracy"] = self.task.right(found)
         return scores
-
-    def _classes(self) -> list[int]:
-        """(N,): equal numbers where it is right to find one from the other; equal texts are equal."""
-        task = self.task
-        values = task.samples.items[1::2] if task.paired else task.labels or []
-        numbers: dict[Any, int] = {}
-        return [numbers.setdefault(value, len(numbers)) for value in values]
 
     def baselines(self) -> dict[str, float]:
         """agreement: share of the one that is found most; accuracy: chance; spearman: 0, of unrelated numbers."""
-        full = self._found(self._embeddings()[FULL]).tolist()
+        full = self.task.found(self._embeddings()[FULL]).tolist()
         found = {"agreement": max(Counter(full).values()) / len(full)}
-        if self.task.similarity is not None:
-            found["spearman"] = 0.0
-        elif "accuracy" in self.task.metrics:
-            found["accuracy"] = self._chance()
+        if self.task.quality:
+            found[self.task.quality] = 0.0 if self.task.quality == "spearman" else self._chance()
         return found
 
     def _chance(self) -> float:
         """Accuracy of finding one at random: 1 / N for pairs of different texts."""
-        classes = self._classes()
+        classes = self.task.classes()
         count, own = len(classes), 0 if self.task.paired else 1
         return sum(n * (n - own) for n in Counter(classes).values()) / (count * (count - own))
 
@@ -184,12 +209,3 @@ def _sequence(hidden: Tensor, config: Any) -> Tensor:
     dim = getattr(config, "hidden_size", None) or (getattr(config, "hidden_sizes", None) or [None])[-1]
     last = hidden.shape[-1] == dim and hidden.shape[1] != dim
     return hidden.flatten(1, 2) if last else hidden.flatten(2).mT
-
-
-def _spearman(embeddings: Tensor, similarity: list[float]) -> Tensor:
-    """(1,): 0 where all cosines are equal, which ranks nothing."""
-    from scipy.stats import spearmanr
-
-    cosines = (embeddings[::2] * embeddings[1::2]).sum(-1).numpy()
-    found = spearmanr(cosines, similarity).statistic if np.ptp(cosines) else 0.0
-    return torch.tensor([found], dtype=torch.float64)

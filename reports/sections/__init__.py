@@ -2,13 +2,14 @@
 
 from .ablations import Ablations
 from .below_float_floor import BelowFloatFloor
-from .chains import Chains
 from .drops import Drops
+from .embeddings import Embeddings
 from .heads.ranks import HeadRanks
 from .importance import Importance
 from .massive import MassiveTokens
 from .metrics import OtherMetrics
-from .paths import Paths
+from .paths.chains import Chains
+from .paths.paths import Paths
 from .residual import Residual
 from .section import Section
 from .streams import Streams
@@ -21,6 +22,7 @@ SECTIONS: tuple[Section[View], ...] = (
     Importance(),
     Drops(),
     WhatIf(),
+    Embeddings(),
     HeadRanks(),
     MassiveTokens(),
     Ablations(),

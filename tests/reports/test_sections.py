@@ -60,6 +60,7 @@ def test_what_a_measurement_says_of_the_model_is_no_fact_beside_it(monkeypatch: 
 def test_each_section_belongs_to_a_measurement() -> None:
     of = {type(section).__name__: section.measurement for section in sections.SECTIONS}
     assert of == {
+        "Embeddings": "embeddings",
         "Residual": "curves", "Ablations": "ablations", "Paths": "paths", "Chains": "chains",
         "BelowFloatFloor": "floor", "OtherMetrics": "curves", "MassiveTokens": "massive",
         "Importance": "importance", "Drops": "drops", "WhatIf": "what_if",

@@ -6,6 +6,7 @@ from rc_probe.reports.sections.view import ComparedView
 from .ablations import Ablations
 from .changes import Changes
 from .curves import Curves
+from .embeddings import Embeddings
 from .failures import Failures
 from .importance import Importance
 from .key_numbers import KeyNumbers
@@ -19,6 +20,7 @@ COMPARED_SECTIONS: tuple[Section[ComparedView], ...] = (
     Curves(),
     Changes(),
     KeyNumbers(),
+    Embeddings(),
     Importance(),
     Ablations(),
     WhatIf(),

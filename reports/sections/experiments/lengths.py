@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from rc_probe.reports.figures.path_effect import effect_figure
+from rc_probe.reports.figures.paths.effect import effect_figure
 from rc_probe.reports.sections.section import Folded, Shown
 from rc_probe.reports.table_cells import Table, cell, with_interval
 

@@ -2,12 +2,11 @@
 
 import pandas as pd
 
-from rc_probe.reports.figures.path_chains import chains_figure
+from rc_probe.reports.figures.paths.chains import chains_figure
+from rc_probe.reports.sections.section import Folded, Shown
+from rc_probe.reports.sections.view import View
 from rc_probe.reports.table_cells import Heading, Table, cell
 from rc_probe.results import tables
-
-from .section import Folded, Shown
-from .view import View
 
 SHOWN = ("length", "metric", "median", "low", "high", "mean")
 

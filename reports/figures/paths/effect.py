@@ -5,6 +5,19 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from rc_probe.reports.figures.canvas import Panel, panel_of
+from rc_probe.reports.figures.panels import (
+    Dashes,
+    Figure,
+    Key,
+    Styles,
+    by_layer,
+    draw_line,
+    draw_marks,
+    set_scale,
+    svg_dashes,
+)
+from rc_probe.reports.figures.svg import FG, MORE, MUTED, PANEL, SAN, SAN_MLP, SAN_SKIP, THEME, TRANSFORMER
 from rc_probe.results.path_verdict import (
     ALL_BUT,
     ALONE,
@@ -23,10 +36,6 @@ from rc_probe.results.path_verdict import (
 )
 from rc_probe.results.protocols import Declaring
 from rc_probe.results.words import number
-
-from .canvas import Panel, panel_of
-from .panels import Dashes, Figure, Key, Styles, by_layer, draw_line, draw_marks, set_scale, svg_dashes
-from .svg import FG, MORE, MUTED, PANEL, SAN, SAN_MLP, SAN_SKIP, THEME, TRANSFORMER
 
 TITLES = {"agreement": "Agreement with the whole model", "accuracy": "Accuracy"}
 SCOPES = {ALONE: "length k alone", UP_TO: "all up to k", ALL_BUT: "all but k"}

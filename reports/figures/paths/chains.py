@@ -2,11 +2,20 @@
 
 import pandas as pd
 
+from rc_probe.reports.figures.canvas import panel_of
+from rc_probe.reports.figures.panels import (
+    Figure,
+    Key,
+    Styles,
+    by_layer,
+    draw_line,
+    draw_marks,
+    lowest,
+    set_scale,
+    svg_dashes,
+)
+from rc_probe.reports.figures.svg import MUTED, SAN, SAN_MLP, THEME, TRANSFORMER
 from rc_probe.results.path_verdict import Series, ends_of, texts_of
-
-from .canvas import panel_of
-from .panels import Figure, Key, Styles, by_layer, draw_line, draw_marks, lowest, set_scale, svg_dashes
-from .svg import MUTED, SAN, SAN_MLP, THEME, TRANSFORMER
 
 _CHAINS = {
     "rank_one": "distance to rank one", "mean_row": "distance to equal rows", "dobrushin": "Dobrushin coefficient",

@@ -7,13 +7,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
+from rc_probe.reports.figures.canvas import Panel, panel_of
+from rc_probe.reports.figures.panels import Figure, Key, by_layer, set_scale
+from rc_probe.reports.figures.svg import ACCENT, BASE_SIZE, FG, MUTED, THEME, TRANSFORMER
 from rc_probe.results.path_verdict import LENGTH, Series, distribution, laws, percent, series, short
 from rc_probe.results.protocols import Result
 from rc_probe.results.words import name_of, number
-
-from .canvas import Panel, panel_of
-from .panels import Figure, Key, by_layer, set_scale
-from .svg import ACCENT, BASE_SIZE, FG, MUTED, THEME, TRANSFORMER
 
 _OF_PATHS, _OF_NORM = "share of all paths", "share of the norm"
 _SOLID = "M9 0h12v12h-12z"

@@ -5,16 +5,15 @@ from typing import Any
 
 import pandas as pd
 
-from rc_probe.reports.figures.path_effect import LEVELS, SCOPES, effect_figure
-from rc_probe.reports.figures.path_lengths import biases_of, lengths_figure
+from rc_probe.reports.figures.paths.effect import LEVELS, SCOPES, effect_figure
+from rc_probe.reports.figures.paths.lengths import biases_of, lengths_figure
+from rc_probe.reports.sections.section import Folded, Shown
+from rc_probe.reports.sections.view import View
 from rc_probe.reports.table_cells import Cell, Table, cell
 from rc_probe.results import tables
 from rc_probe.results.path_verdict import distribution, laws, percent, rows_of, series, short, told
 from rc_probe.results.protocols import Result
 from rc_probe.results.words import number
-
-from .section import Folded, Shown
-from .view import View
 
 SHAPES = {  # of the exact parts themselves, without a task
     "norm_share": "share of the norm", "projection": "projection on the output",

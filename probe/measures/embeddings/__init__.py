@@ -1,0 +1,1 @@
+"""Embeddings of whole samples: how they lie, how many directions they use, and which layer's find best."""
