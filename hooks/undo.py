@@ -5,10 +5,11 @@ Contexts are generators: one that is dropped is closed when Python collects it, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from abc import abstractmethod
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -34,6 +35,33 @@ def unseen() -> Iterator[None]:
     with undoing(partial(guard.__exit__, None, None, None)):
         guard.__enter__()
         yield
+
+
+class Living(AbstractContextManager[Any]):
+    """A context whose life is the generator `_lives`: entered up to its `yield`, closed however the context ends."""
+
+    _life: Iterator[None] | None = None
+
+    @abstractmethod
+    def _lives(self) -> Iterator[None]:
+        """Opens, yields once, and takes everything back."""
+
+    def __enter__(self) -> Self:
+        self._life = self._lives()
+        try:
+            next(self._life)
+            return self
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Everything is as before. Does nothing where it is closed already."""
+        if isinstance(self._life, Generator):
+            self._life.close()
 
 
 class Shared:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +22,7 @@ from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.module_calls import copies_told
 from rc_probe.hooks.structure.structure import CandidateBlock, Structure
 from rc_probe.hooks.structure.unwrap import unwrapped
+from rc_probe.hooks.undo import Living
 from rc_probe.interventions.grammar import interventions
 from rc_probe.interventions.intervention import Intervention
 from rc_probe.metrics.layer_curves import Curves, Measured, gather_curves
@@ -149,7 +150,7 @@ def _prove(
     return find_structure(unwrapped(model), inputs, stack=stack, blocks=blocks, several=several)
 
 
-class Attached(AbstractContextManager["Attached"]):
+class Attached(Living):
     """A model being measured; see `attach`. `structure` is what was proved about it.
 
     `left_out` counts passes that are no samples, by the reason. With `stop`, passes end after the last layer by
@@ -169,30 +170,15 @@ class Attached(AbstractContextManager["Attached"]):
         self._heard: Heard | None = None  # the pass that is running
         self._measured: dict[int, list[Measured]] = {}  # its layers, in order: of each of `by_stream`
         self._prompted: weakref.ref[Generation] | None = None  # the call of `generate` whose prompt was seen
-        self._life: Iterator[None] | None = None
 
     def __enter__(self) -> Attached:
         refuse_mps(self.structure.model)  # it may have moved since
-        self._life = self._lives()
-        try:
-            next(self._life)
-            return self
-        except BaseException:
-            self.close()
-            raise
-
-    def __exit__(self, *exc: Any) -> None:
-        self.close()
+        return super().__enter__()
 
     @property
     def curves(self) -> Curves:
         """Of the stream; of several streams all together."""
         return self.by_stream[0]
-
-    def close(self) -> None:
-        """Everything is as before. Does nothing where it is closed already."""
-        if isinstance(self._life, Generator):
-            self._life.close()
 
     def _lives(self) -> Iterator[None]:
         holders = [self.structure.model.get_submodule(name) for name in self.structure.ancestors]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,12 +14,12 @@ from torch import nn
 from rc_probe.hooks.module_calls import Call, around_calls
 from rc_probe.hooks.structure.structure import Candidate, CandidateBlock
 from rc_probe.hooks.structure.tape import Place
-from rc_probe.hooks.undo import undoing
+from rc_probe.hooks.undo import Living, undoing
 
 from .model_state import Level, eager, recomputing
 
 
-class BlockWatch(AbstractContextManager["BlockWatch"]):
+class BlockWatch(Living):
     """Knows which block call is running: calls `enter(block, args, kwargs)`, `leave(block, output)`, `returned`, `ended`.
 
     `enter` and `leave` stand between the user's hooks and the block's own code, whenever these hooks were registered:
@@ -42,7 +42,6 @@ class BlockWatch(AbstractContextManager["BlockWatch"]):
             module = structure.module(block)
             self._skipped[module] = self._skipped.get(module, 0) + 1
         self._turns = dict(self._skipped)
-        self._life: Iterator[None] | None = None
 
     # -- for subclasses -----------------------------------------------------------------------
     def begin(self) -> None:
@@ -70,23 +69,6 @@ class BlockWatch(AbstractContextManager["BlockWatch"]):
         yield
 
     # -- the context --------------------------------------------------------------------------
-    def __enter__(self) -> Self:
-        self._life = self._lives()
-        try:
-            next(self._life)
-            return self
-        except BaseException:
-            self.close()
-            raise
-
-    def __exit__(self, *exc: Any) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Everything is as before. Does nothing where it is closed already."""
-        if isinstance(self._life, Generator):
-            self._life.close()
-
     def _lives(self) -> Iterator[None]:
         self._calls: dict[nn.Module, list[CandidateBlock]] = {}
         for block in self.structure.blocks:
