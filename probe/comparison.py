@@ -19,11 +19,11 @@ from rc_probe.hooks.errors import RcProbeError
 from rc_probe.measures import TABLES
 from rc_probe.registry import PAPER, WHOLE
 from rc_probe.results.curves import BULK, RESIDUAL, curves, curves_by_metric, headline, metrics_of
-from rc_probe.results.files import as_json, tidy, to_csv
-from rc_probe.results.json_file import HTML_NAME, SCHEMA, reading
+from rc_probe.results.files import as_json, tidy
+from rc_probe.results.json_file import SCHEMA, reading
 from rc_probe.results.like_for_like import aligned, unlike
 from rc_probe.results.protocols import Failure, Run
-from rc_probe.results.saving import save_whole
+from rc_probe.results.saved import Saved
 from rc_probe.results.tables import CLAIMS, COMPARED, DIFFED, FRAMES, RUN, STEP, Column, Row, page
 from rc_probe.results.tables import Table as Declared
 from rc_probe.results.words import name_of
@@ -51,7 +51,7 @@ ABLATION = ["component", "layer", "head"]  # what says which ablation a row is a
 
 
 @dataclass(eq=False)
-class Comparison:
+class Comparison(Saved):
     """Runs by their names, in the order in which they are shown.
 
     Tables (`tables`): `runs` (one row per run: its key numbers), `residuals` and those of AS_THEY_ARE
@@ -180,17 +180,10 @@ class Comparison:
         }
         return as_json(entries, self.tables, files)
 
-    def to_html(self) -> str:
-        """The report as one self-contained page."""
+    def _render(self) -> str:
         from rc_probe.reports.pages.comparison import render
 
-        with reading(self.source):
-            return render(self)
-
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `results.json`, one CSV per table and `report.html` into `folder`, none half-written."""
-        tables = {f"{name}.csv": to_csv(frame) for name, frame in self.tables.items()}
-        return save_whole(folder, tables | {HTML_NAME: self.to_html()}, self.to_json)
+        return render(self)
 
 
 def compare(*runs: str | os.PathLike[str] | ProbeResult, command: str | None = None) -> Comparison:

@@ -1,6 +1,5 @@
 """What a probe found: tidy tables with what they were measured on, saved and loaded without loss."""
 
-import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +11,9 @@ import pandas as pd
 
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.options import in_python
-from rc_probe.results.files import as_json, check_saved, frame_of, plain, tidy, to_csv
-from rc_probe.results.json_file import HTML_NAME, JSON_NAME, SCHEMA, given_path, read_json, reading
-from rc_probe.results.saving import save_whole, write_files
+from rc_probe.results.files import as_json, check_saved, plain, tidy
+from rc_probe.results.json_file import SCHEMA, reading
+from rc_probe.results.saved import Saved, read_saved, saved_tables
 
 if TYPE_CHECKING:
     from rc_probe.results.checks import Outcome
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(eq=False, repr=False)
-class ProbeResult:
+class ProbeResult(Saved):
     """The outcome of one probe.
 
     Parameters
@@ -149,26 +148,10 @@ class ProbeResult:
         }
         return as_json(entries, self.tables, files)
 
-    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
-        """The report as one self-contained page; written to `path` too where one is given."""
+    def _render(self) -> str:
         from rc_probe.reports.pages.run import render
 
-        with reading(self.source):
-            html = render(self)
-        if path is not None:
-            target = given_path(path, "to_html")
-            write_files(target.parent, {target.name: html})
-        return html
-
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `results.json`, one CSV per table and `report.html` into `folder`, as a whole.
-
-        results.json comes last: while it is there, all files are of this result. Tables of an earlier result in the same
-        folder that this one lacks are removed. `RcProbeError` where the folder cannot be written, the disk is full, or a file
-        of these names is there that rc-probe did not write.
-        """
-        tables = {f"{name}.csv": to_csv(frame) for name, frame in self.tables.items()}
-        return save_whole(given_path(folder, "save"), tables | {HTML_NAME: self.to_html()}, self.to_json)
+        return render(self)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -176,19 +159,12 @@ class ProbeResult:
 
         `path`: the folder, its `results.json`, or the `results.json.gz` that the report holds.
         """
-        source = given_path(path, "load")
-        with contextlib.suppress(OSError):  # reading it will say what is wrong
-            source = source / JSON_NAME if source.is_dir() else source
-        saved = read_json(source)
+        source, saved = read_saved(path)
         if kind := saved.get("kind"):
             todo = "Give a folder that `rc-probe MODEL` wrote"
             raise RcProbeError(f"a {kind}, not a run", where=str(source), todo=todo)
         with reading(source):
-            tables = {
-                name: frame_of(rows, saved.get("columns", {}).get(name))
-                for name, rows in saved["tables"].items()
-            }
-            result = cls(saved["model"], saved["settings"], saved["environment"], tables)
+            result = cls(saved["model"], saved["settings"], saved["environment"], saved_tables(saved))
             check_saved(result)
             result.source = source
             _ = result.verdict

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,9 +13,9 @@ import pandas as pd
 
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.options import in_python
-from rc_probe.results.files import as_json, frame_of, plain, tidy, to_csv
-from rc_probe.results.json_file import HTML_NAME, JSON_NAME, SCHEMA, given_path, read_json, reading
-from rc_probe.results.saving import save_whole, write_files
+from rc_probe.results.files import as_json, plain, tidy
+from rc_probe.results.json_file import SCHEMA, reading
+from rc_probe.results.saved import Saved, read_saved, saved_tables
 from rc_probe.results.tables import DIFFED
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ KIND = "difference"
 
 
 @dataclass(eq=False, repr=False)
-class DiffResult:
+class DiffResult(Saved):
     """The difference of two models.
 
     a, b: what is known of them: name, id, class, blocks, dim, …; settings: data, samples, the command to repeat it,
@@ -39,6 +38,7 @@ class DiffResult:
     settings: dict[str, Any]
     environment: dict[str, Any]
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    source: Path | None = field(default=None, init=False)  # the file that it was loaded from
 
     def __post_init__(self) -> None:
         self.a, self.b, self.settings, self.environment = map(
@@ -95,35 +95,18 @@ class DiffResult:
         }
         return as_json(entries, self.tables, files)
 
-    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
-        """The report as one self-contained page; written to `path` too where one is given."""
+    def _render(self) -> str:
         from rc_probe.reports.pages.difference import render
 
-        html = render(self)
-        if path is not None:
-            target = given_path(path, "to_html")
-            write_files(target.parent, {target.name: html})
-        return html
-
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `results.json`, one CSV per table and `report.html` into `folder`, as a whole, as a run does."""
-        tables = {f"{name}.csv": to_csv(frame) for name, frame in self.tables.items()}
-        return save_whole(given_path(folder, "save"), tables | {HTML_NAME: self.to_html()}, self.to_json)
+        return render(self)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read back what `save` wrote. path: the folder, or its `results.json`."""
-        source = given_path(path, "load")
-        with contextlib.suppress(OSError):  # reading it will say what is wrong
-            source = source / JSON_NAME if source.is_dir() else source
-        saved = read_json(source)
+        source, saved = read_saved(path)
         if saved.get("kind") != KIND:
             raise RcProbeError(
                 "not a difference of two models", where=str(source), todo="Give what `rc-probe diff` wrote"
             )
         with reading(source):
-            tables = {
-                name: frame_of(rows, saved.get("columns", {}).get(name))
-                for name, rows in saved["tables"].items()
-            }
-            return cls(saved["a"], saved["b"], saved["settings"], saved["environment"], tables)
+            return cls(saved["a"], saved["b"], saved["settings"], saved["environment"], saved_tables(saved))

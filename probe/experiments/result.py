@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Self
 import pandas as pd
 
 from rc_probe.hooks.errors import RcProbeError
-from rc_probe.results.files import as_json, frame_of, plain, tidy, to_csv
-from rc_probe.results.json_file import HTML_NAME, JSON_NAME, SCHEMA, given_path, read_json, reading
-from rc_probe.results.saving import save_whole, write_files
+from rc_probe.results.files import as_json, plain, tidy
+from rc_probe.results.json_file import SCHEMA, reading
+from rc_probe.results.saved import Saved, read_saved, saved_tables
 from rc_probe.results.tables import CLAIMS
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ KIND = "experiment"
 
 
 @dataclass(eq=False, repr=False)
-class ExperimentResult:
+class ExperimentResult(Saved):
     """One experiment, run with some seeds.
 
     experiment: name, title, source; settings: sizes, seeds, the command to repeat it, …
@@ -36,6 +35,7 @@ class ExperimentResult:
     settings: dict[str, Any]
     environment: dict[str, Any]
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    source: Path | None = field(default=None, init=False)  # the file that it was loaded from
 
     def __post_init__(self) -> None:
         self.experiment, self.settings, self.environment = map(
@@ -78,34 +78,19 @@ class ExperimentResult:
         }
         return as_json(entries, self.tables, files)
 
-    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
-        """The report as one self-contained page; written to `path` too where one is given."""
+    def _render(self) -> str:
         from rc_probe.reports.pages.experiment import render
 
-        html = render(self)
-        if path is not None:
-            target = given_path(path, "to_html")
-            write_files(target.parent, {target.name: html})
-        return html
-
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `results.json`, one CSV per table and `report.html` into `folder`, as a whole, as a run does."""
-        tables = {f"{name}.csv": to_csv(frame) for name, frame in self.tables.items()}
-        return save_whole(given_path(folder, "save"), tables | {HTML_NAME: self.to_html()}, self.to_json)
+        return render(self)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read back what `save` wrote. path: the folder, or its `results.json`."""
-        source = given_path(path, "load")
-        with contextlib.suppress(OSError):  # reading it will say what is wrong
-            source = source / JSON_NAME if source.is_dir() else source
-        saved = read_json(source)
+        source, saved = read_saved(path)
         if saved.get("kind") != KIND:
             todo = "Give what `rc-probe experiment` wrote"
             raise RcProbeError("not an experiment", where=str(source), todo=todo)
         with reading(source):
-            tables = {
-                name: frame_of(rows, saved.get("columns", {}).get(name))
-                for name, rows in saved["tables"].items()
-            }
-            return cls(saved["experiment"], saved["settings"], saved["environment"], tables)
+            result = cls(saved["experiment"], saved["settings"], saved["environment"], saved_tables(saved))
+            result.source = source
+        return result

@@ -59,6 +59,6 @@ class Massive(Measurement):
         return Found({"massive": rows, "massive_levels": whole.level_rows() if rows else []})
 
     def findings(self, result: Result) -> dict[str, Any] | None:
-        from rc_probe.results.massive_words import judge_massive
+        from rc_probe.results.findings.massive_words import judge_massive
 
         return judge_massive(result)

@@ -6,7 +6,7 @@ from rc_probe.registry import MASSIVE, WHOLE
 from rc_probe.reports.figures.massive import massive_figure
 from rc_probe.reports.table_cells import Heading, Table, cell
 from rc_probe.results import tables
-from rc_probe.results.massive_words import groups
+from rc_probe.results.findings.massive_words import groups
 from rc_probe.results.words import number
 
 from .section import Folded, Shown

@@ -8,11 +8,10 @@ from typing import Any
 import pandas as pd
 
 from rc_probe.registry import MASSIVE, WHOLE
-
-from .curves import Curve, curves
-from .protocols import Result
-from .verdict import level_of
-from .words import THINGS, many, number
+from rc_probe.results.curves import Curve, curves
+from rc_probe.results.protocols import Result
+from rc_probe.results.verdict import level_of
+from rc_probe.results.words import THINGS, many, number
 
 SHOWN = 3  # tokens of the sentence
 
