@@ -104,6 +104,22 @@ def test_masks_are_those_of_attention_by_hand(
     assert torch.allclose(found, real_rows(model, inputs), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "t5_encoder"])
+def test_a_mask_is_the_same_as_a_four_dimensional_one_given_to_the_eager_model(family: str) -> None:
+    """ViT takes no mask: for it the test above stands."""
+    model, inputs = zoo.build(family, padded=True)
+    model.set_attn_implementation("eager")
+    mask, sees = inputs["attention_mask"], RULES["window:2"](family in CAUSAL)
+    least = torch.finfo(torch.float32).min
+    additive = torch.zeros(allowed(mask, sees).shape).masked_fill(~allowed(mask, sees), least)
+    with rc_probe.ablate(model, "mask@all=window:2", inputs=inputs):
+        found = real_rows(model, inputs)
+    with torch.no_grad():
+        wanted = model(**inputs | {"attention_mask": additive})[0][mask.bool()]
+        assert not torch.allclose(real_rows(model, inputs), wanted, atol=1e-2)
+    assert torch.allclose(found, wanted, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
 def test_sinks_are_the_first_real_tokens_on_whichever_side_padding_is(
     family: str, monkeypatch: pytest.MonkeyPatch
