@@ -85,8 +85,7 @@ def _check_call(model: Any, chosen: CommonOptions, processor: Any, progress: Any
     """RcProbeError for what only Python can get wrong."""
     check_processor("processor", model, processor)
     check_callable("progress", progress)
-    if not isinstance(world, World | None):
-        raise RcProbeError(f"{type(world).__name__} is none", where="world", todo="Give World.join()")
+    check_world(world)
     for each in fields(chosen):
         if (
             each.name in OF_LOADING
@@ -108,6 +107,11 @@ def check_callable(name: str, value: Any) -> None:
     if value is not None and not callable(value):
         what = f"{type(value).__name__} is none"
         raise RcProbeError(what, where=name, todo="Give what can be called")
+
+
+def check_world(world: Any) -> None:
+    if not isinstance(world, World | None):
+        raise RcProbeError(f"{type(world).__name__} is none", where="world", todo="Give World.join()")
 
 
 def loaded_already(name: str) -> RcProbeError:

@@ -58,29 +58,35 @@ def placed(job: Job, *, chosen: bool, say: Callable[[str], None]) -> Job:
 
     A folder that was `chosen` by the user is theirs to replace, and a line says so.
     """
-    wanted, place = _settings(asked(job)), job.target
-    for number in itertools.count(2):
-        there = _asked_there(place)
-        if there is None or there == wanted:
-            break
-        if chosen:
-            say(f"{place} holds a run with other settings, which this one replaces")
-            break
-        place = job.target.with_name(f"{job.target.name}-{number}")
+    wanted = _settings(asked(job))
+
+    def ours(place: Path) -> bool:
+        found = settings_in(place).get("asked")
+        return found is None or _settings(found) == wanted
+
+    place = job.target if chosen else free_folder(job.target, ours)
+    if not ours(place):
+        say(f"{place} holds a run with other settings, which this one replaces")
     if place != job.target:
         say(f"{job.target} holds a run with other settings; this one goes to {place}")
     return replace(job, target=place)
 
 
-def _asked_there(folder: Path) -> dict[str, Any] | None:
-    """What the run in the folder was asked for; None where there is none."""
+def free_folder(target: Path, ours: Callable[[Path], bool]) -> Path:
+    """The folder NAME, else NAME-2, NAME-3 …: the first that is `ours` to write into."""
+    numbered = (target.with_name(f"{target.name}-{number}") for number in itertools.count(2))
+    return next(place for place in itertools.chain([target], numbered) if ours(place))
+
+
+def settings_in(folder: Path) -> dict[str, Any]:
+    """The settings of the result in a folder; {} where there is none."""
     from rc_probe.results.json_file import JSON_NAME, read_json
 
     try:
-        found: dict[str, Any] | None = read_json(folder / JSON_NAME)["settings"]["asked"]
+        found = read_json(folder / JSON_NAME)["settings"]
     except (RcProbeError, KeyError, TypeError):
-        return None
-    return None if found is None else _settings(found)
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _settings(found: dict[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import typer
@@ -16,34 +16,47 @@ from .errors import one_line_errors
 from .job import Job, check_target
 
 if TYPE_CHECKING:
+    from rc_probe.processes.world import World
     from rc_probe.result import ProbeResult
     from rc_probe.results.checks import Outcome
 
+Progress = Callable[[str, int, int], None]
 
-def run(
-    job: Job, check: Callable[[], None], *, quiet: bool, label: str = ""
-) -> tuple[ProbeResult, list[Outcome]] | None:
-    """Measure with a progress bar, and save with what the job's checks found. None in all processes but the first.
 
-    check: called on every step; label: before what the bar says
+@contextmanager
+def in_step(
+    device: str | None, check: Callable[[], None], *, quiet: bool, label: str = ""
+) -> Iterator[tuple[World, Progress, Progress]]:
+    """The processes that a launcher started, as one, and what shows the progress of the first: with `check` at every step, and without.
+
+    label: before what the bar says
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's own words when a process is gone
     from rc_probe.processes.world import World
 
-    from .finished_runs import asked
     from .terminal import progress_bar
 
-    wanted = asked(job)
-    joined = World.join(cpu=(job.settings.device or "").startswith("cpu"))
+    joined = World.join(cpu=(device or "").startswith("cpu"))
     several = one_line_errors(joined) if joined.size > 1 else nullcontext()
     with joined as world, several, progress_bar(hidden=quiet or world.rank > 0) as show:
-        if world.rank == 0:
-            check_target(job.target)
 
         def report(stage: str, done: int, total: int) -> None:
             check()
             show(label + stage, done, total)
 
+        yield world, report, show
+
+
+def run(
+    job: Job, check: Callable[[], None], *, quiet: bool, label: str = ""
+) -> tuple[ProbeResult, list[Outcome]] | None:
+    """Measure with a progress bar, and save with what the job's checks found. None in all processes but the first."""
+    from .finished_runs import asked
+
+    wanted = asked(job)
+    with in_step(job.settings.device, check, quiet=quiet, label=label) as (world, report, show):
+        if world.rank == 0:
+            check_target(job.target)
         from rc_probe import api
 
         result = api.measure(

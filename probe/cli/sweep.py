@@ -6,7 +6,6 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +18,7 @@ from rc_probe.integrations.trackers import check_trackers
 from .app import app as main_app
 from .app import path_numbers
 from .errors import interrupts, one_line_errors, usage
+from .finished_runs import free_folder
 from .job import Job, check_target, folder_name, out_folder
 from .many_runs import ManyRuns, Planned, given, refuse_processes
 
@@ -73,11 +73,12 @@ def _planned(source: Path, common: dict[str, Any], target: Path) -> list[Planned
     lines = _lines(source)
     names = _names([words for _, words in lines])
     planned: list[Planned] = []
+    taken: set[Path] = set()
     for (number, words), name in zip(lines, names, strict=True):
         where = f"{source}, line {number}"
         defaults, own = _parsed(words, where)
         options = defaults | common | own
-        place = _free(target / folder_name(name.replace("/", "_")), [each.job.target for each in planned])
+        place = free_folder(target / folder_name(name.replace("/", "_")), lambda place: place not in taken)
         try:
             refuse_processes(options["num_processes"])
             check_trackers(options["log_with"] or (), alone=False)
@@ -85,6 +86,7 @@ def _planned(source: Path, common: dict[str, Any], target: Path) -> list[Planned
         except RcProbeError as error:
             raise RcProbeError(str(error), where=where) from error
         planned.append(Planned(name, job))
+        taken.add(place)
     return planned
 
 
@@ -127,12 +129,6 @@ def _parsed(words: list[str], where: str) -> tuple[dict[str, Any], dict[str, Any
             todo = "Give it to the sweep, not to a line"
             raise RcProbeError(f"--{name.replace('_', '-')} is no option of a line", where=where, todo=todo)
     return dict(context.params), own
-
-
-def _free(place: Path, taken: Sequence[Path]) -> Path:
-    """The folder, numbered where a line above has it already."""
-    names = (place, *(place.with_name(f"{place.name}-{number}") for number in range(2, len(taken) + 2)))
-    return next(name for name in names if name not in taken)
 
 
 def _names(lines: list[list[str]]) -> list[str]:

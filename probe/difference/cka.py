@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rc_probe.processes.world import World
+
 BYTES = 2**32  # that the sums of all layers may take
 
 
@@ -44,6 +46,20 @@ class Sums:
             self.yy + other.yy + weight * torch.outer(y, y), self.yx + other.yx + weight * torch.outer(y, x),
         )  # fmt: skip
 
+    def summed(self, world: World) -> Sums:
+        """Of the rows of all processes: each moves its sums to the mean of all, then they add up."""
+        count = int(world.sum(torch.tensor(self.count)))
+        if world.size == 1 or not count:
+            return self
+        a, b = (world.sum(self.count * mean) / count for mean in (self.x, self.y))
+        x, y, n = self.x - a, self.y - b, self.count
+        moved = (
+            self.xx + n * torch.outer(x, x),
+            self.yy + n * torch.outer(y, y),
+            self.yx + n * torch.outer(y, x),
+        )
+        return Sums(count, a, b, *map(world.sum, moved))
+
     @property
     def cka(self) -> float:
         """‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖), 0 to 1; NaN where the rows of x or of y are all equal."""
@@ -67,6 +83,14 @@ class Cka:
         if bool(massive.any()):
             few = Sums.of(x[massive], y[massive])
             self._massive = few if self._massive is None else self._massive.joined(few)
+
+    def together(self, world: World, dim_x: int, dim_y: int) -> Cka:
+        """Of the tokens of all processes, some of which may have had none."""
+        whole, none = Cka(), Sums.of(torch.zeros(0, dim_x).double(), torch.zeros(0, dim_y).double())
+        whole._bulk = (self._bulk or none).summed(world)
+        if any(world.gather(self._massive is not None, "massive tokens")):
+            whole._massive = (self._massive or none).summed(world)
+        return whole
 
     def values(self) -> dict[str, float]:
         bulk = self._bulk

@@ -8,7 +8,7 @@ import time
 from dataclasses import fields, replace
 from typing import Any
 
-from rc_probe.api import OF_LOADING, check_callable, check_processor, environment, loaded_already
+from rc_probe.api import OF_LOADING, check_callable, check_processor, check_world, environment, loaded_already
 from rc_probe.data.batches import long_enough
 from rc_probe.data.digest import digest_of
 from rc_probe.data.places import check_place
@@ -16,6 +16,8 @@ from rc_probe.data.samples import Samples, load_samples
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.models.load import Loaded
 from rc_probe.options import in_python
+from rc_probe.processes.agreement import facts
+from rc_probe.processes.world import World
 from rc_probe.results.tables import DIFFED
 from rc_probe.run import Progress
 
@@ -34,6 +36,7 @@ def diff(
     processor: Any = None,
     processor_b: Any = None,
     progress: Progress | None = None,
+    world: World | None = None,
     **options: Any,
 ) -> DiffResult:
     """How far model `b` is from model `a` on `data`: by layer, by block and branch, in its predictions.
@@ -49,6 +52,7 @@ def diff(
     data: as in `rc_probe.probe`; the same samples, as the same inputs, go through both
     processor, processor_b: of models that you hold; without processor_b, that of where `b` was loaded from, else that of `a`
     progress: called as progress(stage, done, total)
+    world: the processes that share the samples, `World.join()`; each holds both models and gets the whole result
     options: those of `rc-probe diff`, by the same names with _ for -: dtype, dtype_b, attention_b, quantise_b, samples,
         length, metrics, cka, sensitivity, threshold …
 
@@ -58,8 +62,11 @@ def diff(
     try:
         chosen = DiffOptions.of(data=data, **options)
         check_callable("progress", progress)
+        check_world(world)
         a, b = (os.fspath(one) if isinstance(one, os.PathLike) else one for one in (a, b))
-        return difference(a, b, chosen, processor=processor, processor_b=processor_b, progress=progress)
+        return difference(
+            a, b, chosen, processor=processor, processor_b=processor_b, progress=progress, world=world
+        )
     except RcProbeError as error:
         raise in_python(error, DiffOptions) from error
 
@@ -74,17 +81,24 @@ def difference(
     progress: Progress | None = None,
     command: str | None = None,
     fit: Any = None,
+    world: World | None = None,
 ) -> DiffResult:
     """What `diff` does, with all options in `chosen`. command: what repeats it, made up if not given.
 
     fit: called with both models' blocks before anything is measured
     """
-    started, report = time.monotonic(), progress or _silent
+    started, world = time.monotonic(), world or World()
+
+    def report(stage: str, done: int, total: int) -> None:
+        world.check()
+        if progress is not None:
+            progress(stage, done, total)
+
     chosen.check()
     check_place(chosen.data)
     _check_held(a, b, chosen, processor, processor_b)
     report("loading", 0, 1)
-    loaded = load_pair(a, b, chosen, processor, processor_b)
+    loaded = load_pair(a, b, chosen, processor, processor_b, world)
     samples = load_samples(
         chosen.data, modality=loaded[0].modality, column=chosen.column, label_column=chosen.label_column,
         samples=chosen.samples, fits=long_enough(loaded[0], chosen.special_tokens),
@@ -93,9 +107,11 @@ def difference(
     pair = pair_of(loaded, samples, chosen)
     if fit is not None:
         fit(pair.a.structure.depth)
+    for side in (pair.a, pair.b):
+        world.same(facts(chosen, samples, side.made, side.structure))
     predictions, notes = choose_predictions(pair, samples, chosen)
-    lockstep = Lockstep(pair, chosen, predictions)
-    total, done = len(pair.a.made) * lockstep.passes, 0
+    lockstep = Lockstep(pair, chosen, predictions, world)
+    total, done = len(world.share(range(len(pair.a.made)))) * lockstep.passes, 0
 
     def advance(stage: str) -> None:
         nonlocal done
@@ -104,20 +120,17 @@ def difference(
 
     lockstep.run(advance)
     lockstep.run_task(advance)
+    lockstep.together()
     table = DIFFED["differences"].frame(lockstep.rows())
     told = [*pair.notes, *notes, *lockstep.notes]
     return DiffResult(
         a=pair.a.entry,
         b=pair.b.entry,
         settings=_settings(pair, samples, chosen, told, command or _as_command(loaded, chosen))
-        | {"predictions": predictions.facts() if predictions else None},
+        | {"processes": world.size, "predictions": predictions.facts() if predictions else None},
         environment=environment(time.monotonic() - started),
         tables={"differences": table},
     )
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """For callers that want no progress."""
 
 
 def _check_held(a: Any, b: Any, chosen: DiffOptions, processor: Any, processor_b: Any) -> None:

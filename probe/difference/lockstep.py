@@ -5,13 +5,13 @@ Of the first model the streams of one batch are kept, and with sensitivities wha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rc_probe.data.batches import Batch
+from rc_probe.data.batches import Batch, Batches
 from rc_probe.engine import fitted_mask, refuse_packed
 from rc_probe.hooks.edits.edits import Edits
 from rc_probe.hooks.edits.model_state import measuring
@@ -19,9 +19,10 @@ from rc_probe.hooks.edits.passes import Passes
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.pairs.given import Given, Record, Swapped, added
 from rc_probe.hooks.structure.structure import Structure
-from rc_probe.metrics.moments import Moments
+from rc_probe.metrics.moments import Moments, pack, unpack
 from rc_probe.metrics.stream_metrics import measure
 from rc_probe.metrics.tokens import Tokens, ratio
+from rc_probe.processes.world import World
 from rc_probe.registry import CHANGE
 from rc_probe.results.tables import Row
 
@@ -35,13 +36,16 @@ BLOCK, STREAM = "block", "stream"
 
 
 class Lockstep:
-    """Both models on the samples. `run` fills the sums; `rows` are those of the table `differences`.
+    """Both models on this process's share of the samples. `run` and `run_task` fill the sums, `together` adds those of the
+    other processes; `rows` are those of the table `differences`.
 
     notes: why something was not measured
     """
 
-    def __init__(self, pair: Pair, chosen: DiffOptions, predictions: Predictions | None) -> None:
-        self.pair, self.chosen, self.predictions = pair, chosen, predictions
+    def __init__(
+        self, pair: Pair, chosen: DiffOptions, predictions: Predictions | None, world: World
+    ) -> None:
+        self.pair, self.chosen, self.predictions, self.world = pair, chosen, predictions, world
         self.sums: dict[Key, Moments] = {}
         self.notes: list[str] = []
         self.relative = pair.matched is not None and pair.same_width
@@ -86,7 +90,7 @@ class Lockstep:
     def run(self, advance: Callable[[str], None]) -> None:
         a, b = self.pair.a, self.pair.b
         with measuring(a.model), measuring(b.model):
-            for one, other in self.pair.batches(a.made, b.made):
+            for one, other in self._share(a.made, b.made):
                 self._batch(one, other, advance)
 
     def run_task(self, advance: Callable[[str], None]) -> None:
@@ -97,7 +101,7 @@ class Lockstep:
         a, b = self.pair.a, self.pair.b
         made = two_batches((a.loaded, b.loaded), asked.task.samples, self.chosen)
         with measuring(a.model), measuring(b.model):
-            for one, other in self.pair.batches(*made):
+            for one, other in self._share(*made):
                 prepared = asked.task.prepare(one)
                 outputs = [
                     Passes(side.structure, inputs, model=task.model, shortcuts=False).plain()
@@ -105,6 +109,20 @@ class Lockstep:
                 ]  # fmt: skip
                 asked.take(prepared, *outputs)
                 advance("predictions")
+
+    def _share(self, made_a: Batches, made_b: Batches) -> Iterator[tuple[Batch, Batch]]:
+        numbers = self.world.share(range(len(made_a)))
+        return self.pair.batches(made_a.of(numbers), made_b.of(numbers))
+
+    def together(self) -> None:
+        """What all processes have seen, in each."""
+        world, a, b = self.world, self.pair.a.structure, self.pair.b.structure
+        if world.size == 1:
+            return
+        self.sums = unpack(world.gather(pack(self.sums), "differences"))
+        self.cka = {layer: cka.together(world, a.dim, b.dim) for layer, cka in self.cka.items()}
+        if self.predictions is not None:
+            self.predictions.together(world)
 
     def _on_the_data(self, batch: Batch) -> bool:
         asked = self.predictions

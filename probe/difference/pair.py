@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -90,21 +90,23 @@ class Pair:
         a, b = self.a.structure.depth, self.b.structure.depth
         return self.matched or {layer: round(layer * b / a) for layer in range(a + 1)}
 
-    def batches(self, made_a: Batches, made_b: Batches) -> Iterator[tuple[Batch, Batch]]:
+    def batches(self, made_a: Iterable[Batch], made_b: Iterable[Batch]) -> Iterator[tuple[Batch, Batch]]:
         """Both models' inputs, batch by batch. RcProbeError where they are not the same."""
         for one, other in zip(made_a, made_b, strict=True):
             refuse_other_inputs(one, other, self)
             yield one, other
 
 
-def load_pair(a: Any, b: Any, chosen: DiffOptions, processor: Any, processor_b: Any) -> tuple[Loaded, Loaded]:
+def load_pair(
+    a: Any, b: Any, chosen: DiffOptions, processor: Any, processor_b: Any, world: World
+) -> tuple[Loaded, Loaded]:
     """Both models. Names are loaded by the options; models that the user holds are left as they are."""
-    first = _loaded(a, chosen, processor)
+    first = _loaded(a, chosen, processor, world)
     own = chosen.of_b
     attention, quantised = own.pop("attention", None), own.pop("quantise", None)
     if processor_b is None and not isinstance(b, str) and not getattr(b, "name_or_path", ""):
         processor_b = first.processor  # one that was loaded from somewhere has its own there
-    second = _loaded(b, replace(chosen, **own), processor_b)
+    second = _loaded(b, replace(chosen, **own), processor_b, world)
     if attention:
         _set_attention(second, attention)
     if quantised:
@@ -115,9 +117,9 @@ def load_pair(a: Any, b: Any, chosen: DiffOptions, processor: Any, processor_b: 
     return first, second
 
 
-def _loaded(model: Any, chosen: DiffOptions, processor: Any) -> Loaded:
+def _loaded(model: Any, chosen: DiffOptions, processor: Any, world: World) -> Loaded:
     if isinstance(model, str):
-        return load_named(model, chosen, World())
+        return load_named(model, chosen, world)
     return hold_model(model, processor, stack=chosen.stack, blocks=chosen.blocks)
 
 

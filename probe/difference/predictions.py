@@ -14,6 +14,7 @@ from rc_probe.data.samples import Samples
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.metrics.intervals import change_interval
 from rc_probe.paths.summaries import mean_of
+from rc_probe.processes.world import World
 from rc_probe.registry import CHANGE
 from rc_probe.results.tables import Row
 from rc_probe.tasks import FULL, Prepared, Task, choose_task
@@ -40,7 +41,7 @@ class Predictions:
     def __post_init__(self) -> None:
         self.tally = self.task.tally()
         self._drifts = drift_of(self.task), drift_of(self.task_b)
-        self._drifted: list[Tensor] = []
+        self._drifted: list[tuple[int, Tensor]] = []  # with the number of the first sample
 
     def take(self, prepared: Prepared, output_a: Any, output_b: Any) -> None:
         """What both said to a batch."""
@@ -53,7 +54,18 @@ class Predictions:
         if one is not None and other is not None:
             mine, its = one.read(output_a, prepared), other.read(output_b, prepared)
             if mine.shape == its.shape:
-                self._drifted.append(one.between(mine, its, prepared))
+                self._drifted.append((prepared.samples.start, one.between(mine, its, prepared)))
+
+    def together(self, world: World) -> None:
+        """Take in what the other processes were told."""
+        if world.size == 1:
+            return
+        whole = self.task.tally()
+        parts = world.gather((self.tally, self._drifted), "predictions")
+        for tally, _ in parts:
+            whole.merge(tally)
+        self.tally = whole
+        self._drifted = sorted((each for _, drifted in parts for each in drifted), key=lambda each: each[0])
 
     def rows(self) -> Iterator[Row]:
         """Rows of the table `differences`."""
@@ -68,7 +80,7 @@ class Predictions:
                 yield _row(CHANGE + metric, float(change), its - mine, len(weights))
         drift = self._drifts[0]
         if drift is not None and self._drifted:
-            values = drift.by_sample(torch.cat(self._drifted))
+            values = drift.by_sample(torch.cat([values for _, values in self._drifted]))
             yield _row(drift.metric, float(values.mean()), values, len(values))
 
     def facts(self) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """Count, mean and variance of a stream of numbers, kept on its device and merged without loss."""
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-Packed = tuple[list[tuple[int, str]], Tensor]  # (layer, metric) and (n, 3, …): count, mean, m2; on the host
+Key = TypeVar("Key", bound=Hashable)  # such as (layer, metric)
+Packed = tuple[list[Key], Tensor]  # and (n, 3, …): count, mean, m2; on the host
 
 
 class Moments:
@@ -65,9 +67,9 @@ class Moments:
         return (self.m2 / (self.count - 1)).sqrt().where(self.count > 1, torch.nan)
 
 
-def pack(moments: dict[tuple[int, str], Moments]) -> Packed:
+def pack(moments: dict[Key, Moments]) -> Packed[Key]:
     """What `moments` have seen, to be sent to another process: one copy from each device."""
-    rows: dict[tuple[int, str], Tensor] = {}
+    rows: dict[Key, Tensor] = {}
     for device in {m.count.device for m in moments.values()}:
         here = {
             key: torch.stack([m.count.expand_as(m.mean), m.mean, m.m2])
@@ -78,9 +80,9 @@ def pack(moments: dict[tuple[int, str], Moments]) -> Packed:
     return list(rows), torch.stack(list(rows.values())) if rows else torch.zeros(0, 3, dtype=torch.float64)
 
 
-def unpack(packs: Iterable[Packed]) -> dict[tuple[int, str], Moments]:
+def unpack(packs: Iterable[Packed[Key]]) -> dict[Key, Moments]:
     """The Moments of all that was packed, merged in the order of `packs`, on the host."""
-    found: dict[tuple[int, str], Moments] = {}
+    found: dict[Key, Moments] = {}
     for keys, rows in packs:
         for key, row in zip(keys, rows, strict=True):
             found.setdefault(key, Moments())._join(*row)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import rc_probe
-from rc_probe.common_options import CommonOptions, ModelAndData
+from rc_probe.common_options import ModelAndData
 from rc_probe.data.batches import Batches
 from rc_probe.data.samples import Samples
 from rc_probe.hooks.errors import RcProbeError
@@ -32,7 +32,7 @@ def own_device(chosen: ModelAndData, world: World) -> str | None:
     return chosen.device if world.device is None else str(world.device)
 
 
-def facts(chosen: CommonOptions, samples: Samples, made: Batches, structure: Structure) -> dict[str, Any]:
+def facts(chosen: ModelAndData, samples: Samples, made: Batches, structure: Structure) -> dict[str, Any]:
     """What must be the same in all processes of a run, by what it is called."""
     import transformers
 

@@ -9,7 +9,7 @@ import sys
 import time
 import uuid
 
-from rc_probe.common_options import CommonOptions
+from rc_probe.common_options import ModelAndData
 from rc_probe.hooks.errors import RcProbeError
 
 PATIENCE = 3.0  # seconds
@@ -33,7 +33,7 @@ def first_to_speak() -> bool:
     return False
 
 
-def start_or_join(processes: int, chosen: CommonOptions) -> None:
+def start_or_join(processes: int, chosen: ModelAndData) -> None:
     """Start the run and end with its exit code; return if this is one of its processes, or the only one.
 
     Raises RcProbeError if a launcher has started another number of processes.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 import shlex
 from collections.abc import Callable
 from functools import partial
@@ -13,15 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rc_probe.cli.errors import interrupts, one_line_errors
+from rc_probe.cli.finished_runs import free_folder, settings_in
 from rc_probe.cli.generated import chosen_options, with_options
 from rc_probe.cli.job import check_target, folder_name, out_folder
+from rc_probe.cli.one_run import in_step
+from rc_probe.common_options import MODEL
 from rc_probe.data.places import check_place
 from rc_probe.difference.checks import DiffChecks
 from rc_probe.difference.options import DiffOptions
-from rc_probe.hooks.errors import RcProbeError
-from rc_probe.processes.launch import launched
+from rc_probe.processes.launch import start_or_join
 from rc_probe.results.checks import Outcome, exit_code, table_of
-from rc_probe.results.json_file import JSON_NAME, read_json
 from rc_probe.results.words import one_line
 
 if TYPE_CHECKING:
@@ -33,7 +32,10 @@ FAIL_IF_HELP = (
     "End with exit code 1 if this holds: 'difference@max>0.05', 'sensitivity@max:mlp>0.02', 'agreement<0.95'. "
     "METRIC[@WHERE][:COMPONENT], then < <= > >= and a number, in quotes. Repeat for more."
 )
-_checks, _output = (partial(typer.Option, rich_help_panel=panel) for panel in ("Checks", "Output"))
+PROCESSES_HELP = "Share the samples among N processes of this machine, one for each GPU; each holds both models. (default: 1)"
+_model, _checks, _output = (
+    partial(typer.Option, rich_help_panel=panel) for panel in (MODEL, "Checks", "Output")
+)
 
 
 @app.command()
@@ -41,6 +43,7 @@ _checks, _output = (partial(typer.Option, rich_help_panel=panel) for panel in ("
 def diff(
     model: Annotated[str, typer.Argument(metavar="A", help=f"What the other is compared with. {NAMES}")],
     model_b: Annotated[str, typer.Argument(metavar="B", help="The second model; it may be the same name with options of its own.")],
+    num_processes: Annotated[int | None, _model(help=PROCESSES_HELP, min=1)] = None,
     fail_if: Annotated[list[str] | None, _checks(help=FAIL_IF_HELP)] = None,
     out: Annotated[str | None, _output(help="Folder for report.html, results.json and the tables. (default: rc-probe-out/A-and-B)")] = None,
     quiet: Annotated[bool, _output("--quiet", "-q", help="No progress, no summary.")] = False,
@@ -53,9 +56,6 @@ def diff(
     implementations. Both models are in memory at once.
     """
     with one_line_errors(), interrupts() as check:
-        if (launched() or 1) > 1:
-            todo = "Start one process"
-            raise RcProbeError("two models are compared by one process", where="rc-probe diff", todo=todo)
         settings: DiffOptions = chosen_options(DiffOptions, chosen)  # type: ignore[assignment]
         settings.check()
         check_place(settings.data)
@@ -63,9 +63,17 @@ def diff(
         checks.plan(settings)
         command = shlex.join(settings.words_of_two(model, model_b))
         target = out_folder(out, f"{folder_name(model)}-and-{folder_name(model_b)}")
-        target = target if out else _free(target, command)
-        check_target(target)
-        result, outcomes = _run(model, model_b, settings, checks, target, check, command=command, quiet=quiet)
+        target = (
+            target
+            if out
+            else free_folder(target, lambda place: settings_in(place).get("command") in (None, command))
+        )
+        if num_processes is not None:
+            start_or_join(num_processes, settings)
+        done = _run(model, model_b, settings, checks, target, check, command=command, quiet=quiet)
+        if done is None:
+            return
+        result, outcomes = done
         if as_json:
             typer.echo((target / "results.json").read_text(encoding="utf-8").rstrip("\n"))
         elif not quiet:
@@ -80,42 +88,22 @@ def diff(
 def _run(
     a: str, b: str, settings: DiffOptions, checks: DiffChecks, target: Path, check: Callable[[], None], *, command: str,
     quiet: bool,
-) -> tuple[DiffResult, list[Outcome]]:  # fmt: skip
-    """Measure with a progress bar, and save with what the checks found."""
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from rc_probe.cli.terminal import progress_bar
-
-    with progress_bar(hidden=quiet) as show:
-
-        def report(stage: str, done: int, total: int) -> None:
-            check()
-            show(stage, done, total)
-
+) -> tuple[DiffResult, list[Outcome]] | None:  # fmt: skip
+    """Measure with a progress bar, and save with what the checks found. None in all processes but the first."""
+    with in_step(settings.device, check, quiet=quiet) as (world, report, show):
+        if world.rank == 0:
+            check_target(target)
         from rc_probe.difference.diff import difference
 
-        result = difference(a, b, settings, progress=report, command=command, fit=checks.fit)
+        result = difference(a, b, settings, progress=report, command=command, fit=checks.fit, world=world)
         outcomes = checks.evaluate(result)
         if outcomes:
             result.tables["checks"] = table_of(outcomes)
         show("writing the report", 1, 1)
-        result.save(target)
-    return result, outcomes
-
-
-def _free(target: Path, command: str) -> Path:
-    """The folder, numbered where another command's result is in it: that is kept."""
-    numbered = (target.with_name(f"{target.name}-{number}") for number in itertools.count(2))
-    return next(
-        place for place in itertools.chain([target], numbered) if _command_in(place) in (None, command)
-    )
-
-
-def _command_in(folder: Path) -> str | None:
-    """What made the result in a folder; None where there is none."""
-    try:
-        return str(read_json(folder / JSON_NAME)["settings"]["command"])
-    except (RcProbeError, KeyError, TypeError):
-        return None
+        if world.rank == 0:
+            result.save(target)
+        world.gather(None, "end")
+    return (result, outcomes) if world.rank == 0 else None
 
 
 def _conclude(result: DiffResult, outcomes: list[Outcome], *, quiet: bool) -> None:

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from support import tiny
 from support.command import Run, fails
 from support.two_models import TEXTS, gpt2, perturbed
@@ -49,7 +48,8 @@ def test_files_and_exit_codes(run: Run, places: list[str]) -> None:
     [
         (["--fail-if", "diffrence@max>1"], "Did you mean 'difference'"),
         (["--fail-if", "sensitivity@max>1", "--no-sensitivity"], "no sensitivity is measured"),
-        (["--num-processes", "2"], "--num-processes: no such option"),
+        (["--num-processes", "0"], "--num-processes"),
+        (["--num-processes", "2", "--device-map", "auto"], "would spread a whole model over all devices"),
         (["--threshold", "-1"], "--threshold: -1.0 is no threshold"),
         (["--quantise-b", "int3"], "--quantise-b: nothing is called 'int3'"),
         (["--data", "nowhere/x.txt"], "nowhere/x.txt"),
@@ -68,11 +68,3 @@ def test_refused_before_anything_is_loaded(
 def test_a_layer_that_is_not_there(run: Run, places: list[str]) -> None:
     a, b, data = places
     fails(run, "there is no layer 4", "diff", a, b, "--data", data, "--fail-if", "difference@4>1")
-
-
-def test_several_processes_are_refused(run: Run, places: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    fails(run, "two models are compared by one process", "diff", *places[:2])
-    assert torch.distributed.is_initialized() is False

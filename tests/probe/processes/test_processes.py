@@ -16,6 +16,7 @@ import torch
 import transformers
 from support import tiny
 from support.places import TESTS
+from support.two_models import perturbed
 
 import rc_probe
 from rc_probe.data.batches import batches
@@ -128,6 +129,25 @@ def test_any_number_of_processes_gives_the_same_tables(here: Path, many: Many, s
     counts = table.groupby("metric")["count"].unique().map(list).to_dict()
     assert counts["residual"] == [7]
     assert counts["effective_rank"] == [3]  # two of the first batch, one of the second, which others have
+
+
+def test_two_models_in_any_number_of_processes(here: Path, many: Many) -> None:
+    """Seven texts in three batches, halves of texts cut across batches: of four processes one has nothing."""
+    torch.manual_seed(0)
+    tiny.saved(
+        here / "other", perturbed(tiny.bert(), "encoder.layer.1.output.dense.weight", 0.3), tiny.tokenizer()
+    )
+    given = ("diff", "model", "other", "--data", "texts.txt", "--batch-size", "3", "--cka", "--quiet")
+    for size in (1, 2, 4):
+        found = many(size, "command", *given, "--out", f"diff-{size}", "--fail-if", "sensitivity@2<1e-5")
+        assert found["codes"] == [0] * size, found["errors"]
+    one, *others = (json.loads((here / f"diff-{size}" / "results.json").read_text()) for size in (1, 2, 4))
+    table, *tables = (pd.read_csv(here / f"diff-{size}" / "differences.csv") for size in (1, 2, 4))
+    assert {"cka", "difference", "sensitivity", "agreement", "embedding_distance"} <= set(table["metric"])
+    for size, other, its in zip((2, 4), others, tables, strict=True):
+        pd.testing.assert_frame_equal(its, table, rtol=1e-9, atol=1e-12)
+        assert other["settings"].pop("processes") == size
+        assert other["settings"]["predictions"] == one["settings"]["predictions"]
 
 
 def test_passes_that_begin_at_their_edits_are_the_full_ones_in_each_process(many: Many) -> None:
