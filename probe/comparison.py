@@ -39,7 +39,10 @@ def _trained(name: str) -> Column:
     return TRAINED if STEP.name in TABLES[name].names else STEP
 
 
-AS_THEY_ARE = ("ablations", "embeddings", "importance", "drops", "masks", "norms", "phase")
+AS_THEY_ARE = (
+    "ablations", "embeddings", "importance", "drops", "masks", "norms", "phase", "attention", "attention_sinks",
+    "attention_masks",
+)  # fmt: skip
 STACKED = {  # the runs' tables of these names below each other
     name: Declared(
         name, f"The tables {name} of the runs", (RUN, _trained(name), *TABLES[name].columns, *more)

@@ -16,6 +16,7 @@ from rc_probe.data.batches import Batch
 from rc_probe.hooks.edits.edits import Edits
 from rc_probe.hooks.edits.model_state import measuring
 from rc_probe.hooks.edits.passes import Passes
+from rc_probe.hooks.edits.stream_taps import Tap
 from rc_probe.hooks.proofs.shortcuts import batch_problem, shortcut_problem
 from rc_probe.hooks.structure.structure import Structure, decodes
 from rc_probe.registry import WHOLE
@@ -134,7 +135,7 @@ def _begun(readers: Sequence[Reader], batch: Batch, passes: Passes) -> Callable[
 
     def on_stream(layer: int, x: Tensor) -> None:
         if layer == 0:
-            mask = fitted_mask(batch, passes, x)
+            mask = fitted_mask(batch, passes.structure, passes.tap, x)
             for reader in readers:
                 reader.begin(batch if mask is batch.mask else replace(batch, mask=mask))
         hand_on(layer, x)
@@ -142,14 +143,14 @@ def _begun(readers: Sequence[Reader], batch: Batch, passes: Passes) -> Callable[
     return on_stream
 
 
-def fitted_mask(batch: Batch, passes: Passes, x: Tensor) -> Tensor | None:
-    """The batch's mask, or where the model adds tokens of its own to a text, that of its stream."""
-    side = "decoder_" if decodes(passes.structure) and "decoder_input_ids" in batch.inputs else ""
+def fitted_mask(batch: Batch, structure: Structure, tap: Tap, x: Tensor) -> Tensor | None:
+    """The batch's mask, or where the model adds tokens of its own to a text, that of its stream x of layer 0."""
+    side = "decoder_" if decodes(structure) and "decoder_input_ids" in batch.inputs else ""
     ids = batch.inputs.get(f"{side}input_ids")
     if not isinstance(ids, Tensor) or ids.shape[1] >= x.shape[1]:
         return batch.mask
     real = torch.ones(ids.shape[:2], dtype=torch.bool) if batch.mask is None else batch.mask
-    return passes.tap.fit(real.to(x.device), x)
+    return tap.fit(real.to(x.device), x)
 
 
 def refuse_packed(structure: Structure, batch: Batch) -> None:

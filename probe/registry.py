@@ -104,6 +104,32 @@ CHAIN_METRICS: dict[str, Metric] = {
 }  # fmt: skip
 
 
+REM = "Giorlandino, Goldt 2025 (arXiv 2505.24333)"
+
+# Of one head's attention patterns, in the table `attention`; of a block: the mean over its heads.
+ATTENTION_METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("entropy", "Entropy", "mean over queries of −Σ a ln a / ln n, n keys that a query may see",
+               "ratio", 0, 1, None, "Zhai et al. 2023 (arXiv 2303.06296)"),
+        Metric("sink", "Attention to one key", "largest mean attention that one key gets, of the other queries that may see it",
+               "ratio", 0, 1, None, "Gu et al. 2024 (arXiv 2410.10781)"),
+        Metric("sink_share", "Share with a sink", "share of samples, and of heads, in which one key gets over .3 so",
+               "ratio", 0, 1, None, "Gu et al. 2024 (arXiv 2410.10781)"),
+        Metric("logit_variance", "Variance of the scores", "mean over queries of the variance of its scores over the keys it may see",
+               "norm", 0, None, None, REM),
+        Metric("phase", "β / β_c", "√ mean over queries of v / (2 ln n), v that variance; over 1: entropy collapse, below: rank collapse",
+               "ratio", 0, None, None, f"{REM}, β_c = √(2 / (1 − p))"),
+        Metric("least_weight", "Smallest weight", "min over queries and the keys that they may see of a",
+               "ratio", 0, 1, None, f"{WU}, ε"),
+        Metric("dobrushin", "Dobrushin coefficient", "½ max over i, j of Σ_k |A_ik − A_jk|",
+               "ratio", 0, 1, None, "Dobrushin 1956 (Theory Probab. Appl. 1), section 1.4", cost="svd"),
+        Metric("singular_gap", "σ₁ / σ₂", "σ₁ / σ₂ of the pattern, at most 1 / rounding",
+               "ratio", 1, None, None, "Saada, Naderi, Tanner 2025, Mind the Gap (PMLR 267)", cost="svd"),
+    )
+}  # fmt: skip
+
+
 # Of the paths of one length, in the table `paths`.
 PATH_METRICS: dict[str, Metric] = {
     metric.name: metric

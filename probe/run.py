@@ -18,6 +18,7 @@ from rc_probe.hooks.structure.side_by_side import mixed_streams
 from rc_probe.hooks.structure.structure import Structure
 from rc_probe.interventions.paper import mixer_note
 from rc_probe.measures import MEASUREMENTS, TABLES
+from rc_probe.measures.attention.first_patterns import FirstPatterns
 from rc_probe.measures.context import Context
 from rc_probe.measures.measurement import Found, Measurement
 from rc_probe.models.fresh_weights import Blueprint, blueprint, weight_bytes
@@ -121,7 +122,10 @@ class Run:
     def _measure(self, context: Context) -> None:
         found = self.found.setdefault(context.weights, {})
         reading = {each.name: each.reader(context) for each in self._of(context)}
-        context = replace(context, found=found, readers={k: v for k, v in reading.items() if v is not None})
+        context = replace(
+            context, found=found, readers={k: v for k, v in reading.items() if v is not None},
+            patterns=FirstPatterns(context.structure, context.batches),
+        )  # fmt: skip
         for each in self._of(context):
             found[each.name] = self._one(each, replace(context, before=found.get(each.name)))
 

@@ -19,18 +19,20 @@ from rc_probe.hooks.structure.structure import INTERFACE, AttentionOp, Block, Br
 from rc_probe.hooks.structure.tape import SDPA
 from rc_probe.hooks.undo import unseen
 
+from .attention.masks import own_mask
 from .attention_interface import OpCall, implementation
 from .block_mode import OpWatch
 from .edits import Editing, Edits
 
 OnPattern = Callable[[Block, Branch, Tensor], None]
+OnMask = Callable[[Block, Branch, Tensor], None]
 EAGER_TODO = "Load the model with attn_implementation='eager'"
 
 
 # ---- patterns
 
 
-def patterns(structure: Structure, on_pattern: OnPattern) -> Editing:
+def patterns(structure: Structure, on_pattern: OnPattern, on_mask: OnMask | None = None) -> Editing:
     """A context that hands on each attention pattern as the model runs: on_pattern(block, branch, P).
 
     P is (batch, heads, queries, keys), detached, of queries' heads where keys are shared by groups, and
@@ -43,6 +45,8 @@ def patterns(structure: Structure, on_pattern: OnPattern) -> Editing:
     zeros. By interception it is the softmax itself, or computed from the arguments of
     scaled_dot_product_attention.
 
+    on_mask(block, branch, seen), before it: which keys each query may see, (batch or 1, heads or 1, queries, keys) bool.
+
     Raises RcProbeError when a block's patterns cannot be seen, and, while the model runs, when rows do
     not sum to one (or less, with attention sinks) or P times the values is not what the op returned.
     """
@@ -54,19 +58,27 @@ def patterns(structure: Structure, on_pattern: OnPattern) -> Editing:
                 what = structure.unseen(f"its attention patterns cannot be seen: {why}")
                 raise structure.error(block, what, EAGER_TODO)
             for op in branch.ops:
-                edits.watch_op(block.index, op, _watch(structure, block, branch, op, on_pattern))
+                edits.watch_op(block.index, op, _watch(structure, block, branch, op, on_pattern, on_mask))
     return Editing(structure, edits)
 
 
 def _watch(
-    structure: Structure, block: Block, branch: Branch, op: AttentionOp, on_pattern: OnPattern
+    structure: Structure,
+    block: Block,
+    branch: Branch,
+    op: AttentionOp,
+    on_pattern: OnPattern,
+    on_mask: OnMask | None,
 ) -> OpWatch:
     def watch(call: OpCall, result: Any) -> None:
         with torch.no_grad(), unseen():
             try:
                 pattern = _PATTERNS[call.via](call, result, op)
+                seen = None if on_mask is None else own_mask(call, op.heads).seen
             except RcProbeError as error:
                 raise structure.error(block, error.what, error.todo or EAGER_TODO) from error
+            if on_mask is not None and seen is not None:
+                on_mask(block, branch, seen)
             on_pattern(block, branch, pattern.detach())
 
     return watch

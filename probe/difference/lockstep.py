@@ -157,7 +157,7 @@ class Lockstep:
 
         def hand_on(layer: int, x: Tensor) -> None:
             if layer == 0 and record is not None:
-                self.mask = fitted_mask(batch, passes, x)
+                self.mask = fitted_mask(batch, passes.structure, passes.tap, x)
             on_stream(layer, x)
 
         return passes.plain(hand_on, stop=model is None)

@@ -3,6 +3,7 @@
 from rc_probe.results.tables import RUN_TABLES, Table
 
 from .ablations import Ablations
+from .attention.attention import Attention
 from .chains import Chains
 from .curves import Curves, Streams
 from .drops.drops import Drops
@@ -19,6 +20,7 @@ MEASUREMENTS: tuple[Measurement, ...] = (
     Curves(),
     Streams(),
     Massive(),
+    Attention(),
     Embeddings(),
     Importance(),
     Drops(),

@@ -20,20 +20,16 @@ import torch
 from torch import Tensor
 
 from rc_probe.budget import ABSOLUTE, AT_MOST, DOUBLE, Shape, first_that_fits
-from rc_probe.data.batches import Batch, part_of
-from rc_probe.hooks.edits.attention_patterns import patterns
-from rc_probe.hooks.edits.model_state import measuring
-from rc_probe.hooks.edits.stream_taps import Tap, run_stopped
+from rc_probe.data.batches import Batch
 from rc_probe.hooks.errors import RcProbeError
-from rc_probe.hooks.structure.example_inputs import batch_size, with_no_cache
 from rc_probe.hooks.structure.structure import Block, Branch, Site, Structure
 from rc_probe.registry import CHAIN_METRICS
 from rc_probe.results.tables import Row
 
+from .attention.first_patterns import FirstPatterns, Pattern, Sample
 from .chained_products import SQUARINGS, distances, draw_paths, identity, multiplied
 
 BYTES = 2**22  # of products that are measured at a time: they stay near the processor
-KEPT = 2**29  # of the patterns of the samples that go through the model together
 NO_CHAIN = "Chained attention is left out for this model"
 
 
@@ -97,7 +93,12 @@ def _memory(shape: Shape, chosen: Chosen) -> float:
 
 
 def chained_products(
-    structure: Structure, batches: Iterable[Batch], chosen: Chosen | None = None, *, seed: int = 0
+    structure: Structure,
+    batches: Iterable[Batch],
+    chosen: Chosen | None = None,
+    *,
+    seed: int = 0,
+    read: FirstPatterns | None = None,
 ) -> list[Row]:
     """Rows `length, metric, mean, std, median, low, high, count` of the table `chains`.
 
@@ -106,7 +107,7 @@ def chained_products(
     CHAIN_METRICS, among real tokens only. The same seed gives the same paths, whatever the batches. Cross-attention is no
     part of a chain.
 
-    Each sample goes through the model once, up to the last layer; its patterns are kept until its products are measured.
+    read: of these batches, where others want their patterns, too. Each sample goes through the model once, up to the last layer.
 
     Raises RcProbeError where patterns cannot be seen or cannot be multiplied (windows, attention sinks), and
     for fewer than one sample or draw.
@@ -119,32 +120,14 @@ def chained_products(
     generator = torch.Generator().manual_seed(seed)
     lengths: list[Tensor] = []
     values: dict[str, list[Tensor]] = {name: [] for name in chosen.metrics}
-    with measuring(structure.model):
-        for sample in _first(layers, batches, chosen):
-            paths = draw_paths(layers.heads, chosen.draws, generator)
-            lengths.append((paths > 0).sum(1))
-            for found in _measured(sample, paths, chosen):
-                for name, kept in values.items():
-                    kept.append(found[name].cpu())
+    read = read or FirstPatterns(structure, batches)
+    for sample in read.samples(chosen.samples, chosen.tokens):
+        paths = draw_paths(layers.heads, chosen.draws, generator)
+        lengths.append((paths > 0).sum(1))
+        for found in _measured(layers.of(sample), paths, chosen):
+            for name, kept in values.items():
+                kept.append(found[name].cpu())
     return _rows(torch.cat(lengths), {name: torch.cat(found) for name, found in values.items()})
-
-
-def _first(layers: _Layers, batches: Iterable[Batch], chosen: Chosen) -> Iterator[list[Tensor]]:
-    """The patterns of each of the first samples: of every layer (heads, tokens, tokens), real tokens alone."""
-    left = chosen.samples
-    for batch in batches:
-        size = min(left, layers.samples(batch))
-        start = 0
-        while start < size:
-            rows = slice(start, min(size, start + layers.at_once(batch, chosen.tokens)))
-            seen = _Patterns(layers, part_of(batch, rows, chosen.tokens))
-            seen.run()
-            for i in range(rows.stop - rows.start):
-                yield seen.of(i)
-            start = rows.stop
-        left -= size
-        if not left:
-            return
 
 
 def _measured(sample: list[Tensor], paths: Tensor, chosen: Chosen) -> Iterator[dict[str, Tensor]]:
@@ -173,34 +156,25 @@ class _Layers:
     def __init__(self, structure: Structure) -> None:
         self.structure = structure
         self.heads: list[int] = []
-        self.places: dict[Site, tuple[int, int]] = {}  # (layer, number of its first head less one)
+        self.places: dict[Site, int] = {}
         for block in structure.blocks:
             for junction in block.junctions:
-                first = 0
-                for branch in junction.branches:
-                    if branch.kind == "attention":
-                        self.places[branch.site] = len(self.heads), first
-                        first += self._heads(block, branch)
-                if first:
-                    self.heads.append(first)
+                own = [branch for branch in junction.branches if branch.kind == "attention"]
+                self.places |= {branch.site: len(self.heads) for branch in own}
+                if own:
+                    self.heads.append(sum(self._heads(block, branch) for branch in own))
         if not self.heads:
             raise RcProbeError(
                 "it has no self-attention", where=type(structure.model).__name__, todo=NO_CHAIN
             )
 
-    def samples(self, batch: Batch) -> int:
-        size = batch_size(batch.inputs)
-        if not size:
-            what = "its inputs do not tell how many samples they hold"
-            raise self.structure.error(self.structure.blocks[0], what, NO_CHAIN)
-        return size
-
-    def at_once(self, batch: Batch, tokens: int | None) -> int:
-        """Samples whose patterns are kept together; one, where the inputs do not tell how many tokens it has."""
-        ids = batch.inputs.get("decoder_input_ids", batch.inputs.get("input_ids"))
-        if ids is None:
-            return 1
-        return max(1, KEPT // (4 * sum(self.heads) * (tokens or ids.shape[1]) ** 2))
+    def of(self, sample: Sample) -> list[Tensor]:
+        """The patterns of a sample, layer by layer (heads, tokens, tokens)."""
+        found: list[list[Tensor]] = [[] for _ in self.heads]
+        for pattern in sample.patterns:
+            if pattern.branch.kind == "attention":
+                found[self.places[pattern.branch.site]].append(self._square(pattern))
+        return [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in found]
 
     def _heads(self, block: Block, branch: Branch) -> int:
         if len(branch.ops) != 1 or not branch.ops[0].heads:
@@ -208,49 +182,22 @@ class _Layers:
             raise self.structure.error(block, f"its attention {what}", NO_CHAIN)
         return branch.ops[0].heads
 
-
-class _Patterns:
-    """The attention patterns of a batch, (batch, heads, tokens, tokens) of every branch, as the model runs."""
-
-    def __init__(self, layers: _Layers, batch: Batch) -> None:
-        self.layers, self.batch = layers, batch
-        self.found: dict[tuple[int, int], Tensor] = {}  # by layer and the number of its first head less one
-
-    def run(self) -> None:
-        """One pass, which ends behind the last layer."""
-        structure = self.layers.structure
-        model = structure.model
-        with Tap(structure, lambda layer, x: None, stop=True), patterns(structure, self._on_pattern):
-            run_stopped(lambda: model(**with_no_cache(model, self.batch.inputs)))
-
-    def of(self, number: int) -> list[Tensor]:
-        """The patterns of one sample, layer by layer (heads, tokens, tokens), of its real tokens."""
-        found: dict[int, list[Tensor]] = {}
-        for (layer, _), pattern in sorted(self.found.items(), key=lambda item: item[0]):
-            found.setdefault(layer, []).append(self._real(pattern[number], number))
-        return [torch.cat(parts) if len(parts) > 1 else parts[0] for _, parts in sorted(found.items())]
-
-    def _real(self, pattern: Tensor, number: int) -> Tensor:
-        mask = self.batch.mask
-        if mask is None or bool(mask[number].all()):
-            return pattern
-        real = mask[number].bool().to(pattern.device)
-        return pattern[:, real][..., real]
-
-    def _on_pattern(self, block: Block, branch: Branch, pattern: Tensor) -> None:
-        if branch.kind != "attention":
-            return
-        T = pattern.shape[-1] if self.batch.mask is None else self.batch.mask.shape[1]
-        if pattern.shape[0] != batch_size(self.batch.inputs) or pattern.shape[2:] != (T, T):
+    def _square(self, pattern: Pattern) -> Tensor:
+        if (
+            not pattern.whole
+            or len(pattern.weights) > 1
+            or pattern.weights.shape[2] != pattern.weights.shape[3]
+        ):
             what = "its attention patterns are not over all tokens of a sample"
-            raise self.layers.structure.error(block, what, f"{NO_CHAIN}: patterns of windows have no product")
-        tolerance = max(1e-5, 4 * torch.finfo(pattern.dtype).eps)
-        for number in range(len(pattern)):
-            sums = self._real(pattern[number], number).sum(-1, dtype=torch.float64)
-            if not ((sums - 1).abs() <= tolerance).all():
-                what = "rows of its attention patterns do not sum to one over the tokens"
-                raise self.layers.structure.error(block, what, NO_CHAIN)
-        self.found[self.layers.places[branch.site]] = pattern.clone()
+            raise self.structure.error(
+                pattern.block, what, f"{NO_CHAIN}: patterns of windows have no product"
+            )
+        weights = pattern.weights[0]
+        tolerance = max(1e-5, 4 * torch.finfo(weights.dtype).eps)
+        if not ((weights.sum(-1, dtype=torch.float64) - 1).abs() <= tolerance).all():
+            what = "rows of its attention patterns do not sum to one over the tokens"
+            raise self.structure.error(pattern.block, what, NO_CHAIN)
+        return weights
 
 
 def _rows(lengths: Tensor, values: dict[str, Tensor]) -> list[Row]:

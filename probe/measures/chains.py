@@ -52,5 +52,7 @@ class Chains(Measurement):
         if chosen is None:
             what = f"its products of {context.shape.tokens} tokens take more than is allowed for"
             raise RcProbeError(what, where=context.name, todo="Give a smaller --length")
-        rows = chained_products(context.structure, context.batches, chosen, seed=context.settings.seed)
+        rows = chained_products(
+            context.structure, context.batches, chosen, seed=context.settings.seed, read=context.patterns
+        )
         return Found({"chains": rows}, said(chosen))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rc_probe.budget import Shape
 from rc_probe.data.batches import Batch, Batches
@@ -19,6 +19,9 @@ from rc_probe.processes.world import World
 
 from .measurement import Found
 
+if TYPE_CHECKING:
+    from .attention.first_patterns import FirstPatterns
+
 
 @dataclass(frozen=True)
 class Context:
@@ -28,6 +31,7 @@ class Context:
     name: the model's, for tables. weights: `pretrained` or `init`; seed: of fresh weights
     plans: what each measurement's own `plan` gave, by its name
     readers: of all measurements that read the curves' passes, by name
+    patterns: of the first samples, read once for all measurements that want them
     before: what it found on earlier fresh weights. found: by other measurements on these weights, by name
     report: called as report(stage, passes done since the last call)
     """
@@ -43,6 +47,7 @@ class Context:
     seed: int | None = None
     plans: Mapping[str, Any] = field(default_factory=dict)
     readers: Mapping[str, Any] = field(default_factory=dict)
+    patterns: FirstPatterns | None = None
     before: Found | None = None
     found: dict[str, Found] = field(default_factory=dict)
     report: Callable[[str, int], None] = lambda stage, passes: None

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.registry import EMBEDDING_METRICS, METRICS, PAPER
 
-from .conditions import OF_REMOVALS, Condition, Drop, parse_condition, parse_drop
+from .conditions import OF_ATTENTION, OF_REMOVALS, Condition, Drop, parse_condition, parse_drop
 from .curves import headline, metrics_of
+from .findings.attention_checks import of_attention, plan_attention
 from .findings.embedding_checks import of_embeddings, plan_embeddings
 from .findings.removal_checks import PLACES, of_removals, plan_removals
 from .findings.what_if_words import tried
@@ -116,6 +117,9 @@ class Checks:
             if asked.metric in OF_REMOVALS:
                 plan_removals(asked.text, asked.metric, asked.variant, chosen)
                 continue
+            if asked.metric in OF_ATTENTION:
+                plan_attention(asked.text, asked.metric, asked.variant, chosen)
+                continue
             if asked.metric in EMBEDDING_METRICS:
                 plan_embeddings(asked.text, asked.variant, chosen)
                 continue
@@ -132,7 +136,7 @@ class Checks:
     def fit(self, blocks: int) -> None:
         """RcProbeError for a layer or block that a model of so many blocks does not have. Called before anything is measured."""
         for asked in self.conditions:
-            place = PLACES.get(asked.metric, "layer")
+            place = _place(asked)
             least = int(place != "layer")  # blocks and removals count from 1
             most, todo = blocks, f"Give {least} to {blocks}, or last"
             if place == "removal":
@@ -144,7 +148,7 @@ class Checks:
     def evaluate(self, result: Result) -> list[Outcome]:
         """One outcome a check, on the pretrained weights' rows of the table `residuals`."""
         return [
-            judged(each, partial(_asked, result, each), PLACES.get(each.metric, "layer"))
+            judged(each, partial(_asked, result, each), _place(each))
             for each in self.conditions
         ] + [
             _drop(result, self.baseline, self.baseline_name, each)
@@ -209,23 +213,26 @@ def judged(asked: Condition, curve_of: Callable[[], dict[int, Point]], place: st
     return Outcome(*about, at, value, asked.limit, not asked.holds(value), f"{value:.6g}{said}")
 
 
+def _place(asked: Condition) -> str:
+    """What stands behind its @."""
+    return "block" if asked.metric in OF_ATTENTION else PLACES.get(asked.metric, "layer")
+
+
 def _asked(result: Result, asked: Condition) -> dict[int, Point]:
     if asked.metric in OF_REMOVALS:
-        return _removals(result, asked)
+        return _unfloored(asked, of_removals(result, asked.metric, asked.variant))
+    if asked.metric in OF_ATTENTION:
+        return _unfloored(asked, of_attention(result, asked.metric, asked.variant))
     if asked.metric in EMBEDDING_METRICS:
         return _embedded(result, asked)
     return _curve(result, asked.metric, asked.variant)
 
 
-def _removals(result: Result, asked: Condition) -> dict[int, Point]:
-    """What a removal costs, by block or by how many parts are gone; no rounding floor is known."""
-    found = {
-        place: Point(change, 0, -1)
-        for place, change in of_removals(result, asked.metric, asked.variant).items()
-    }
-    if not found:
+def _unfloored(asked: Condition, values: dict[int, float]) -> dict[int, Point]:
+    """What a removal costs, by block or by how many parts are gone; what heads do, by block. No rounding floor is known."""
+    if not values:
         raise UnknownError(f"{asked.metric} of {asked.variant} was not measured")
-    return found
+    return {place: Point(value, 0, -1) for place, value in values.items()}
 
 
 def _embedded(result: Result, asked: Condition) -> dict[int, Point]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 from rc_probe.hooks.errors import RcProbeError
-from rc_probe.registry import EMBEDDING_METRICS, METRICS, WHOLE, Metric
+from rc_probe.registry import ATTENTION_METRICS, EMBEDDING_METRICS, METRICS, WHOLE, Metric
 
 from .curves import BULK
 
@@ -26,6 +26,8 @@ MOST_DIGITS = 4  # of a layer's number
 # What is not of the stream: `importance@BLOCK[:COMPONENT]`, the change without a part, and `drops@STEP[:METHOD]`, that of so many removals
 # on samples held out; each with what is meant where no variant is named.
 OF_REMOVALS = {"importance": "block", "drops": "greedy"}
+# `sink_share@BLOCK[:mean|least|most|HEAD]`, of the heads of a block.
+OF_ATTENTION = dict.fromkeys(ATTENTION_METRICS, "mean")
 _PATTERN = re.compile(
     r"\s*(?P<metric>[^@:<>=!]+?)\s*(@\s*(?P<where>[^@:<>=!]*?)\s*)?(:\s*(?P<variant>[^<>]+?))?\s*"
     r"(?P<op><=|>=|<|>)\s*(?P<limit>[^<>=\s]+)\s*"
@@ -37,7 +39,7 @@ class Grammar:
     """What conditions may name. whole: the variant where none is named; form: how one is written
 
     placeless: metrics that are one number, and so take no @WHERE
-    others: further names, of no known range; each with the variant where none is named
+    others: further names, and of some of the metrics the variant where none is named
     """
 
     metrics: Mapping[str, Metric]
@@ -50,7 +52,9 @@ class Grammar:
         return name in self.metrics or name in self.others
 
 
-OF_RUNS = Grammar(METRICS | EMBEDDING_METRICS, WHOLE, FORM, others=OF_REMOVALS)
+OF_RUNS = Grammar(
+    METRICS | EMBEDDING_METRICS | ATTENTION_METRICS, WHOLE, FORM, others=OF_REMOVALS | OF_ATTENTION
+)
 OF_CURVES = Grammar(METRICS, WHOLE, FORM)  # what is compared with a baseline
 
 

@@ -1,6 +1,7 @@
 """The sections of the report of a run, in the order of the page: one file and one line here for each."""
 
 from .ablations import Ablations
+from .attention import OwnAttention
 from .below_float_floor import BelowFloatFloor
 from .drops import Drops
 from .embeddings import Embeddings
@@ -25,6 +26,7 @@ SECTIONS: tuple[Section[View], ...] = (
     Embeddings(),
     HeadRanks(),
     MassiveTokens(),
+    OwnAttention(),
     Ablations(),
     Paths(),
     Chains(),

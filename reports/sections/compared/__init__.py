@@ -4,6 +4,7 @@ from rc_probe.reports.sections.section import Section
 from rc_probe.reports.sections.view import ComparedView
 
 from .ablations import Ablations
+from .attention import OwnAttention
 from .changes import Changes
 from .curves import Curves
 from .embeddings import Embeddings
@@ -22,6 +23,7 @@ COMPARED_SECTIONS: tuple[Section[ComparedView], ...] = (
     KeyNumbers(),
     Embeddings(),
     Importance(),
+    OwnAttention(),
     Ablations(),
     WhatIf(),
     Failures(),

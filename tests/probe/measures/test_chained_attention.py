@@ -28,6 +28,7 @@ from rc_probe.data.batches import Batch, batches
 from rc_probe.data.samples import load_samples
 from rc_probe.hooks.attach import find_structure
 from rc_probe.hooks.structure.structure import Structure
+from rc_probe.measures.attention import first_patterns
 from rc_probe.measures.chained_attention import Chosen, affordable, chained_products
 from rc_probe.measures.chained_products import (
     distances,
@@ -265,7 +266,7 @@ def test_each_sample_goes_through_the_model_once(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(rc_probe.measures.chained_attention, "BYTES", 8 * 12 * 12 * 5)
     found = []
     for limit, passes in ((kept, [2]), (kept - 1, [1, 1])):
-        monkeypatch.setattr(rc_probe.measures.chained_attention, "KEPT", limit)
+        monkeypatch.setattr(first_patterns, "KEPT", limit)
         calls.clear()
         with block.register_forward_pre_hook(lambda module, args: calls.append(len(args[0]))):
             found.append(chained_products(structure, [made(inputs)], Chosen(2, 4)))
