@@ -68,39 +68,29 @@ def singular_gap(pattern: Tensor) -> Tensor:
     return gap
 
 
-def logit_variance(pattern: Tensor, seen: Tensor) -> Tensor:
-    """Mean over queries of the variance of its scores over the keys that it may see, of those that see FEW or more.
+def logit_variance(pattern: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """The variance of the scores, and β / β_c: over 1 a few keys hold what a query sees (entropy collapse), below 1 many do
+    (rank collapse).
 
-    The scores are ln a and a number that all of a row share. A weight of exactly zero counts as the least positive number.
-    """
-    keys, variance = _scores(pattern, seen)
-    return _mean(variance, keys >= FEW)
-
-
-def phase(pattern: Tensor, seen: Tensor) -> Tensor:
-    """β / β_c: over 1 a few keys hold what a query sees (entropy collapse), below 1 many do (rank collapse).
-
+    The scores are ln a and a number that all of a row share; a weight of exactly zero counts as the least positive number.
+    The variance v of a query's scores over the keys that it may see, mean over queries that see FEW or more.
     Scores of variance β² ln n, tokens of overlap p: attention freezes at β_c = √(2 / (1 − p)). What all tokens share moves no
-    weight, so that the variance v within a row is β² (1 − p) ln n, and (β / β_c)² = v / (2 ln n), whatever p is. The root of
-    its mean over queries that see FEW keys or more. Source: Giorlandino, Goldt 2025 (arXiv 2505.24333), for Gaussian scores.
+    weight, so that v is β² (1 − p) ln n, and (β / β_c)² = v / (2 ln n), whatever p is: the root of its mean over the same
+    queries. Source: Giorlandino, Goldt 2025 (arXiv 2505.24333), for Gaussian scores.
     """
-    keys, variance = _scores(pattern, seen)
-    return _mean(variance / (2 * keys.clamp_min(2).log()), keys >= FEW).sqrt()
-
-
-def least_weight(pattern: Tensor, seen: Tensor) -> Tensor:
-    """The smallest weight that a query gives to a key that it may see."""
-    return pattern.masked_fill(~seen, math.inf).amin((0, 2, 3)).double()
-
-
-def _scores(pattern: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """How many keys each query may see (windows, 1 or heads, queries), and the variance of their scores."""
     tiny = torch.finfo(pattern.dtype).tiny
     scores = pattern.clamp_min(tiny).double().log().masked_fill(~seen, 0)
     keys = seen.sum(-1).double()
     count = keys.clamp_min(1)
     centred = (scores - (scores.sum(-1) / count)[..., None]).masked_fill(~seen, 0)
-    return keys, centred.square().sum(-1) / count
+    variance = centred.square().sum(-1) / count
+    phase = _mean(variance / (2 * keys.clamp_min(2).log()), keys >= FEW).sqrt()
+    return _mean(variance, keys >= FEW), phase
+
+
+def least_weight(pattern: Tensor, seen: Tensor) -> Tensor:
+    """The smallest weight that a query gives to a key that it may see."""
+    return pattern.masked_fill(~seen, math.inf).amin((0, 2, 3)).double()
 
 
 def _mean(values: Tensor, counted: Tensor) -> Tensor:

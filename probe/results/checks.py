@@ -147,10 +147,7 @@ class Checks:
 
     def evaluate(self, result: Result) -> list[Outcome]:
         """One outcome a check, on the pretrained weights' rows of the table `residuals`."""
-        return [
-            judged(each, partial(_asked, result, each), _place(each))
-            for each in self.conditions
-        ] + [
+        return [judged(each, partial(_asked, result, each), _place(each)) for each in self.conditions] + [
             _drop(result, self.baseline, self.baseline_name, each)
             for each in self.drops
             if self.baseline is not None

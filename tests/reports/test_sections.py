@@ -63,6 +63,7 @@ def test_each_section_belongs_to_a_measurement() -> None:
         "Embeddings": "embeddings",
         "Residual": "curves", "Ablations": "ablations", "Paths": "paths", "Chains": "chains",
         "BelowFloatFloor": "floor", "OtherMetrics": "curves", "MassiveTokens": "massive",
+        "OwnAttention": "attention",
         "Importance": "importance", "Drops": "drops", "WhatIf": "what_if",
         "Streams": "streams",
         "HeadRanks": "heads",

@@ -41,7 +41,7 @@ MASKS = Table("attention_masks", "What the mask lets through, block by block", (
     Column("product", "float64", "that of the product of these patterns from block 1 to here: the tight certificate"),
     Column("paths", "float64", "what that of no product of one head a block from block 1 to here can exceed", "any path"),
     Column("bound", "float64", "what the theorem of Wu et al. says that the product cannot exceed", "theorem"),
-    Column("vacuous", "boolean", "whether that is no news: over .999"),
+    Column("vacuous", "boolean", "whether that is no news: over .99"),
     Column("reason", "str", "why it is no news", "why vacuous"),
 ))  # fmt: skip
 

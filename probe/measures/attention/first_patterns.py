@@ -143,6 +143,9 @@ class _Pass:
     def _on_stream(self, layer: int, x: Tensor) -> None:
         if layer == 0:
             self.real, self.length = fitted_mask(self.batch, self.structure, self.tap, x), x.shape[1]
+            if self.real is not None and self.real.shape[1] != self.length:
+                what = f"the mask has {self.real.shape[1]} tokens and the stream {self.length}, so that its attention patterns are not over all tokens of a sample"
+                raise self.structure.error(self.structure.blocks[0], what, NO_PATTERNS)
 
     def _on_mask(self, block: Block, branch: Branch, seen: Tensor) -> None:
         self.seen = seen

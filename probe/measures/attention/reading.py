@@ -18,7 +18,7 @@ from rc_probe.results.tables import Row
 
 from .first_patterns import Pattern, Sample
 
-VACUOUS = 0.999  # a bound above it promises less than a thousandth
+VACUOUS = 0.99  # a bound above it promises less than a hundredth
 Head = tuple[int, str, int]  # block from 1, component, head from 1
 
 
@@ -105,12 +105,13 @@ class Reading:
         weights, seen = pattern.weights, pattern.seen
         received = metrics.received(weights, seen)
         most = received.nan_to_num(-1).amax(1)
+        variance, phase = metrics.logit_variance(weights, seen)
         found = {
             "entropy": metrics.entropy(weights, seen),
             "sink": most.masked_fill(most < 0, math.nan),
             "sink_share": (most > metrics.SINK).double().masked_fill(most < 0, math.nan),
-            "logit_variance": metrics.logit_variance(weights, seen),
-            "phase": metrics.phase(weights, seen),
+            "logit_variance": variance,
+            "phase": phase,
             "least_weight": metrics.least_weight(weights, seen),
         }
         if self.cubes:
@@ -173,7 +174,9 @@ class Reading:
                 row[name] = None if self.why or None in values else _mean(values)  # type: ignore[arg-type]
             known = row["bound"] is not None
             row["vacuous"] = row["bound"] > VACUOUS if known else None
-            row["reason"] = (row.get("reason") or f"it promises {row['bound']:.6g}") if row["vacuous"] else ""
+            row["reason"] = (
+                (row.get("reason") or f"it promises {row['bound']:.4g} or less") if row["vacuous"] else ""
+            )
             rows.append(row)
         return rows
 

@@ -22,7 +22,7 @@ MASKS = {
     "window:4": abs(BACK) <= 4, "left:4": (BACK >= 0) & (BACK <= 4), "window:8": abs(BACK) <= 8,
     "left:8": (BACK >= 0) & (BACK <= 8), "split": (AT[:, None] < 16) == (AT < 16),
 }  # fmt: skip
-NAMES = ("entropy", "logit_variance", "phase", "least_weight")
+NAMES = ("entropy", "least_weight")
 
 
 def measured(pattern: Tensor, seen: Tensor) -> list[dict[str, float]]:
@@ -34,6 +34,7 @@ def measured(pattern: Tensor, seen: Tensor) -> list[dict[str, float]]:
         "dobrushin": metrics.dobrushin(pattern),
         "singular_gap": metrics.singular_gap(pattern),
     }
+    found["logit_variance"], found["phase"] = metrics.logit_variance(pattern, seen)
     return [{name: float(values[head]) for name, values in found.items()} for head in range(pattern.shape[1])]
 
 
@@ -63,7 +64,7 @@ def test_values_that_are_known() -> None:
             "what a token gives itself is no sink"
         )
         assert float(metrics.dobrushin(pattern)) == pytest.approx(apart, abs=1e-6)
-    assert float(metrics.phase(even, every)) == pytest.approx(0, abs=1e-5)
+    assert float(metrics.logit_variance(even, every)[1]) == pytest.approx(0, abs=1e-5)
     assert float(metrics.singular_gap(eye)) == pytest.approx(1)
     assert float(metrics.singular_gap(one)) == pytest.approx(1 / torch.finfo(torch.float32).eps)
 
@@ -75,8 +76,8 @@ def test_gaussian_scores_cross_where_the_random_energy_model_freezes() -> None:
         shared, own = rng.standard_normal((64, 1)), rng.standard_normal((64, n))
         scores = beta * math.sqrt(math.log(n)) * (math.sqrt(p) * shared + math.sqrt(1 - p) * own)
         pattern = torch.tensor(scores).softmax(-1)[None, None]
-        found = float(metrics.phase(pattern, torch.ones_like(pattern, dtype=torch.bool)))
-        assert found == pytest.approx(beta / math.sqrt(2 / (1 - p)), rel=0.02)
+        _, found = metrics.logit_variance(pattern, torch.ones_like(pattern, dtype=torch.bool))
+        assert float(found) == pytest.approx(beta / math.sqrt(2 / (1 - p)), rel=0.02)
 
 
 def test_a_learned_sink_and_windows() -> None:
