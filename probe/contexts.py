@@ -5,13 +5,15 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from rc_probe import engine
+from rc_probe.data.batches import Batch
 from rc_probe.hooks.attach import find_structure, refuse_mps
 from rc_probe.hooks.edits.edits import Editing, Edits
 from rc_probe.hooks.edits.forward_calls import Generation, given_to, hearing_generate, listening
@@ -43,6 +45,7 @@ def ablate(
     model: nn.Module,
     *what: str | Gate | Intervention | Sequence[str | Gate | Intervention],
     inputs: dict[str, Any] | None = None,
+    readings: Iterable[dict[str, Any]] | None = None,
     stack: str | None = None,
     blocks: str | None = None,
 ) -> Ablating:
@@ -52,7 +55,8 @@ def ablate(
     `what`: specs such as "mlp@7", "attention.skip@3-5", "head@2:5", "mlp@4=0.5", "block@5-8", or `Gate`s, whose
     value may be a tensor (batch,) of one gate per sample, or lists of them. Blocks and heads are numbered from 1.
     `inputs`: keyword arguments of a forward pass of two or more samples, to attach with; made from
-    the config when left out. `stack` names one of several stacks (an encoder, a tower), `blocks` the
+    the config when left out. `readings`: keyword arguments of forward passes on the user's data, which the plain
+    model runs first for what goes by it (`rank@2=4:data`). `stack` names one of several stacks (an encoder, a tower), `blocks` the
     blocks by hand (`encoder.layer.*`). Inside, compiled and fused code runs operation by operation, and only the
     thread that opened the context may run the model. A backward pass that recomputes blocks (gradient
     checkpointing around a block) belongs inside, too.
@@ -68,8 +72,20 @@ def ablate(
     asked = interventions(*what)
     if not asked.interventions:
         raise RcProbeError("nothing to ablate", where="ablate", todo="Name a part, such as 'mlp@7'")
+    by_data = [each for each in asked.interventions if each.on_data]
+    if by_data and readings is None:
+        why = f"{by_data[0].label} goes by the queries and keys of the plain model, and no data is given"
+        raise RcProbeError(why, where="ablate", todo="Give readings=[…]: the inputs of forward passes")
     structure = _prove(model, inputs, stack, blocks)
+    engine.prepare(structure, _given(readings or ()), by_data)
     return Ablating(structure, asked.edits(structure))
+
+
+def _given(readings: Iterable[dict[str, Any]]) -> Iterator[Batch]:
+    """Passes that a user describes. Their attention mask says which tokens are real."""
+    for number, inputs in enumerate(readings):
+        mask = inputs.get("attention_mask")
+        yield Batch(inputs, mask != 0 if isinstance(mask, Tensor) and mask.ndim == 2 else None, number)
 
 
 class Ablating(Editing):

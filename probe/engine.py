@@ -19,6 +19,7 @@ from rc_probe.hooks.edits.passes import Passes
 from rc_probe.hooks.edits.stream_taps import Tap
 from rc_probe.hooks.proofs.shortcuts import batch_problem, shortcut_problem
 from rc_probe.hooks.structure.structure import Structure, decodes
+from rc_probe.interventions.intervention import Intervention
 from rc_probe.registry import WHOLE
 
 
@@ -109,6 +110,31 @@ def run(
                 if name in interventions:
                     advance(name)
     return notes
+
+
+def prepare(
+    structure: Structure,
+    batches: Iterable[Batch],
+    interventions: Iterable[Intervention],
+    gather: Callable[[Any], list[Any]] = lambda sums: [sums],
+) -> None:
+    """Read plain passes over the data for the interventions that need it; none where none does.
+
+    gather: the sums of all processes from those of this one
+    """
+    waiting: dict[type[Intervention], list[Intervention]] = {}
+    for each in interventions:
+        if each.on_data:
+            waiting.setdefault(type(each), []).append(each)
+    if not waiting:
+        return
+    readings = [kind.reading(structure, given) for kind, given in waiting.items()]
+    base = Edits()
+    for reading in readings:
+        base = base.then(reading.edits)
+    run(structure, batches, {}, readings, base=base)
+    for reading in readings:
+        reading.keep(gather(reading.sums))
 
 
 def _prove(

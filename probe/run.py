@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rc_probe import engine
 from rc_probe.common_options import CommonOptions
 from rc_probe.data.batches import Batches
 from rc_probe.data.samples import Samples
@@ -126,8 +127,19 @@ class Run:
             context, found=found, readers={k: v for k, v in reading.items() if v is not None},
             patterns=FirstPatterns(context.structure, context.batches),
         )  # fmt: skip
+        if context.weights == "pretrained":
+            self._read_plain(context)
         for each in self._of(context):
             found[each.name] = self._one(each, replace(context, before=found.get(each.name)))
+
+    def _read_plain(self, context: Context) -> None:
+        """What the plain model does on the data, for interventions that go by it."""
+        settings: Any = self.chosen
+        asked = [each for variant in settings.asked() for each in variant.interventions]
+        engine.prepare(
+            context.structure, context.batches.of(context.numbers), asked,
+            lambda sums: self.world.gather(sums, what="plain readings"),
+        )  # fmt: skip
 
     # ---- fresh weights
 

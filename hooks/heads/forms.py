@@ -16,11 +16,13 @@ class Projection:
 
     name: in the model; turn: its call within the block's, from 0
     features: (heads, width) int64, from 0
+    scale: (heads, width) what each is taken times on its way into the attention op
     """
 
     name: str
     turn: int
     features: Tensor
+    scale: Tensor
 
 
 @dataclass(frozen=True)

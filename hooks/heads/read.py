@@ -135,10 +135,13 @@ def _heads(structure: Structure, each: Listened, seen: Seen) -> Heads:
     rotary = rotary_of(by_pass, parts["query"]) if turns else None
     ov, no_ov = _ov(structure, by_pass, value, dim)
     left_out = ["position biases that are added to its scores"] if plain.biased else []
+    projections = {
+        part: Projection(place.name, place.turn, parts[part].features, parts[part].scale)
+        for part, place in (("query", places.query), ("key", places.key))
+    }
     return Heads(
-        each.block, each.op, Projection(places.query.name, places.query.turn, parts["query"].features),
-        Projection(places.key.name, places.key.turn, parts["key"].features), groups, turns, rotary,
-        Circuit.of(query, key, dim), ov, None if rotary is None else _energy(query, key, rotary.pairs), no_ov, tuple(left_out),
+        each.block, each.op, projections["query"], projections["key"], groups, turns, rotary, Circuit.of(query, key, dim), ov,
+        None if rotary is None else _energy(query, key, rotary.pairs), no_ov, tuple(left_out),
     )  # fmt: skip
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from rc_probe.contexts import ablate
-from rc_probe.data.lm_eval_texts import explained, library, task_manager
+from rc_probe.data.lm_eval_texts import SCHEME, explained, library, task_manager, task_texts
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.interventions.grammar import parse_intervention
 from rc_probe.models.libraries import first_line
@@ -19,6 +20,7 @@ from rc_probe.results.tables import FRAMES, Row
 if TYPE_CHECKING:
     import pandas as pd
 BASELINE = "none"
+TEXTS, LENGTH = 32, 128  # of each task, for interventions that go by data
 Advance = Callable[[str, int, int], None]
 
 
@@ -44,11 +46,16 @@ def ablated_scores(
     Raises RcProbeError for models that cannot be scored by their next tokens (encoders, models without a
     language-modelling head), tasks that are not there, and as `ablate` does.
     """
-    for text in ablations:
-        parse_intervention(text)
+    by_data = [
+        text for text in ablations if any(each.on_data for each in parse_intervention(text).interventions)
+    ]
     refuse_encoders(model)
     lm_eval = library()
-    parts = [ablate(model, name, stack=stack, blocks=blocks) for name in ablations]  # wrong ones are told now
+    readings = _texts_of(tasks, include_path, model, tokenizer) if by_data else None
+    parts = [  # wrong ones are told now
+        ablate(model, name, stack=stack, blocks=blocks, readings=readings if name in by_data else None)
+        for name in ablations
+    ]
     manager = task_manager(tasks, include_path)
     with explained(tasks):
         from lm_eval.models.huggingface import HFLM
@@ -69,6 +76,21 @@ def ablated_scores(
         row["baseline"] = base[row["task"], row["metric"]]
         row["change"] = row["value"] - row["baseline"]
     return FRAMES["lm_eval"].frame(rows)
+
+
+def _texts_of(
+    tasks: Sequence[str], include_path: str | None, model: Any, tokenizer: Any
+) -> list[dict[str, Any]]:
+    """What the plain model reads for interventions that go by data: the first texts of each task, as the harness asks."""
+    places = [f"{SCHEME}{task}:{include_path}" if include_path else f"{SCHEME}{task}" for task in tasks]
+    texts = [text for place in places for text in islice(task_texts(place), TEXTS)]
+    made = (
+        tokenizer(text, return_tensors="pt", truncation=True, max_length=LENGTH)
+        for text in texts
+        if text.strip()
+    )
+    given = [{"input_ids": each["input_ids"].to(model.device)} for each in made]
+    return [each for each in given if each["input_ids"].shape[1] > 1]
 
 
 def refuse_encoders(model: Any) -> None:

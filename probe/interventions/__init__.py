@@ -5,6 +5,7 @@ from .intervention import Intervention
 from .mask import Masked
 from .norm import Normed
 from .pattern import Pattern
+from .rank import Ranked
 from .temperature import Temperature
 
-KINDS: tuple[type[Intervention], ...] = (Gated, Masked, Normed, Temperature, Pattern)
+KINDS: tuple[type[Intervention], ...] = (Gated, Masked, Normed, Temperature, Pattern, Ranked)

@@ -6,7 +6,7 @@ No torch is imported here or in a kind's file before `edits`: `rc-probe --help` 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -67,6 +67,16 @@ class Intervention:
         heads = f":{span(self.heads)}" if self.heads else ""
         value = "" if self.value is None else f"={self.value}"
         return f"{self.part}@{span(self.blocks)}{heads}{value}"
+
+    @property
+    def on_data(self) -> bool:
+        """Whether plain passes over the data have to be read first: see `engine.prepare`."""
+        return False
+
+    @classmethod
+    def reading(cls, structure: Structure, given: Sequence[Intervention]) -> Any:
+        """For those of this kind that are `on_data`: a reader with `edits`, `sums` of this process and `keep(sums of all)`."""
+        raise NotImplementedError
 
     def edits(self, structure: Structure) -> Edits:
         """What it does to this model. Raises RcProbeError where the model has no such part, block or head."""
