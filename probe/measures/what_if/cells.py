@@ -120,12 +120,9 @@ def _map(context: Context, trying: _Trying) -> Iterator[Cell]:
     if not axes:
         return
     x, y = axes
-    own = [point.intervention for axis in axes for point in axis.points]
-    possible = trying.possible([each for each in own if each is not None])
-    if any(
-        all(p.intervention not in (None, *possible) or p.intervention is None for p in axis.points)
-        for axis in axes
-    ):
+    tried = [point.intervention for axis in axes for point in axis.points if point.intervention is not None]
+    possible = trying.possible(tried)
+    if not all(any(point.intervention in possible for point in axis.points) for axis in axes):
         return  # of one of them no value can be tried
     for one in x.points:
         for other in y.points:
@@ -142,7 +139,11 @@ class _Trying:
 
     def __init__(self, structure: Structure, first: Batch) -> None:
         self.structure, self.inputs = structure, small(first.inputs)
-        self.notes: list[str] = []
+        self._failed: dict[str, list[str]] = {}  # by the reason: what
+
+    @property
+    def notes(self) -> list[str]:
+        return [f"Not tried: {', '.join(names)}: {why}" for why, names in self._failed.items()]
 
     def possible(self, given: Iterable[Intervention]) -> list[Intervention]:
         return [each for each in given if self._runs(each.label, (each,))]
@@ -156,7 +157,7 @@ class _Trying:
             with measuring(self.structure.model):
                 stream_pass(self.structure, self.inputs, edits, lambda layer, x: None)
         except RcProbeError as error:
-            self.notes.append(f"Not tried: {name}: {error}")
+            self._failed.setdefault(str(error), []).append(name)
             return False
         return True
 

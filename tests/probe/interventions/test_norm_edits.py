@@ -231,11 +231,15 @@ class Odd(nn.Module):
 class OddBlock(nn.Module):
     def __init__(self, norm: str) -> None:
         super().__init__()
-        self.norm: Any = nn.GroupNorm(2, 8) if norm == "group" else None
+        self.norm: Any = {"group": nn.GroupNorm(2, 8), "gated": nn.LayerNorm(8)}.get(norm)
+        self.gate = nn.Linear(8, 1) if norm == "gated" else None
         self.q, self.k, self.v = (nn.Linear(8, 8) for _ in "qkv")
 
     def forward(self, x: Tensor) -> Tensor:
-        y = nn.functional.layer_norm(x, (8,)) if self.norm is None else self.norm(x.mT).mT
+        if self.gate is not None:
+            y = self.norm(x * self.gate(x).sigmoid())
+        else:
+            y = nn.functional.layer_norm(x, (8,)) if self.norm is None else self.norm(x.mT).mT
         return (
             x
             + nn.functional.scaled_dot_product_attention(
@@ -257,6 +261,13 @@ def test_norms_that_cannot_be_found_are_refused_by_name(norm: str, spec: str, sa
     model, inputs = Odd(norm).eval(), {"x": torch.randn(2, 5, 8)}
     with pytest.raises(RcProbeError, match=says):
         rc_probe.ablate(model, spec, inputs=inputs)
+
+
+def test_a_gate_is_no_norm() -> None:
+    """What a branch reads times a number that weights make of it: the norm behind it is one all the same."""
+    torch.manual_seed(0)
+    structure = find_structure(Odd("gated").eval(), {"x": torch.randn(2, 5, 8)})
+    assert [norm.name for norm in structure.blocks[1].every_norm] == ["layers.1.norm"]
 
 
 def test_norms_of_what_branches_give_are_none_of_these() -> None:

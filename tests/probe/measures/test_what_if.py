@@ -180,7 +180,10 @@ def test_what_a_model_cannot_do_is_a_note() -> None:
     )
     notes = " ".join(found.model["notes"])
     assert "masks" not in found.tables and "phase" not in found.tables
-    assert "Not tried: mask@all=complete: " in notes and "Not tried: temperature@all=0.125: " in notes
+    assert (
+        "Not tried: mask@all=complete, mask@all=left:32, " in notes
+        and "temperature@all=8.0: MambaForCausalLM, block 1" in notes
+    )
     assert set(found.tables["norms"]["norm"]) == {"own", "identity", "frozen", "no-affine", "center", "scale"}
     assert "Without its norms" in found.verdict["what_if"]["sentence"]
 
