@@ -12,6 +12,7 @@ import getpass
 import hashlib
 import os
 import re
+import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from rc_probe.hooks.errors import RcProbeError
 from .json_file import HTML_NAME, JSON_NAME, csv_names, read_json
 
 _PART = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}\.part")  # what a save writes beside the place of NAME
+TRY = "try"  # the NAME of what only finds out whether something can be written
 BEGINS = re.compile(rb'\{\s*"schema":')  # every results.json
 TODO = "Free some space or give another folder with --out"
 
@@ -82,26 +84,28 @@ def is_whole(folder: Path) -> bool:
 
 
 def check_folder(folder: Path, where: str, names: Sequence[str] = (JSON_NAME, HTML_NAME)) -> None:
-    """Find out before the measurement that `names` cannot be written there; leaves nothing behind."""
-    made: list[Path] = []
+    """Find out before the measurement that `names` cannot be written there; leaves nothing behind.
+
+    What is missing of the folder is made for a moment under a name of its own: another run may be about to use the real one.
+    """
+    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    tried = _beside(there, TRY)
     try:
-        for place in reversed([folder, *folder.parents]):
-            if not place.exists():
-                place.mkdir()
-                made.append(place)
-        if not folder.is_dir():
+        if there == folder and folder.is_file():
             raise RcProbeError(f"{folder} is a file", where=where, todo="Give a folder")
-        tried = folder / f".try.{uuid.uuid4().hex}.part"
-        tried.write_bytes(b"")
-        tried.unlink()
         _refuse_foreign(folder, names)
+        if there == folder:
+            tried.write_bytes(b"")
+        else:
+            (tried / folder.relative_to(there)).mkdir(parents=True)
     except OSError as error:
         what = f"it cannot be written ({error.strerror or type(error).__name__})"
         raise RcProbeError(what, where=where, todo="Give another folder") from error
     finally:
-        for place in reversed(made):
-            with contextlib.suppress(OSError):
-                place.rmdir()
+        if there == folder:
+            _drop([tried])
+        else:
+            shutil.rmtree(tried, ignore_errors=True)
 
 
 def digest(text: str) -> str:
@@ -110,9 +114,17 @@ def digest(text: str) -> str:
 
 def ours(folder: Path) -> bool:
     """Whether rc-probe has written into this folder: a result, be it damaged, or what a killed save left of one."""
+    begins = _begins(folder)
+    if begins is None and any(not path.name.startswith(f".{TRY}.") for path in _leftovers(folder)):
+        return True
+    return bool(_begins(folder) if begins is None else begins)  # a save may have ended since
+
+
+def _begins(folder: Path) -> bool | None:
+    """Whether its results.json begins as one of ours; None where there is none."""
     with contextlib.suppress(OSError), (folder / JSON_NAME).open("rb") as file:
         return BEGINS.match(file.read(100)) is not None
-    return any(_PART.fullmatch(path.name) for path in _leftovers(folder))
+    return None
 
 
 def _leftovers(folder: Path) -> list[Path]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,6 +122,97 @@ def test_two_writers_at_once(tmp_path: Path) -> None:
         *(f"{n}.csv" for n in ProbeResult.load(tmp_path / "o").tables),
     }
     assert [one.exitcode for one in writers] == [0, 0]
+
+
+STEPS = ("mkdir", "rmdir", "unlink", "open", "replace", "stat", "scandir", "lstat")  # of os, and io.open
+
+
+def met_at(
+    step: int, monkeypatch: pytest.MonkeyPatch, action: Callable[[], None], other: Callable[[], None]
+) -> bool:
+    """Run `action`, and all of `other` before its n-th look at the disk or change of it; False where it has fewer."""
+    left, met = [step], []
+
+    def meeting(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **options: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0:
+                met.append(step)
+                other()
+            return real(*given, **options)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        for name in STEPS:
+            patched.setattr(os, name, meeting(getattr(os, name)))
+        patched.setattr(io, "open", meeting(io.open))
+        action()
+    return bool(met)
+
+
+def put(number: int, home: Path) -> None:
+    page = {"report.html": f"{number}"}
+    save_whole(home, page, lambda files: json.dumps({"schema": 1, "files": files, "tables": {}}))
+
+
+def put_there(home: Path) -> str:
+    assert is_whole(home) and not list(home.parent.rglob(".*"))
+    return (home / "report.html").read_text()
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize("saves", [False, True])
+def test_a_folder_is_tried_while_another_run_is_at_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool, saves: bool
+) -> None:
+    """Whatever the other does in between, in the same folder and in one beside it."""
+
+    def other(home: Path) -> None:
+        for place in (home, home.with_name("n")):
+            check_folder(place, "--out x")
+            if saves:
+                put(2, place)
+
+    for step in range(1, 1000):
+        home = tmp_path / f"{step}" / "o" / "m"
+        if earlier:
+            put(1, home)
+        trying = partial(check_folder, home, "--out x")
+        if not met_at(step, monkeypatch, trying, partial(other, home)):
+            break
+        put(3, home)
+        assert put_there(home) == "3"
+    assert step >= 8
+
+
+def test_a_folder_is_tried_while_another_run_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in range(1, 1000):
+        home = tmp_path / f"{step}" / "o"
+        if step % 2:
+            put(1, home)
+        if not met_at(step, monkeypatch, partial(put, 2, home), partial(check_folder, home, "--out x")):
+            break
+        assert put_there(home) == "2"
+    assert step > 20
+
+
+def test_what_only_tries_a_folder_does_not_make_it_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "report.html").write_text("mine")
+    seen = []
+
+    def other() -> None:
+        with pytest.raises(RcProbeError, match="did not write it"):
+            check_folder(tmp_path, "--out x")
+        seen.append(len(list(tmp_path.glob(".try.*"))))
+
+    for step in range(1, 1000):
+        trying = partial(check_folder, tmp_path, "--out x", ["results.json"])
+        if not met_at(step, monkeypatch, trying, other):
+            break
+    assert max(seen) == 1
 
 
 def test_what_others_wrote_is_never_overwritten(tmp_path: Path) -> None:
