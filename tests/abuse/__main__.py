@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -29,8 +30,8 @@ def interrupts(
     warnings.simplefilter("ignore")
     for name in scenes or SCENES:
         for anew in (False, True):
-            with contextlib.redirect_stdout(None):
-                done = sum(1 for _ in prove(Scene(), name, stride=stride, anew=anew))
+            with contextlib.redirect_stdout(None), tempfile.TemporaryDirectory() as folder:
+                done = sum(1 for _ in prove(Scene(Path(folder)), name, stride=stride, anew=anew))
             typer.echo(f"{name}, {'proved anew' if anew else 'known'}: as before after {done} interrupts")
 
 
@@ -56,8 +57,6 @@ def kills(
     doubles: Annotated[int, typer.Option(help="How often two runs write at once.")] = 200,
 ) -> None:
     """Kill run, sweep, checkpoint series and comparison while they save, and let two runs write at once."""
-    import tempfile
-
     from abuse.kills import SCENES, killed_at_every_step, killed_at_random, two_at_once
 
     warnings.simplefilter("ignore")

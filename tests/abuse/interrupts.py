@@ -5,7 +5,6 @@ from __future__ import annotations
 import copyreg
 import gc
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -64,16 +63,16 @@ def _traced(run: Run, line: int) -> int:
 
 
 class Scene:
-    """A model, and what is done with it."""
+    """A model, and what is done with it. folder: for what its trainer writes"""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         self.model = gpt2(vocab_size=32, n_layer=2).float()
         text, mask = ids(6, 4)
         text, mask = (text % 32).flip(1), mask.flip(1)  # padded on the left, as generate wants it
         self.inputs = {"input_ids": text, "attention_mask": mask}
         self.classes = type(self.model), transformers.GenerationMixin, type(self.model.transformer)
         self.tokens = tokenizer(special=False)
-        self.folder = tempfile.mkdtemp()
+        self.folder = str(folder)
         self.trainer = self._trainer()
         with torch.no_grad():
             self.plain = self.model(**self.inputs).logits
@@ -148,8 +147,8 @@ class Scene:
 SCENES = ("attach", "ablate", "watch", "probe")
 
 
-def prove(scene: Scene, name: str, *, stride: int, anew: bool, first: int = 1) -> Iterator[int]:
-    """Interrupt it at every `stride`-th line, and yield that line once all was found as before.
+def prove(scene: Scene, name: str, *, anew: bool, stride: int = 1, times: int | None = None) -> Iterator[int]:
+    """Interrupt it at every `stride`-th line, or at so many that lie apart alike; yield each once all was found as before.
 
     anew: the model is proved again each time
     """
@@ -163,7 +162,10 @@ def prove(scene: Scene, name: str, *, stride: int, anew: bool, first: int = 1) -
     if anew:
         scene.forget()
     lines = counted(run)
-    for line in range(first, lines + 1, stride):
+    chosen = range(1, lines + 1, stride)
+    if times is not None:
+        chosen = range(lines // (2 * times) + 1, lines + 1, lines // times)[:times]
+    for line in chosen:
         if anew:
             scene.forget()
         interrupted(run, line)
