@@ -196,11 +196,14 @@ def main(arguments: list[str] | None = None) -> None:
         _every_command()(prog_name="rc-probe", complete_var=COMPLETES)
     with one_line_errors():
         name = words[0] if words else ""
-        if name in COMMANDS:
-            code = _command(name).main(words[1:], prog_name=f"rc-probe {name}", standalone_mode=False)
-        else:
-            _refuse_misspelt(name)
-            code = typer.main.get_command(app).main(words, prog_name="rc-probe", standalone_mode=False)
+        try:
+            if name in COMMANDS:
+                code = _command(name).main(words[1:], prog_name=f"rc-probe {name}", standalone_mode=False)
+            else:
+                _refuse_misspelt(name)
+                code = typer.main.get_command(app).main(words, prog_name="rc-probe", standalone_mode=False)
+        finally:
+            sys.stdout.flush()  # here it is known what to do where nobody reads it any more
     raise SystemExit(code or 0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -67,9 +68,12 @@ def one_line_errors(world: World | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at its end
-        raise SystemExit(PIPE_CLOSED) from None
+    except BrokenPipeError as error:
+        raise _pipe_closed(error.__context__) from None
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # the parser, and what prints tables, end with 1
+            raise _pipe_closed(None) from None
+        raise
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, KeyboardInterrupt) and launched() is not None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # launchers hand it on, to those who know already
@@ -83,6 +87,12 @@ def one_line_errors(world: World | None = None) -> Iterator[None]:
         fail(line, code)
 
 
+def _pipe_closed(end: BaseException | None) -> SystemExit:
+    """How a command ends whose reader has gone: quietly, with the exit code that it was about to end with where that was an error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at its end
+    return SystemExit((end.code if isinstance(end, SystemExit) else None) or PIPE_CLOSED)
+
+
 def _line(error: BaseException) -> str | None:
     """What to say about an error; None about those that are no user's."""
     if isinstance(error, RcProbeError):
@@ -91,6 +101,8 @@ def _line(error: BaseException) -> str | None:
         return "interrupted. Nothing was written; the same command starts anew"
     if out_of_memory(error):
         return "out of memory. Try a smaller --batch-size or --length, or --dtype bfloat16"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+        return "the disk that standard output goes to is full"
     return usage(error)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -120,6 +121,31 @@ def test_a_closed_pipe_is_no_failed_check() -> None:
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "ends"),
+    [
+        (["architectures", "bert"], 141),  # rich prints it, and would end with 1
+        (["architectures", "bert", "--json"], 141),
+        (["--version"], 141),  # so would the parser
+        (["--help"], 141),
+        (["compare", "--help"], 141),
+        (["demo", "--data", "TEXTS", *FAST], 141),  # short enough to be held back until the end
+        (["compare", "no", "such"], 2),
+    ],
+)
+def test_whoever_stops_reading_ends_the_command_quietly(
+    words: list[str], ends: int, texts: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with contextlib.suppress(OSError), os.fdopen(writer, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        code, _, err = run(*(word.replace("TEXTS", str(texts)) for word in words))
+    assert (code, err.count("\n")) == (ends, 0 if ends == 141 else 1)
+    assert bool(list(Path().rglob("report.html"))) == (words[0] == "demo")  # saved before anything is said
 
 
 def test_line_breaks_in_names_start_no_command_on_github(
