@@ -15,8 +15,10 @@ from support.tiny import saved, tokenizer, words
 from torch import Tensor, nn
 
 import rc_probe
+from rc_probe.data.batches import Batch
 from rc_probe.hooks.attach import find_structure
 from rc_probe.integrations.monitor import Monitor
+from rc_probe.measures.below_floor.below_float_floor import below_the_floor
 from rc_probe.models.load import load_model
 from rc_probe.paths import decompose
 from rc_probe.processes.world import World
@@ -189,6 +191,12 @@ def test_what_changes_a_model_or_follows_its_branches_is_refused() -> None:
         with pytest.raises(rc_probe.RcProbeError, match=SAYS) as caught:
             use()
         assert "\n" not in str(caught.value)
+
+
+def test_pure_attention_is_that_of_one_stream() -> None:
+    model = Streams(2, 3, mixes=False)
+    below = below_the_floor(find_structure(model, IDS), Batch(IDS, None), "init")
+    assert below.recursion == [] and "3 streams side by side, and it is about one" in below.notes[0]
 
 
 def test_streams_that_change_between_blocks_are_refused() -> None:

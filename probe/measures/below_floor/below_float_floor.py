@@ -17,7 +17,7 @@ from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.proofs.replay import Replay, token_axis
 from rc_probe.hooks.split.rules import Split
 from rc_probe.hooks.structure.example_inputs import with_no_cache
-from rc_probe.hooks.structure.structure import Block, Structure
+from rc_probe.hooks.structure.structure import Block, Structure, decodes
 from rc_probe.interventions.paper import paper_variants
 from rc_probe.measures.variant_passes import stream_pass
 from rc_probe.metrics.layer_curves import Curves
@@ -98,9 +98,8 @@ def below_the_floor(structure: Structure, batch: Batch, weights: str, chosen: Ch
     no rows; one that the theorem does not cover gets no bounds. The notes say why.
     """
     chosen = chosen or Chosen()
-    if structure.streams > 1:
-        what = f"its blocks hand on {structure.streams} streams side by side, and one is followed"
-        return Below([], [], [f"Below the float floor, {weights}: {what}"])
+    if (why := _not_pure(structure)) is not None:
+        return Below([], [], [f"Pure attention below the float floor was not measured, {weights}: {why}"])
     sample = first_sample(batch, chosen.tokens)
     san = paper_variants(structure)[0].edits(structure)
     direct = Curves(["residual"])
@@ -136,6 +135,18 @@ def below_the_floor(structure: Structure, batch: Batch, weights: str, chosen: Ch
     if chosen.bounds and bounds.why:
         notes.append(f"No bound from the theorem, {weights}: {bounds.why}")
     return Below(_named(weights, found.rows), _named(weights, bounds.rows()), notes)
+
+
+def _not_pure(structure: Structure) -> str | None:
+    """Why there is no network of pure attention to follow, where there is none."""
+    if structure.streams > 1:
+        return f"its blocks hand on {structure.streams} streams side by side, and it is about one"
+    if decodes(structure):
+        return (
+            "the blocks of this decoder add what they read from the encoder, too (cross-attention), and it is about attention to "
+            "the tokens of one stream. --stack encoder measures the encoder"
+        )
+    return None
 
 
 def _named(weights: str, rows: list[Row]) -> list[Row]:

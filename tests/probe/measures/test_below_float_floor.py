@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from support import zoo
+from support.odd_models import t5
 
 from rc_probe.budget import Shape
 from rc_probe.data.batches import Batch, batches
@@ -73,6 +74,16 @@ def test_a_family_without_a_rule_gets_a_note() -> None:
     below = below_the_floor(find_structure(model, inputs), Batch(inputs, None), "init")
     assert below.recursion == []
     assert "`einsum` has no rule" in below.notes[0]
+
+
+def test_a_decoder_that_reads_an_encoder_gets_the_reason() -> None:
+    model, ids = t5(), torch.arange(10).reshape(2, 5)
+    inputs = {"input_ids": ids, "decoder_input_ids": ids}
+    below = below_the_floor(find_structure(model, inputs), Batch(inputs, None), "init")
+    says = "was not measured, init: the blocks of this decoder add what they read from the encoder, too (cross-attention)"
+    assert below.recursion == below.bounds == [] and says in below.notes[0]
+    encoder = find_structure(model, inputs, stack="encoder")
+    assert len(below_the_floor(encoder, Batch(inputs, None), "init").recursion) == encoder.depth + 1
 
 
 def test_a_stream_that_changes_between_blocks_gets_a_note() -> None:
