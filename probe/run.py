@@ -30,6 +30,7 @@ from rc_probe.processes.heartbeat import ElsewhereError
 from rc_probe.processes.world import FailedTogetherError, World
 from rc_probe.results.checks import FAULT
 from rc_probe.results.tables import Row
+from rc_probe.tasks import each_once
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +58,8 @@ class Run:
         self.missing: dict[str, str] = {}  # of measurements that did not finish: why
         self.loaded, self.chosen, self.held, self.report, self.world = loaded, chosen, held, report, world
         self.wanted = [each for each in MEASUREMENTS if each.wanted(chosen)]
-        plans = {each.name: each.plan(loaded, samples, chosen) for each in self.wanted}
+        with each_once():
+            plans = {each.name: each.plan(loaded, samples, chosen) for each in self.wanted}
         report("proving the structure", 0, 1)
         self.example = next(iter(made)).inputs
         self.notes: list[str] = []

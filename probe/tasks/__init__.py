@@ -1,6 +1,6 @@
 """What a model predicts, and how well: its own head, read at the places where a prediction can be judged."""
 
 from .base import FULL, Prepared, Readout, Tally, Task
-from .choose import choose_task, embedding_task
+from .choose import choose_task, each_once, embedding_task
 
-__all__ = ["FULL", "Prepared", "Readout", "Tally", "Task", "choose_task", "embedding_task"]
+__all__ = ["FULL", "Prepared", "Readout", "Tally", "Task", "choose_task", "each_once", "embedding_task"]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from rc_probe.data.batches import Batch, batches, long_enough
@@ -25,6 +29,19 @@ BESIDE = {
     "pooler",
 }  # of the weights that a checkpoint lacks: no head of tokens reads them
 LEAST_PAIRS, LEAST = 2, 3  # samples that retrieval needs
+SHORT = 64  # tokens that say what a head is for
+Chosen = tuple[Task | None, list[str]]
+_before: ContextVar[dict[Any, Chosen] | None] = ContextVar("before", default=None)
+
+
+@contextmanager
+def each_once() -> Iterator[None]:
+    """While it is open, what was asked before is not found out again: the same model, samples and options give the same task."""
+    token = _before.set({})
+    try:
+        yield
+    finally:
+        _before.reset(token)
 
 
 class _UnfitError(Exception):
@@ -39,7 +56,7 @@ def choose_task(
     batch_size: int = 8,
     special_tokens: bool = True,
     seed: int = 0,
-) -> tuple[Task | None, list[str]]:
+) -> Chosen:
     """(the task, notes for the reader): the one that the model's head is trained for, else retrieval.
 
     A head that gives logits over the vocabulary predicts the next token where no token depends on later ones, else
@@ -50,18 +67,40 @@ def choose_task(
 
     No task where nothing can be scored; a note says why. Raises RcProbeError for labels that cannot be meant.
     """
-    batch = _trial(loaded, samples, length, batch_size, special_tokens)
+    known, given = _before.get(), [*samples.items, *(samples.labels or ())]
+    key = (id(loaded.model), *map(id, given), length, batch_size, special_tokens, seed)
+    if known is None or key not in known:
+        with measuring(loaded.model):
+            batch = partial(_trial, loaded, samples, batch_size, special_tokens)
+            found = _found_out(
+                loaded, samples, batch(min(length, SHORT)), partial(batch, length), special_tokens, seed
+            )
+        if known is None:
+            return found
+        known[key] = found
+    task, notes = known[key]
+    return task, list(notes)
+
+
+def _found_out(
+    loaded: Loaded,
+    samples: Samples,
+    short: Batch,
+    whole: Callable[[], Batch],
+    special_tokens: bool,
+    seed: int,
+) -> Chosen:
+    """short: the first tokens of two samples, enough to tell most heads; whole(): all of them."""
     notes: list[str] = []
     task: Task | None = None
-    with measuring(loaded.model):
-        try:
-            task = _by_head(loaded, samples, batch, seed, notes)
-        except _UnfitError as why:
-            notes.append(f"Its head was not used: {why}.")
-        try:
-            task = task or _by_embedding(loaded, samples, batch, special_tokens, notes)
-        except _UnfitError as why:
-            notes.append(f"Nothing was scored: {why}.")
+    try:
+        task = _by_head(loaded, samples, short, whole, seed, notes)
+    except _UnfitError as why:
+        notes.append(f"Its head was not used: {why}.")
+    try:
+        task = task or _by_embedding(loaded, samples, short, special_tokens, notes)
+    except _UnfitError as why:
+        notes.append(f"Nothing was scored: {why}.")
     if samples.labels and isinstance(task, MaskedToken | NextToken | TokenClasses):
         notes.append(f"The label column was not used: the model's task is the {task.name}.")
     return task, notes
@@ -71,7 +110,7 @@ def embedding_task(
     loaded: Loaded, samples: Samples, *, length: int = 128, batch_size: int = 8, special_tokens: bool = True
 ) -> tuple[Embedding | None, list[str]]:
     """Retrieval by the model's embeddings, whatever its head is for. As `choose_task` otherwise."""
-    batch = _trial(loaded, samples, length, batch_size, special_tokens)
+    batch = _trial(loaded, samples, batch_size, special_tokens, min(length, SHORT))
     notes: list[str] = []
     with measuring(loaded.model):
         try:
@@ -80,8 +119,8 @@ def embedding_task(
             return None, [f"Embeddings were not measured: {why}."]
 
 
-def _trial(loaded: Loaded, samples: Samples, length: int, batch_size: int, special_tokens: bool) -> Batch:
-    """What the model is tried on."""
+def _trial(loaded: Loaded, samples: Samples, batch_size: int, special_tokens: bool, length: int) -> Batch:
+    """What the model is tried on: two samples, of at most `length` tokens."""
     few = replace(samples, items=_two(samples)[:batch_size])
     made = batches(few, loaded, length=length, batch_size=batch_size, special_tokens=special_tokens)
     return next(iter(made))
@@ -94,24 +133,26 @@ def _two(samples: Samples) -> list[Any]:
     return [max(samples.items, key=len), min(samples.items, key=len)]
 
 
-def _by_head(loaded: Loaded, samples: Samples, batch: Batch, seed: int, notes: list[str]) -> Task | None:
+def _by_head(
+    loaded: Loaded, samples: Samples, short: Batch, whole: Callable[[], Batch], seed: int, notes: list[str]
+) -> Task | None:
     """The task of the model's head; None if it has none."""
     try:
-        logits = logits_of(loaded.model, batch.inputs)
+        logits = logits_of(loaded.model, short.inputs)
     except Exception as error:  # of the library's heads, such as one that needs a padding token
         raise _UnfitError(f"it does not run ({first_line(error)})") from error
     if logits is None:
         return None
     labels = int(getattr(loaded.model.config, "num_labels", 0) or 0)
-    classifies = tuple(logits.shape) == (rows_of(batch.inputs), labels) and labels > 1
+    classifies = tuple(logits.shape) == (rows_of(short.inputs), labels) and labels > 1
     if any(classifies or not BESIDE & set(name.split(".")) for name in loaded.random):
         raise _UnfitError("the checkpoint lacks it, so that it is random")
     if classifies:
-        return _classification(loaded, samples, batch, notes)
-    ids = batch.inputs.get("input_ids")
+        return _classification(loaded, samples, whole(), notes)
+    ids = short.inputs.get("input_ids")
     if ids is None or logits.ndim != 3 or logits.shape[:2] != ids.shape:
         raise _UnfitError(f"it gives logits of shape {tuple(logits.shape)}, neither of classes nor of tokens")
-    return _of_tokens(loaded, samples, batch, seed, notes)
+    return _of_tokens(loaded, samples, short, seed, notes)
 
 
 def _classification(loaded: Loaded, samples: Samples, batch: Batch, notes: list[str]) -> Task:

@@ -42,6 +42,12 @@ def narrow_head(task: Task | None, prepared: Prepared | None) -> NarrowHead | No
     return narrow if close else None
 
 
+def words_of(task: Task | None) -> int:
+    """Among how many words a task's head chooses; 0 where it is no head of words."""
+    head = task.model.get_output_embeddings() if isinstance(task, NextToken | MaskedToken) else None
+    return len(head.weight) if isinstance(getattr(head, "weight", None), torch.Tensor) else 0
+
+
 def narrowed(prepared: Prepared) -> Prepared:
     """Where the scores are in what a narrow head gives."""
     count = len(prepared.row)

@@ -12,6 +12,7 @@ from rc_probe.results.protocols import Result
 from rc_probe.results.tables import BASELINE, METRIC, Column, Table
 
 if TYPE_CHECKING:
+    from rc_probe.budget import Shape
     from rc_probe.data.samples import Samples
     from rc_probe.measures.context import Context
     from rc_probe.models.load import Loaded
@@ -33,6 +34,8 @@ IMPORTANCE = Table("importance", "What the model loses without each part alone",
 ))  # fmt: skip
 CHOICES = ("blocks", "parts", "heads", "none")
 ENOUGH = 16  # samples from which on blocks are measured by default
+FEW = 8  # samples that an interval needs: fewer only where shorter texts do not help
+PASSES = 16  # plain passes over all samples that removing every block may cost
 HELP = (
     "What the model loses without each part alone: 'blocks', 'parts' (blocks, and each branch and skip), 'heads' "
     "(blocks and heads) or 'none'. (default: blocks, where there are 16 samples)"
@@ -44,7 +47,9 @@ class ImportanceOptions(Options):
     """Which parts are removed. None: the blocks, where there are ENOUGH samples."""
 
     importance: str | None = option(None, HELP)
-    importance_samples: int = option(ENOUGH, "Samples that importance is measured on.", least=1)
+    importance_samples: int | None = option(
+        None, "Samples that importance is measured on. (default: 16, fewer of deep models)", least=1
+    )
 
     def check(self) -> None:
         super().check()
@@ -55,6 +60,25 @@ class ImportanceOptions(Options):
     def parts_of(self, samples: int) -> str:
         """One of CHOICES, for a run on so many samples."""
         return self.importance or ("blocks" if samples >= ENOUGH else "none")
+
+
+def affordable(shape: Shape, most: int, *, texts: bool) -> tuple[int, int]:
+    """Samples and tokens of each, of which `most` and all are what is wanted: as rc_probe.budget allows, or least.
+
+    Passes begin at the block that is removed, so that all together cost half as many plain passes as there are blocks; one
+    is the plain pass, one the proof. The head runs in each.
+    """
+    from rc_probe.budget import HALF, first_that_fits
+
+    counts = dict.fromkeys((most, min(FEW, most)))
+    choices = [(n, t) for t in (shape.halved() if texts else [shape.tokens]) for n in counts]
+
+    def work(choice: tuple[int, int]) -> float:
+        n, t = choice
+        one = shape.plain(t) * (shape.blocks / 2 + 2) + (shape.blocks + 1) * float(shape.head) * t
+        return n * one * (HALF if shape.half else 1)
+
+    return first_that_fits(choices, shape, work, passes=PASSES) or choices[-1]
 
 
 class Importance(Measurement):
@@ -75,10 +99,10 @@ class Importance(Measurement):
 
         if settings.parts_of(len(samples.items)) == "none":
             return None
-        return plan_scored(loaded, first(samples, settings.importance_samples), settings)
+        return plan_scored(loaded, first(samples, settings.importance_samples or ENOUGH), settings)
 
     def passes(self, context: Context) -> int:
-        plan = context.plans[self.name]
+        plan = self._affordable(context)
         if plan is None:
             return 0
         from .removed import removals
@@ -88,19 +112,31 @@ class Importance(Measurement):
         return len(batches) * (len(removals(context.structure, parts)) + (parts == "parts"))
 
     def run(self, context: Context) -> Found:
-        plan = context.plans[self.name]
+        plan = self._affordable(context)
         if plan is None:
             return Found()
         from .removed import importance
 
         return importance(context, plan, self._parts(context))
 
+    def _affordable(self, context: Context) -> Plan | None:
+        """What was planned, or less of it, where nobody asked for a number of samples or for more than blocks."""
+        plan: Plan | None = context.plans[self.name]
+        asked = context.settings.importance_samples is not None or self._parts(context) != "blocks"
+        if plan is None or asked:
+            return plan
+        from .scored import cut
+
+        choice = affordable(context.shape, len(plan.samples.items), texts=context.loaded.modality == "text")
+        return cut(context, plan, *choice, PASSES)
+
     def _parts(self, context: Context) -> str:
         return str(context.settings.parts_of(len(context.samples.items)))
 
     def entries(self, settings: Any, samples: int) -> dict[str, Any]:
         parts = settings.parts_of(samples)
-        few = {} if parts == "none" else {"importance_samples": min(settings.importance_samples, samples)}
+        asked = settings.importance_samples or ENOUGH
+        few = {} if parts == "none" else {"importance_samples": min(asked, samples)}
         return {"importance": parts, **few}
 
     def findings(self, result: Result) -> dict[str, Any] | None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from rc_probe import engine
+from rc_probe.budget import MEMORY
 from rc_probe.data.batches import Batch, Batches, batches
 from rc_probe.data.samples import Samples
 from rc_probe.hooks.edits.edits import Edits
@@ -24,12 +25,13 @@ from rc_probe.metrics.intervals import change_interval
 from rc_probe.metrics.stream_metrics import measure
 from rc_probe.models.load import Loaded
 from rc_probe.paths.summaries import mean_of
+from rc_probe.paths.tables import first
 from rc_probe.registry import WHOLE
 from rc_probe.results.tables import Row
 from rc_probe.tasks import FULL, Prepared, Tally, Task, choose_task
 from rc_probe.tasks.base import Readout
 from rc_probe.tasks.drift import drift_of
-from rc_probe.tasks.narrow import narrow_head, narrowed
+from rc_probe.tasks.narrow import narrow_head, narrowed, words_of
 
 if TYPE_CHECKING:
     from rc_probe.measures.context import Context
@@ -39,11 +41,15 @@ BULK = "residual_bulk"
 
 @dataclass(frozen=True)
 class Plan:
-    """What is scored. task: None where the model predicts nothing; notes: for the reader."""
+    """What is scored. task: None where the model predicts nothing; notes: for the reader.
+
+    length: tokens of each text at most, where they are fewer than the run's
+    """
 
     samples: Samples
     task: Task | None
     notes: list[str]
+    length: int | None = None
     _head: list[NarrowHead | None] = field(default_factory=list)  # once it is known
 
     def head(self, loaded: Loaded, chosen: Any) -> NarrowHead | None:
@@ -55,11 +61,17 @@ class Plan:
 
     def batches(self, loaded: Loaded, chosen: Any) -> Batches:
         """As the model gets them; the task prepares each when it runs."""
-        samples = self.task.samples if self.task else self.samples
-        return batches(
-            samples, loaded, length=chosen.length, batch_size=chosen.batch_size,
-            special_tokens=chosen.special_tokens,
-        )  # fmt: skip
+
+        def of(size: int) -> Batches:
+            return batches(
+                self.task.samples if self.task else self.samples, loaded, length=self.length or chosen.length,
+                batch_size=size, special_tokens=chosen.special_tokens,
+            )  # fmt: skip
+
+        made = of(chosen.batch_size)
+        # the scores of all words at all tokens, of four bytes each
+        most = MEMORY // (4 * (made.longest or 1) * max(1, words_of(self.task)))
+        return made if most >= chosen.batch_size else of(max(1, most))
 
 
 def plan_scored(loaded: Loaded, samples: Samples, chosen: Any) -> Plan:
@@ -69,6 +81,22 @@ def plan_scored(loaded: Loaded, samples: Samples, chosen: Any) -> Plan:
         special_tokens=chosen.special_tokens, seed=chosen.seed,
     )  # fmt: skip
     return Plan(samples, task, notes)
+
+
+def cut(context: Context, plan: Plan, count: int, tokens: int, passes: int) -> Plan:
+    """The plan of its first `count` samples, of `tokens` tokens each at most; where that is less a note says so, and why."""
+    most = len(plan.samples.items)
+    if (count, tokens) == (most, context.shape.tokens):
+        return plan
+    if count < most:
+        plan = plan_scored(context.loaded, first(plan.samples, count), context.settings)
+    shorter = tokens < context.shape.tokens
+    of = f" of {tokens} tokens" if shorter else ""
+    note = (
+        f"Importance: on {count} of {most} samples{of}, so that it costs no more than {passes} plain passes over all samples "
+        f"(docs/large-models.md): --importance-samples {most} takes all."
+    )
+    return replace(plan, notes=[*plan.notes, note], length=tokens if shorter else None)
 
 
 @dataclass(frozen=True)

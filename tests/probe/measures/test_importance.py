@@ -16,8 +16,11 @@ from support.loops import numpy_residual
 
 import rc_probe
 from rc_probe import RcProbeError
+from rc_probe.budget import Shape
 from rc_probe.data.batches import batches
 from rc_probe.data.samples import load_samples
+from rc_probe.measures.importance import scored
+from rc_probe.measures.importance.importance import affordable
 from rc_probe.models.load import Loaded
 from rc_probe.tasks import choose_task
 
@@ -373,6 +376,59 @@ def test_it_is_measured_by_default_on_sixteen_samples() -> None:
     assert set(found.tables["importance"]["count"]) == {8} and found.model["importance"]["samples"] == 8
     with pytest.raises(RcProbeError, match="importance: no parts are called 'layers'"):
         rc_probe.probe(given.model, texts, processor=given.processor, importance="layers", **LESS)
+
+
+def test_it_is_cut_where_it_costs_too_much_and_a_number_that_was_given_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = make("gpt2")
+    texts, _ = trained.walks(17, seed=2)
+    monkeypatch.setattr("rc_probe.budget.LEAST", 0)
+    monkeypatch.setattr("rc_probe.measures.importance.importance.PASSES", 2)
+    found = rc_probe.probe(given.model, texts, processor=given.processor, **LESS)
+    assert set(found.tables["importance"]["count"]) == {8} and found.model["importance"]["samples"] == 8
+    (note,) = (note for note in found.model["notes"] if note.startswith("Importance: "))
+    assert note.startswith(
+        "Importance: on 8 of 16 samples, so that it costs no more than 2 plain passes over"
+    )
+    found = rc_probe.probe(given.model, texts, processor=given.processor, importance_samples=9, **LESS)
+    assert set(found.tables["importance"]["count"]) == {9}
+    assert not any(note.startswith("Importance: ") for note in found.model["notes"])
+
+
+def test_what_is_affordable_by_hand() -> None:
+    """weights 1000, 24 blocks 8 wide, 100 tokens: a pass of a sample is 100,000 + 2 · 24 · 8 · 100² = 3,940,000."""
+    shape = Shape(1000, 24, 8, (2,) * 24, 100, 16, head=5000)
+    one, head = 3_940_000 * 14, 25 * 5000 * 100
+    assert 16 * (one + head) > 16 * 16 * 3_940_000 > 8 * (one + head)
+    longer = replace(shape, samples=10**6)
+    assert affordable(longer, 16, texts=True) == (16, 100)  # of so many samples a pass is worth more
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rc_probe.budget.LEAST", 0)
+        assert affordable(shape, 16, texts=True) == (8, 100)
+        assert affordable(replace(shape, head=0), 16, texts=True) == (16, 100)
+        assert affordable(replace(shape, half=True), 16, texts=True) == (
+            8,
+            100,
+        )  # four count as one on both sides
+        assert affordable(replace(shape, samples=1), 16, texts=True) == (8, 25)
+        assert affordable(replace(shape, samples=1), 16, texts=False) == (8, 100)
+
+
+def test_scores_of_many_words_are_made_for_few_samples_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = make("gpt2")
+    ask: dict[str, Any] = {"processor": given.processor, "importance": "blocks", **LESS}
+    wanted = rc_probe.probe(given.model, TEXTS, **ask).tables["importance"]
+    rows: list[int] = []
+    given.model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    tokens = batches(load_samples(TEXTS, modality="text"), given).longest
+    monkeypatch.setattr(scored, "MEMORY", 2 * 4 * tokens * 32 + 1)  # of two texts of the longest
+    found = rc_probe.probe(given.model, TEXTS, **ask | {"metrics": ("norm",)}).tables["importance"]
+    assert rows.count(2) > len(TEXTS) // 2  # 9 texts are 5 batches, in 3 passes each
+    numbers = ["value", "baseline", "change", "low", "high"]
+    assert found[numbers].to_numpy() == pytest.approx(wanted[numbers].to_numpy(), abs=1e-9, nan_ok=True)
 
 
 def test_a_removal_that_overflows_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from support import tiny, trained
 
+import rc_probe
 from rc_probe.data.batches import Batch, batches
 from rc_probe.data.samples import Samples, load_samples
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.models.load import Loaded, load_model
-from rc_probe.tasks import FULL, Tally, Task, choose_task
+from rc_probe.tasks import FULL, Tally, Task, choose, choose_task, each_once
 from rc_probe.tasks import prediction as predict
 
 TEXTS, KINDS = trained.walks(13, seed=5)
@@ -442,3 +443,36 @@ def test_images() -> None:
 def test_labels_without_a_use(trained_causal: Loaded) -> None:
     _, notes = choose_task(trained_causal, samples(labels=KINDS))
     assert notes == ["The label column was not used: the model's task is the next token."]
+
+
+def test_what_a_model_is_for_is_found_out_on_short_texts_and_once_in_a_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Importance and paths ask for the task of the same samples. Another number of samples is another question."""
+    given = hold(make("GPT2LMHeadModel", tiny.SIZES | {"max_position_embeddings": 128}), tiny.tokenizer())
+    texts = samples([tiny.words(100, step) for step in (1, 3, 5)])
+    tokens: list[int] = []
+    hook = given.model.register_forward_pre_hook(
+        lambda module, args, kwargs: tokens.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    with each_once():
+        first, _ = choose_task(given, texts)
+        asked = len(tokens)
+        again, notes = choose_task(given, replace(texts, items=list(texts.items)))
+        assert again is first and len(tokens) == asked > 0
+        assert choose_task(given, replace(texts, items=texts.items[:2]))[0] is not first
+        notes.append("of one reader")
+        assert "of one reader" not in choose_task(given, texts)[1]
+    assert choose_task(given, texts)[0] is not first
+    assert set(tokens) == {64}
+    hook.remove()
+    found: list[str] = []
+    real = choose._found_out
+
+    def counted(*args: Any) -> Any:
+        found.append("asked")
+        return real(*args)
+
+    monkeypatch.setattr(choose, "_found_out", counted)
+    rc_probe.probe(given.model, [tiny.words(9 + n) for n in range(16)], processor=given.processor, init=False)
+    assert len(found) == 1
