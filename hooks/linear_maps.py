@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn import functional
 
 LARGE = 2**24  # multiply-adds from which on the other library is worth its call
+TABLE = 2**25  # weights of half precision that are not copied as a whole
+ROWS = 2**12  # of a table that are copied at a time: a part of a processor's cache
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -22,6 +24,18 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
         return out
     return functional.linear(x, weight)
+
+
+def linear_in_single(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (…, in) in float32 times weight (out, in) in half precision: (…, out) in float32, as `functional.linear`.
+
+    The weights of a head of words may be the largest of a model: no copy in float32 stands beside them.
+    """
+    out = x.new_empty(*x.shape[:-1], len(weight))
+    for start in range(0, len(weight), ROWS):
+        rows = slice(start, start + ROWS)
+        out[..., rows] = linear(x, weight[rows].float())
+    return out if bias is None else out.add_(bias)
 
 
 def _large(x: Tensor, weight: Tensor) -> bool:

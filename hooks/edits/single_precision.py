@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from rc_probe.hooks.linear_maps import TABLE, linear_in_single
+
 from .model_state import full_precision
 
 HALVES = {torch.float16, torch.bfloat16}
@@ -38,8 +40,19 @@ class _Float32(TorchFunctionMode):
             return _single(func(*args, **(kwargs or {})))
         if name in {"__get__", "__set__"} or (name.endswith("_") and not name.startswith("_")):
             return func(*args, **(kwargs or {}))  # what a tensor is, and what is written into one
-        args, kwargs = tree_map(_single, (args, kwargs or {}))
-        return func(*args, **kwargs)
+        if name == "linear" and _of_a_table(*args, **(kwargs or {})):
+            func = linear_in_single
+        else:
+            args, kwargs = tree_map(_single, (args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _of_a_table(input: Any, weight: Any, bias: Any = None) -> bool:
+    """Whether it is a product with more weights of half precision than should be there twice."""
+    return (
+        type(input) is Tensor and input.dtype == torch.float32
+        and weight.dtype in HALVES and weight.numel() >= TABLE
+    )  # fmt: skip
 
 
 def _single(value: Any) -> Any:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rc_probe.data.batches import Batch
-from rc_probe.hooks.edits.model_head import ModelHead
+from rc_probe.hooks.edits.model_head import NarrowHead
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.frozen.frozen_pass import Step
 from rc_probe.hooks.structure.structure import Structure
@@ -25,9 +25,11 @@ from rc_probe.metrics.stream_metrics import measure
 from rc_probe.processes.world import World
 from rc_probe.results.path_verdict import ALL_BUT, ALONE, UP_TO
 from rc_probe.tasks import Task
+from rc_probe.tasks.narrow import narrow_head
 
 from .decompose import BIAS, Decomposition, decompose, hops
 from .effects import EXACT, LIVE, NONE, SAMPLED, Effects, Key, Seen, effects_of
+from .head_answers import HeadAnswers
 from .live import draw_paths, live, summed
 from .sample import sample
 
@@ -77,13 +79,14 @@ class _Run:
         self.structure, self.task, self.budget = structure, task, budget
         self.choices: list[Step] = hops(structure, count_mlp=budget.count_mlp)
         self.estimates = {SAMPLED: self.sampled, LIVE: self.live} if budget.paths else {}
+        self._narrow: list[NarrowHead | None] = []  # once it is known
 
     def batch(self, batch: Batch, advance: Callable[[str], None]) -> Seen:
         """Everything of one batch. An estimator that fails on one is not tried again."""
         self.seen = Seen(batch.start)
         self.prepared = self.task.prepare(batch) if self.task else None
         self.inputs = dict(self.prepared.inputs if self.prepared else batch.inputs)
-        self.head = ModelHead(self.structure, self.inputs, self.task.model) if self.task else None
+        self.answers = self._asked() if self.prepared else None
         self.whole = self._decompose(max_length=self.budget.max_length)
         self.exact()
         advance(EXACT)
@@ -98,8 +101,14 @@ class _Run:
             advance(name)
         return self.seen
 
+    def _asked(self) -> HeadAnswers:
+        assert self.task is not None and self.prepared is not None
+        if not self._narrow:
+            self._narrow.append(narrow_head(self.task, self.prepared))
+        return HeadAnswers(self.structure, self.task, self.prepared, self._narrow[0])
+
     def _decompose(self, **how: Any) -> Decomposition:
-        plain = self.head.stream if self.head else None
+        plain = self.answers.stream if self.answers else None
         return decompose(self.structure, self.inputs, count_mlp=self.budget.count_mlp, plain=plain, **how)
 
     # ---- the three estimators
@@ -159,14 +168,14 @@ class _Run:
     @contextmanager
     def _scoring(self, name: str) -> Iterator[Callable[[Key, Tensor], None]]:
         """Scores streams of a batch by what the model's own head makes of them; without a task nothing."""
-        if self.head is None or self.prepared is None:
+        if self.task is None or self.answers is None:
             yield lambda key, stream: None
             return
-        assert self.task is not None
-        tally = self.seen.tallies[name] = self.task.tally()
-        with self.head as head:
-            tally.start(self.prepared, head.plain)
-            yield lambda key, stream: tally.add(key, head(stream))
+        answers, tally = self.answers, self.task.tally()
+        self.seen.tallies[name] = tally
+        with answers.asking():
+            tally.resume(answers.prepared, answers.plain)
+            yield lambda key, stream: tally.put(key, answers.to(stream))
 
     def _shape(self, key: Key, whole: Decomposition, part: Tensor, total: Tensor) -> None:
         """What a part is beside the output: share, projection, cosine, residual; one number a sample.

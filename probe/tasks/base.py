@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -51,6 +51,11 @@ class Prepared:
     row: Tensor
     column: Tensor | None = None
     targets: Tensor | None = None
+
+    def at(self, which: slice) -> Prepared:
+        """The same with these of its scored positions alone."""
+        column, targets = (None if each is None else each[which] for each in (self.column, self.targets))
+        return replace(self, row=self.row[which], column=column, targets=targets)
 
 
 def whole(batch: Batch) -> Prepared:
