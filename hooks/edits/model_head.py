@@ -23,20 +23,29 @@ from .stream_taps import batch_first, laid_out
 class ModelHead(BlockWatch):
     """On one batch of inputs: the plain output, and what the model makes of other streams of its last layer.
 
-    The plain pass runs at once. Inside the context the blocks do not run: they return what they returned in the
-    plain pass, the last one the stream given. So final norm, pooler and head are the model's own code.
+    The plain pass runs at once, unless what the blocks returned in one is given. Inside the context the blocks do not
+    run: they return that, the last one the stream given. So final norm, pooler and head are the model's own code.
 
-    plain: the model's output; stream: (batch, tokens, dim) after the last block, as in the plain pass
+    plain: the model's output, None where no pass ran; stream: (batch, tokens, dim) after the last block, as in the plain pass
+    outputs: what each block returned, by its number
     """
 
-    def __init__(self, structure: Structure, inputs: dict[str, Any], model: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        structure: Structure,
+        inputs: dict[str, Any],
+        model: nn.Module | None = None,
+        outputs: dict[int, Any] | None = None,
+    ) -> None:
         super().__init__(structure, range(structure.depth))
         self.inputs = with_no_cache(structure.model, inputs)
         self.run = model or structure.model
-        self.outputs: dict[int, Any] = {}
+        self.outputs: dict[int, Any] = outputs or {}
         self._given: Tensor | None = None
-        with self:
-            self.plain = self.run(**self.inputs)
+        self.plain: Any = None
+        if outputs is None:
+            with self:
+                self.plain = self.run(**self.inputs)
         self.stream = batch_first(self._raw, structure.blocks[-1])
 
     @contextmanager

@@ -30,7 +30,7 @@ from rc_probe.hooks.structure.structure import AttentionOp, Branch, Candidate, C
 from rc_probe.hooks.structure.tape import walk
 
 from .head_choice import kept_heads
-from .parts import NO_PARTS, Ledger, Parts, Unknown
+from .parts import NO_PARTS, Ledger, Parts, Unknown, plain
 
 HOPS = {"attention", "mixer"}
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 2e-6}  # a float64 model may cast its norms to float32
@@ -99,11 +99,13 @@ class Frozen:
     """What one frozen pass gives. stream: after the last block; hidden: the last hidden state, after the final norm.
 
     named: the model returns it as `last_hidden_state`, (batch, tokens, dim) whatever the layout in the blocks
+    outputs: what each block returned, by its number, as plain tensors
     """
 
     stream: Parts
     hidden: Parts
     named: bool
+    outputs: dict[int, Any]
 
 
 class _Pass(BlockWatch):
@@ -115,6 +117,7 @@ class _Pass(BlockWatch):
         self.stream: Any = None
         self.hidden: Any = None
         self.named = False
+        self.outputs: dict[int, Any] = {}
         self.given: set[int] = {
             id(buffer) for buffer in structure.model.buffers()
         }  # tensors that are not ours
@@ -146,6 +149,9 @@ class _Pass(BlockWatch):
         _ = stream.parts  # now, so that nothing of the block has to be kept
         if block.index == self.structure.depth - 1:
             self.stream = self.hidden = stream
+
+    def returned(self, block: CandidateBlock, output: Any) -> None:
+        self.outputs[block.index] = plain(output)
 
     def _hold(self, *, last: bool) -> Callable[..., None]:
         def hook(module: Any, args: Any, output: Any) -> None:
@@ -225,7 +231,7 @@ def frozen(
             ) from error
     if run.stream is None:
         raise RcProbeError("its blocks did not run", where=type(structure.model).__name__, todo=NO_PARTS)
-    return Frozen(run.stream, run.hidden, run.named)
+    return Frozen(run.stream, run.hidden, run.named, run.outputs)
 
 
 def _check_dtype(structure: Structure) -> None:

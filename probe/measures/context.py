@@ -66,6 +66,11 @@ class Context:
         ]
 
     @property
+    def everywhere(self) -> list[Any]:
+        """The readers that read every plain pass of the run, not those of the curves alone."""
+        return [reader for reader in self.readers.values() if getattr(reader, "every_run", False)]
+
+    @property
     def numbers(self) -> Sequence[int]:
         """Of the batches that this process measures, from 0."""
         return self.world.share(range(len(self.batches)))

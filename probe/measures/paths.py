@@ -15,6 +15,7 @@ from .measurement import Found, Measurement
 if TYPE_CHECKING:
     from rc_probe.data.samples import Samples
     from rc_probe.models.load import Loaded
+    from rc_probe.paths.last_streams import LastStreams
 
     from .context import Context
 
@@ -102,6 +103,12 @@ class Paths(Measurement):
 
         return plan_paths(loaded, samples, settings)  # labels that cannot be meant end the run here
 
+    def reader(self, context: Context) -> LastStreams | None:
+        from rc_probe.paths.last_streams import kept_streams
+
+        plan = context.plans[self.name]
+        return kept_streams(context.structure, len((plan.task or plan).samples.items))
+
     def run(self, context: Context) -> Found:
         from rc_probe.paths.tables import measure_paths
 
@@ -109,6 +116,7 @@ class Paths(Measurement):
         found = measure_paths(
             context.loaded, context.structure, context.plans[self.name], context.settings, context.name,
             lambda stage: context.advance(f"paths: {stage}"), context.world, context.shape,
+            context.readers.get(self.name),
         )  # fmt: skip
         longest = context.structure.depth * (2 if context.settings.count_mlp else 1)
         if (given := context.settings.max_length) is not None and given >= longest:

@@ -43,6 +43,7 @@ class Decomposition:
     stream: the same channels of the stream after the last block, before any final norm
     mask: (batch, tokens) of real tokens, None if all are
     error: max |sum of the parts - output| / max |output|, of the model's own output at real tokens
+    outputs: what each block returned, by its number, whole
     """
 
     parts: Tensor
@@ -55,6 +56,7 @@ class Decomposition:
     error: float
     stream_value: Tensor = field(repr=False)
     value: Tensor = field(repr=False)
+    outputs: dict[int, Any] = field(repr=False)
 
     def total(self) -> Tensor:
         """The sum of all parts, (batch, tokens, dim): the last hidden state."""
@@ -273,7 +275,7 @@ def _collect(
     error = max(_error(x[:-1], x[-1], real) for x in (hidden, stream))
     return Decomposition(
         hidden[:-1], sources, lengths, longest, tuple(counts), stream[:-1], real, error,
-        stream[-1], hidden[-1],
+        stream[-1], hidden[-1], result.outputs,
     )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ from rc_probe.tasks.narrow import narrow_head
 from .decompose import BIAS, Decomposition, decompose, hops
 from .effects import EXACT, LIVE, NONE, SAMPLED, Effects, Key, Seen, effects_of
 from .head_answers import HeadAnswers
+from .last_streams import LastStreams
 from .live import draw_paths, live, summed
 from .sample import sample
 
@@ -54,16 +55,18 @@ def effectiveness(
     budget: Budget,
     advance: Callable[[str], None] = lambda stage: None,
     world: World | None = None,
+    streams: LastStreams | None = None,
 ) -> Effects:
     """Measure the paths of every length on `batches`, which are those of the task's samples.
 
     world: the processes that share the batches; the result is the same in each
+    streams: of plain passes that were made before; where there is none of a batch, one is made
 
     Raises RcProbeError where the model cannot be frozen. Where only single heads cannot be told apart, or rows cannot
     go their own ways, the estimator is left out with a note.
     """
     world = world or World()
-    run = _Run(structure, task, budget)
+    run = _Run(structure, task, budget, streams)
 
     def measured() -> list[Seen]:
         return [run.batch(batch, advance) for batch in world.share(batches)]
@@ -75,8 +78,10 @@ def effectiveness(
 class _Run:
     """Of one batch after the other: the plain pass and the decomposition, that all estimators share."""
 
-    def __init__(self, structure: Structure, task: Task | None, budget: Budget) -> None:
-        self.structure, self.task, self.budget = structure, task, budget
+    def __init__(
+        self, structure: Structure, task: Task | None, budget: Budget, streams: LastStreams | None
+    ) -> None:
+        self.structure, self.task, self.budget, self.streams = structure, task, budget, streams
         self.choices: list[Step] = hops(structure, count_mlp=budget.count_mlp)
         self.estimates = {SAMPLED: self.sampled, LIVE: self.live} if budget.paths else {}
         self._narrow: list[NarrowHead | None] = []  # once it is known
@@ -86,8 +91,7 @@ class _Run:
         self.seen = Seen(batch.start)
         self.prepared = self.task.prepare(batch) if self.task else None
         self.inputs = dict(self.prepared.inputs if self.prepared else batch.inputs)
-        self.answers = self._asked() if self.prepared else None
-        self.whole = self._decompose(max_length=self.budget.max_length)
+        self._take_apart()
         self.exact()
         advance(EXACT)
         if batch.start < SOURCE_SAMPLES:
@@ -101,15 +105,27 @@ class _Run:
             advance(name)
         return self.seen
 
-    def _asked(self) -> HeadAnswers:
+    def _take_apart(self) -> None:
+        """The plain pass, if none was made before, the decomposition, and the head that can be asked."""
+        self.plain = self.streams.of(self.inputs) if self.streams else None
+        self.answers = None
+        if self.plain is None and self.prepared:
+            self.answers = self._asked()
+            self.plain = self.answers.stream
+        self.whole = self._decompose(max_length=self.budget.max_length)
+        if self.answers is None and self.prepared:
+            self.answers = self._asked(self.whole.outputs)
+
+    def _asked(self, outputs: dict[int, Any] | None = None) -> HeadAnswers:
         assert self.task is not None and self.prepared is not None
         if not self._narrow:
             self._narrow.append(narrow_head(self.task, self.prepared))
-        return HeadAnswers(self.structure, self.task, self.prepared, self._narrow[0])
+        return HeadAnswers(self.structure, self.task, self.prepared, self._narrow[0], outputs, self.plain)
 
     def _decompose(self, **how: Any) -> Decomposition:
-        plain = self.answers.stream if self.answers else None
-        return decompose(self.structure, self.inputs, count_mlp=self.budget.count_mlp, plain=plain, **how)
+        return decompose(
+            self.structure, self.inputs, count_mlp=self.budget.count_mlp, plain=self.plain, **how
+        )
 
     # ---- the three estimators
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ CHUNK = 2**26  # scores of words that the head makes at a time
 
 
 class HeadAnswers:
-    """The answers on one batch, of which the plain pass runs at once.
+    """The answers on one batch, of which the plain pass runs at once, unless what its blocks returned is given.
 
     >>> answers = HeadAnswers(structure, task, task.prepare(batch), narrow)          # doctest: +SKIP
     >>> with answers.asking():                                                         # doctest: +SKIP
@@ -30,13 +31,19 @@ class HeadAnswers:
     """
 
     def __init__(
-        self, structure: Structure, task: Task, prepared: Prepared, narrow: NarrowHead | None
+        self,
+        structure: Structure,
+        task: Task,
+        prepared: Prepared,
+        narrow: NarrowHead | None,
+        outputs: dict[int, Any] | None = None,
+        stream: Tensor | None = None,
     ) -> None:
         self.task, self.prepared, self.narrow = task, prepared, narrow
         with narrow.installed() if narrow else nullcontext():
             self._look_at(slice(0, 1))  # what the head says is asked later
-            self._head = ModelHead(structure, dict(prepared.inputs), task.model)
-        self.stream = self._head.stream
+            self._head = ModelHead(structure, dict(prepared.inputs), task.model, outputs)
+        self.stream = self._head.stream if stream is None else stream
 
     @contextmanager
     def asking(self) -> Iterator[None]:
@@ -47,7 +54,8 @@ class HeadAnswers:
     @cached_property
     def plain(self) -> Readout:
         """What the task reads of the plain output."""
-        return self.to(self.stream) if self.narrow else self.task.read(self._head.plain, self.prepared)
+        whole = self._head.plain
+        return self.to(self.stream) if self.narrow or whole is None else self.task.read(whole, self.prepared)
 
     def to(self, stream: Tensor) -> Readout:
         """What it reads of the output with `stream` (batch, tokens, dim) after the last block."""

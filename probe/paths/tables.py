@@ -20,6 +20,7 @@ from rc_probe.tasks import Task, choose_task
 from .decompose import hops
 from .effectiveness import Budget, effectiveness
 from .effects import Effects
+from .last_streams import LastStreams
 from .path_counts import architecture_rows, count_rows
 from .sample import stream_size
 
@@ -69,11 +70,12 @@ def measure_paths(
     advance: Callable[[str], None] = lambda stage: None,
     world: World | None = None,
     shape: Shape | None = None,
+    streams: LastStreams | None = None,
 ) -> PathTables:
     """Count, decompose and sample the paths of a model, as `chosen` says (PathOptions and the common ones).
 
     name: the model's, for the tables; world: the processes that share the batches; shape: of the run, which says what is
-    affordable where no number of samples was asked for
+    affordable where no number of samples was asked for; streams: of plain passes that others have made
     """
     found = PathTables(notes=list(plan.notes))
     try:
@@ -84,7 +86,7 @@ def measure_paths(
         one = in_batches(loaded, scored, chosen, 1)[0]
         made = in_batches(loaded, scored, chosen, path_rows(structure, chosen, one))
         budget = Budget(chosen.path_draws, chosen.repeats, chosen.max_length, chosen.count_mlp, chosen.seed)
-        effects = effectiveness(structure, plan.task, made, budget, advance, world)
+        effects = effectiveness(structure, plan.task, made, budget, advance, world, streams)
         _fill(found, effects, structure, plan, chosen, name)
     except ElsewhereError:
         raise

@@ -278,9 +278,10 @@ def score(
     mine = made.of(context.world.share(range(len(made))))
     head = plan.head(context.loaded, context.settings)
     reader = ScoreReader(task, context.structure.depth, plain, head)
+    others = [*readers, *(context.everywhere if base is None else ())]
     with head.installed() if head else nullcontext():
         notes = engine.run(
-            context.structure, _whole_between(prepared_batches(task, mine), head), edits, [reader, *readers], base=base,
+            context.structure, _whole_between(prepared_batches(task, mine), head), edits, [reader, *others], base=base,
             model=task.model if task else None, advance=lambda name: context.advance(f"{stage}: {name}", passes=int(counted)),
         )  # fmt: skip
     together = context.world.gather(reader.seen, what=stage)

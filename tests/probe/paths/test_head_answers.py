@@ -15,8 +15,10 @@ from rc_probe.hooks.attach import find_structure
 from rc_probe.hooks.edits import single_precision
 from rc_probe.hooks.edits.model_head import ModelHead
 from rc_probe.hooks.linear_maps import linear_in_single
+from rc_probe.measures.paths import Paths
 from rc_probe.models.load import Loaded
-from rc_probe.paths import head_answers
+from rc_probe.paths import head_answers, last_streams
+from rc_probe.paths.last_streams import kept_streams
 from rc_probe.tasks import choose_task
 
 TEXTS, _ = trained.walks(5, seed=3)
@@ -71,9 +73,57 @@ def test_the_head_runs_at_the_scored_positions_alone(kind: str, monkeypatch: pyt
     count = [len(task.prepare(batch).row) for batch in batches(task.samples, given, batch_size=4)]
     # the plain stream, no path, three scopes of three lengths; these of two estimates; three live ones of each
     streams = 2 + 3 * 3 + 2 * 3 * 3 + 2 * 3
-    assert sum(size <= 3 for size in sizes) == sum(1 + streams * -(-each // 3) for each in count)
+    own = (
+        kind == "bert"
+    )  # whose masked texts no other pass has read: a plain pass, whose head runs at one position
+    assert sum(size <= 3 for size in sizes) == sum(own + streams * -(-each // 3) for each in count)
     assert rows.isdisjoint({4})  # the whole head on a batch
     assert not head._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [("gpt2", {}), ("bert", {"importance": "blocks"}), ("t5", {}), ("bert", {})],
+    ids=["of the curves", "of importance", "with an encoder", "its own"],
+)
+def test_a_plain_pass_that_was_made_before_is_not_made_again(
+    kind: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit by bit the same numbers; how often the first block runs while paths are measured is counted."""
+    given = make(kind)
+    ask: dict[str, Any] = {"processor": given.processor, **LESS, **more}
+    calls: list[int] = []
+    real = Paths.run
+
+    def counted(self: Paths, context: Any) -> Any:
+        block = context.structure.module(context.structure.blocks[0])
+        with block.register_forward_pre_hook(lambda *_: calls.append(1)):
+            return real(self, context)
+
+    monkeypatch.setattr(Paths, "run", counted)
+    found = rc_probe.probe(given.model, TEXTS, **ask).tables
+    shared = len(calls)
+    monkeypatch.setattr(last_streams, "LIMIT", 0)  # nothing is kept
+    alone = rc_probe.probe(given.model, TEXTS, **ask).tables
+    batches_of, narrow = 2, 2  # the trial of the narrow head runs the model twice
+    decompositions = batches_of + (
+        kind != "t5"
+    )  # by source is of the first batch; what joins T5's tokens cannot be told
+    assert shared - narrow >= decompositions
+    assert len(calls) - 2 * shared == (0 if kind == "bert" and not more else batches_of)
+    for name in ("paths", "path_sources"):
+        assert (name in found) == (name in alone)
+        assert name not in found or found[name].equals(alone[name])
+
+
+def test_streams_of_another_precision_are_not_taken() -> None:
+    model, inputs = zoo.build("gpt2_lm")
+    structure = find_structure(model, inputs)
+    assert kept_streams(structure, 2) is not None
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert kept_streams(structure, 2) is None
+    model.bfloat16()
+    assert kept_streams(structure, 2) is None
 
 
 def test_a_batch_without_a_scored_position() -> None:
