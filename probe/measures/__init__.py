@@ -13,7 +13,7 @@ from .heads.spectra import HeadRanks
 from .importance.importance import Importance
 from .massive import Massive
 from .measurement import Measurement
-from .paths import Paths
+from .paths.paths import Paths
 from .what_if.what_if import WhatIf
 
 MEASUREMENTS: tuple[Measurement, ...] = (

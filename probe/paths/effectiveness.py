@@ -30,10 +30,10 @@ from rc_probe.tasks.narrow import narrow_head
 from .decompose import BIAS, Decomposition, decompose, hops
 from .effects import EXACT, LIVE, NONE, SAMPLED, Effects, Key, Seen, effects_of
 from .head_answers import HeadAnswers
-from .last_streams import LastStreams
 from .live import draw_paths, live, summed
 from .sample import sample
 
+Streams = Callable[[dict[str, Any]], Tensor | None]
 SOURCE_SAMPLES = 8  # that tokens, positions and biases are told apart on
 
 
@@ -55,12 +55,13 @@ def effectiveness(
     budget: Budget,
     advance: Callable[[str], None] = lambda stage: None,
     world: World | None = None,
-    streams: LastStreams | None = None,
+    streams: Streams | None = None,
 ) -> Effects:
     """Measure the paths of every length on `batches`, which are those of the task's samples.
 
     world: the processes that share the batches; the result is the same in each
-    streams: of plain passes that were made before; where there is none of a batch, one is made
+    streams: by the inputs of a plain pass that was made before the stream (batch, tokens, dim) after its last block; where there
+        is none, one is made
 
     Raises RcProbeError where the model cannot be frozen. Where only single heads cannot be told apart, or rows cannot
     go their own ways, the estimator is left out with a note.
@@ -79,7 +80,7 @@ class _Run:
     """Of one batch after the other: the plain pass and the decomposition, that all estimators share."""
 
     def __init__(
-        self, structure: Structure, task: Task | None, budget: Budget, streams: LastStreams | None
+        self, structure: Structure, task: Task | None, budget: Budget, streams: Streams | None
     ) -> None:
         self.structure, self.task, self.budget, self.streams = structure, task, budget, streams
         self.choices: list[Step] = hops(structure, count_mlp=budget.count_mlp)
@@ -107,7 +108,7 @@ class _Run:
 
     def _take_apart(self) -> None:
         """The plain pass, if none was made before, the decomposition, and the head that can be asked."""
-        self.plain = self.streams.of(self.inputs) if self.streams else None
+        self.plain = self.streams(self.inputs) if self.streams else None
         self.answers = None
         if self.plain is None and self.prepared:
             self.answers = self._asked()

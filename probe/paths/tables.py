@@ -18,9 +18,8 @@ from rc_probe.results.tables import Row
 from rc_probe.tasks import Task, choose_task
 
 from .decompose import hops
-from .effectiveness import Budget, effectiveness
+from .effectiveness import Budget, Streams, effectiveness
 from .effects import Effects
-from .last_streams import LastStreams
 from .path_counts import architecture_rows, count_rows
 from .sample import stream_size
 
@@ -70,7 +69,7 @@ def measure_paths(
     advance: Callable[[str], None] = lambda stage: None,
     world: World | None = None,
     shape: Shape | None = None,
-    streams: LastStreams | None = None,
+    streams: Streams | None = None,
 ) -> PathTables:
     """Count, decompose and sample the paths of a model, as `chosen` says (PathOptions and the common ones).
 

@@ -45,7 +45,8 @@ def narrow_head(task: Task | None, prepared: Prepared | None) -> NarrowHead | No
 def words_of(task: Task | None) -> int:
     """Among how many words a task's head chooses; 0 where it is no head of words."""
     head = task.model.get_output_embeddings() if isinstance(task, NextToken | MaskedToken) else None
-    return len(head.weight) if isinstance(getattr(head, "weight", None), torch.Tensor) else 0
+    weight = getattr(head, "weight", None)
+    return len(weight) if isinstance(weight, torch.Tensor) else 0
 
 
 def narrowed(prepared: Prepared) -> Prepared:

@@ -68,7 +68,7 @@ def grammars() -> dict[str, Callable[[str], object]]:
     from rc_probe.data.places import check_place
     from rc_probe.interventions.grammar import parse_intervention
     from rc_probe.measures.curves import read_names
-    from rc_probe.measures.paths import _read_draws
+    from rc_probe.measures.paths.paths import _read_draws
     from rc_probe.models.checkpoints import checkpoints
     from rc_probe.models.load import check_device, check_device_map, check_dtype
     from rc_probe.registry import select

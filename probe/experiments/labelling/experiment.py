@@ -17,7 +17,7 @@ from rc_probe.data.samples import Samples
 from rc_probe.experiments.protocol import Experiment, Frames, SeedRun, Sizes, with_seed
 from rc_probe.experiments.training import Recipe, epochs, seeded
 from rc_probe.hooks.attach import find_structure
-from rc_probe.measures.paths import PATHS
+from rc_probe.measures.paths.paths import PATHS
 from rc_probe.models.own.san import SANConfig, SANForTokenClassification
 from rc_probe.paths.effectiveness import Budget, effectiveness
 from rc_probe.results.tables import Column, Row, Table

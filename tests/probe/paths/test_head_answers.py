@@ -15,10 +15,11 @@ from rc_probe.hooks.attach import find_structure
 from rc_probe.hooks.edits import single_precision
 from rc_probe.hooks.edits.model_head import ModelHead
 from rc_probe.hooks.linear_maps import linear_in_single
-from rc_probe.measures.paths import Paths
+from rc_probe.measures.paths import last_streams
+from rc_probe.measures.paths.last_streams import kept_streams
+from rc_probe.measures.paths.paths import Paths
 from rc_probe.models.load import Loaded
-from rc_probe.paths import head_answers, last_streams
-from rc_probe.paths.last_streams import kept_streams
+from rc_probe.paths import head_answers
 from rc_probe.tasks import choose_task
 
 TEXTS, _ = trained.walks(5, seed=3)

@@ -468,7 +468,8 @@ def test_a_batch_of_paths_takes_one_plain_pass(trained_causal: Loaded) -> None:
         effects = effectiveness(structure, task, made, Budget(paths=()))
     scored = sum(row["metric"] == "loss" and row["estimator"] == "exact" for row in effects.rows)
     assert len(made) == 2 and scored == 10  # three scopes of three lengths, and biases alone
-    assert len(calls) == 2 * (1 + 1 + 1)  # plain, by length, by source; for the head no block is called
+    # plain, by length, by source; for the head no block is called, but once in the trial of it
+    assert len(calls) == 2 * (1 + 1 + 1) + 2
 
 
 def test_sources_are_those_of_the_first_eight_samples_whatever_the_batches(trained_causal: Loaded) -> None:

@@ -6,18 +6,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rc_probe.hooks.errors import RcProbeError
+from rc_probe.measures.measurement import Found, Measurement
 from rc_probe.options import Options, option
 from rc_probe.results.protocols import Result
 from rc_probe.results.tables import METRIC, SPREAD, Column, Table
 
-from .measurement import Found, Measurement
-
 if TYPE_CHECKING:
     from rc_probe.data.samples import Samples
+    from rc_probe.measures.context import Context
     from rc_probe.models.load import Loaded
-    from rc_probe.paths.last_streams import LastStreams
 
-    from .context import Context
+    from .last_streams import LastStreams
 
 _COUNT = Column("count", "str", "how many paths have this length, in decimal: it may be beyond 2⁶³")
 PATHS = Table("paths", "What paths of each length do", (
@@ -104,7 +103,7 @@ class Paths(Measurement):
         return plan_paths(loaded, samples, settings)  # labels that cannot be meant end the run here
 
     def reader(self, context: Context) -> LastStreams | None:
-        from rc_probe.paths.last_streams import kept_streams
+        from .last_streams import kept_streams
 
         plan = context.plans[self.name]
         return kept_streams(context.structure, len((plan.task or plan).samples.items))
@@ -113,10 +112,11 @@ class Paths(Measurement):
         from rc_probe.paths.tables import measure_paths
 
         context.advance("paths: exact")
+        streams: LastStreams | None = context.readers.get(self.name)
         found = measure_paths(
             context.loaded, context.structure, context.plans[self.name], context.settings, context.name,
             lambda stage: context.advance(f"paths: {stage}"), context.world, context.shape,
-            context.readers.get(self.name),
+            streams.of if streams else None,
         )  # fmt: skip
         longest = context.structure.depth * (2 if context.settings.count_mlp else 1)
         if (given := context.settings.max_length) is not None and given >= longest:

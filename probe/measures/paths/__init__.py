@@ -1,0 +1,1 @@
+"""Paths: what each length does, without a plain pass where one was made."""
