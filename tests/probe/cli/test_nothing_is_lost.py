@@ -15,13 +15,17 @@ from support.command import Run
 from rc_probe import ProbeResult, probe
 from rc_probe.measures import MEASUREMENTS
 from rc_probe.models.load import Loaded
+from rc_probe.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
 SMALL = [
     "--samples", "4", "--length", "12", "--no-init", "--path-samples", "2", "--importance", "blocks", "--drop", "1", "--quiet",
 ]  # fmt: skip
-LATER = [each for each in MEASUREMENTS if not each.needed]
+ASKED: dict[str, Any] = {
+    "samples": 4, "length": 12, "init": False, "path_samples": 2, "importance": "blocks", "drop": 1,
+}  # fmt: skip
+LATER = [each for each in MEASUREMENTS if not each.needed and each.wanted(Settings.of(**ASKED))]
 MEMORY = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"
 
 
@@ -44,7 +48,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def whole(model: str) -> ProbeResult:
-    return probe(model, samples=4, length=12, init=False, path_samples=2, importance="blocks", drop=1)
+    return probe(model, **ASKED)
 
 
 def same_tables(found: ProbeResult, whole: ProbeResult, without: set[str]) -> None:
