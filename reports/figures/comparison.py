@@ -27,7 +27,7 @@ from .panels import (
     set_scale,
     svg_dashes,
 )
-from .svg import MORE, MUTED, SAN, SAN_MLP, SAN_SKIP, THEME, TRANSFORMER
+from .svg import HEAT, MORE, MUTED, SAN, SAN_MLP, SAN_SKIP, THEME, TRANSFORMER
 
 COLOURS = (TRANSFORMER, SAN, SAN_SKIP, SAN_MLP, *MORE)
 DASHES: tuple[Dashes, ...] = ((), (5, 2.2), (1.2, 1.8), (6.5, 2, 1.2, 2))
@@ -192,16 +192,16 @@ def _map_figure(steps: list[int], table: pd.DataFrame) -> Figure:
         axes.set_xlabel("training step (each checkpoint as wide as the others)")
         axes.set_ylabel("layer")
         panel.grid = ""
-    caption = f"{WHAT} The colours always go from 0 (dark) to 1 (light); above 1 they are those of 1."
+    caption = (
+        f"{WHAT} The colours always go from 0 (stands out from the page) to 1; above 1 they are those of 1."
+    )
     caption += f" Every {every}. checkpoint is drawn; the tables hold all." if every > 1 else ""
     return Figure("map", "Every layer over training", caption, [], [panel.svg], wide=True)
 
 
 def _heat(panel: Panel, values: np.ndarray, steps: list[int], layers: list[int]) -> None:
-    import seaborn as sns
-
     edges = np.linspace(0, 1, SHADES + 1)
-    colours = ListedColormap(sns.color_palette("mako", SHADES).as_hex())
+    colours = ListedColormap(HEAT[: -SHADES - 1 : -1])  # what is low stands out
     texts = [
         f"step {step}, layer {layer}: {number(values[row, column], 3)}"
         for row, layer in enumerate(layers)

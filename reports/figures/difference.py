@@ -86,7 +86,8 @@ def _panel(
 ) -> str:  # fmt: skip
     size = {"width": 330.0, "height": 235.0} if small else {}
     with panel_of(key, title, **size) as panel:
-        by_layer(panel.axes, max(max(curve) for curve in curves.values()), by)
+        last = max(max(curve) for curve in curves.values())
+        by_layer(panel.axes, last, by, first=int(by == "block"))  # blocks count from 1
         values = [value for curve in curves.values() for value in curve.values()]
         set_scale(panel.axes, [*values, *([limit] if limit and not full else [])], log=log, full=full)
         if limit is not None:

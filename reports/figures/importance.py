@@ -14,9 +14,9 @@ from rc_probe.results.words import number, signed
 
 from .canvas import Panel, panel_of
 from .panels import Figure
-from .svg import MUTED
+from .svg import HEAT, MUTED
 
-SHADES, LEAST = 12, 1e-2  # colours, and the share of the largest change at which the second one begins
+SHADES, LEAST = len(HEAT), 1e-2  # colours, and the share of the largest change at which the second one begins
 ROW = {False: 30, True: 14}  # height of a part; of a head
 
 
@@ -38,8 +38,8 @@ def importance_figure(frame: pd.DataFrame) -> Figure | None:
     ) as panel:
         _heat(panel, values, parts, unit)
     caption = (
-        f"Each cell: one part removed, all else as it is. Darker costs more, on a log scale from {LEAST:g} of the largest "
-        "change; the lightest colour is a change below that, or none, or an improvement."
+        f"Each cell: one part removed, all else as it is. The more it stands out, the more it costs, on a log scale from {LEAST:g} of the "
+        "largest change; the faintest colour is a change below that, or none, or an improvement."
     )
     return Figure("importance", "What each removal costs", caption, [], [panel.svg], wide=True)
 
@@ -49,12 +49,10 @@ def _named(component: str, head: float) -> str:
 
 
 def _heat(panel: Panel, values: np.ndarray, parts: Sequence[str], unit: str) -> None:
-    import seaborn as sns
-
     axes, depth = panel.axes, values.shape[1]
     top = max(float(np.nanmax(values)), 1e-12)
     edges = np.array([0.0, *top * np.geomspace(LEAST, 1, SHADES)])
-    colours = ListedColormap(sns.color_palette("mako_r", SHADES).as_hex())
+    colours = ListedColormap(HEAT)
     style: dict[str, Any] = {"cmap": colours, "norm": BoundaryNorm(edges, SHADES, clip=True), "linewidth": 0}
     texts = [
         f"{part}, block {block}: {signed(values[row, block - 1], 3)}{unit}"

@@ -55,10 +55,10 @@ class Figure:
     wide: bool = False  # one panel over the whole width
 
 
-def by_layer(axes: Axes, last: int, label: str = "layer") -> None:
-    """Layers (or what `label` says) 0 to `last` along x."""
+def by_layer(axes: Axes, last: int, label: str = "layer", first: int = 0) -> None:
+    """Layers (or what `label` says) `first` to `last` along x."""
     axes.set_xlabel(label)
-    axes.set_xlim(-0.25, last + 0.25)
+    axes.set_xlim(first - 0.25, last + 0.25)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
 
 

@@ -27,6 +27,26 @@ THEME = {
     "#100008": "var(--run-8,#5d6670)",
 }
 FG, GRID, PANEL, MUTED, ACCENT, SAN, SAN_MLP, SAN_SKIP, TRANSFORMER, *MORE = THEME
+# Of a map, from the colour nearest to the page to the one that stands out most, in light and dark.
+_HEAT = (
+    "#b7e6c5",
+    "#82d8b0",
+    "#50c6ad",
+    "#3cb2ad",
+    "#359baa",
+    "#3485a5",
+    "#3670a0",
+    "#3b589a",
+    "#414184",
+    "#3c3162",
+    "#312140",
+    "#1f1220",
+)
+HEAT = [f"#2000{number:02x}" for number in range(1, len(_HEAT) + 1)]
+THEME |= {
+    drawn: f"var(--h{number},{shown})"
+    for number, (drawn, shown) in enumerate(zip(HEAT, _HEAT, strict=True), 1)
+}
 
 _NUMBER = re.compile(r"-?\d+\.\d+")
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")

@@ -103,3 +103,19 @@ def test_one_block_is_told_by_itself() -> None:
         result.verdict["importance"]["sentence"]
         == "Without block 1 the KL divergence from the whole model rises by 0.50 nats."
     )
+
+
+def test_what_costs_most_stands_out_from_a_light_and_from_a_dark_page() -> None:
+    """Each colour of the map is the page's own, and the last one is furthest from the page in both."""
+    text = made().to_html()
+    found = {int(n) for n in re.findall(r'fill="var\(--h(\d+),#[0-9a-f]{6}\)"', text)}
+    assert {1, 12} <= found <= set(range(1, 13))
+    light, dark = (
+        [
+            int(one[1:3], 16) + int(one[3:5], 16) + int(one[5:7], 16)
+            for one in re.findall(r"--h\d+: (#[0-9a-f]{6});", part)
+        ]
+        for part in text.split("prefers-color-scheme: dark")[:2]
+    )
+    assert len(light) == len(dark) == 12
+    assert light == sorted(light, reverse=True) and dark == sorted(dark), "on white darker, on black lighter"

@@ -10,11 +10,11 @@ from matplotlib.ticker import MaxNLocator
 from rc_probe.registry import HEAD_METRICS
 from rc_probe.reports.figures.canvas import Panel, panel_of
 from rc_probe.reports.figures.panels import Figure
-from rc_probe.reports.figures.svg import MUTED
+from rc_probe.reports.figures.svg import HEAT, MUTED
 from rc_probe.results.findings.head_words import by_head
 from rc_probe.results.words import number
 
-SHADES = 12
+SHADES = len(HEAT)
 MAPS = (  # circuit, metric, what the panel is called
     ("qk", "effective_rank", "Query-key: effective rank"),
     ("qk", "logits_r90", "Scores on the data: rank of 90 %"),
@@ -22,7 +22,7 @@ MAPS = (  # circuit, metric, what the panel is called
     ("ov", "effective_rank", "Output-value: effective rank"),
 )
 CAPTION = (
-    "Each cell is a head. Ranks: darker is higher, from 0 to the width of a head. Nearness to ±I: above 0 the head looks for tokens "
+    "Each cell is a head. Ranks: the more it stands out, the higher, from 0 to the width of a head. Nearness to ±I: above 0 the head looks for tokens "
     "like its own (nearest-like), below 0 for unlike ones (farthest-like)."
 )
 
@@ -54,7 +54,7 @@ def _map(panel: Panel, grid: pd.DataFrame, metric: str, low: float, high: float)
 
     axes, values = panel.axes, grid.to_numpy(dtype=float)
     heads, blocks = [int(n) for n in grid.index], [int(n) for n in grid.columns]
-    palette = sns.color_palette("vlag_r" if low < 0 else "mako_r", SHADES).as_hex()
+    palette = sns.color_palette("vlag_r", SHADES).as_hex() if low < 0 else HEAT
     style: dict[str, Any] = {"cmap": ListedColormap(palette), "norm": Normalize(low, high), "linewidth": 0}
     texts = [
         f"head {head}, block {block}: {number(values[row, column], 3)}"
