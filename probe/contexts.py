@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from rc_probe.hooks.structure.unwrap import unwrapped
 from rc_probe.hooks.undo import Living
 from rc_probe.interventions.grammar import interventions
 from rc_probe.interventions.intervention import Intervention
+from rc_probe.measures.coarse_rounding import noise_on
 from rc_probe.metrics.layer_curves import Curves, Measured, gather_curves
 from rc_probe.models.structure_table import structure_rows
 from rc_probe.processes.world import World
@@ -142,7 +143,7 @@ def attach(
     checkpointing recomputes, rows of fewer than two real tokens, and passes of rc-probe's own; `left_out` counts
     passes by the reason. Of `generate` each prompt is one sample, whatever follows. The stream is what the user's hooks
     on blocks make of it. Of models whose blocks hand on several streams side by side `.frame()` is of all together, a
-    token's one after the other, and `.streams_frame()` of each. `inputs`, `stack` and `blocks` are as in `ablate`.
+    token's one after the other, and `.streams_frame()` of each. Floors of quantised models are measured on `inputs`. `inputs`, `stack` and `blocks` are as in `ablate`.
 
     Raises RcProbeError when the model cannot be proved, and, while it runs, when a batch of several
     texts comes without a mask, as one packed sequence, or a prompt in chunks.
@@ -152,7 +153,7 @@ def attach(
     >>> probe.frame()                         # doctest: +SKIP
     """
     structure = _prove(model, inputs, stack, blocks, several=True)
-    return Attached(structure, metrics, mask)
+    return Attached(structure, metrics, mask, noise=noise_on(structure, inputs))
 
 
 def _prove(
@@ -170,18 +171,27 @@ class Attached(Living):
     """A model being measured; see `attach`. `structure` is what was proved about it.
 
     `left_out` counts passes that are no samples, by the reason. With `stop`, passes end after the last layer by
-    StreamDone (see Tap).
+    StreamDone (see Tap). `noise` is that of quantised models, by stream and layer (see Curves).
     """
 
     def __init__(
-        self, structure: Structure, metrics: Sequence[str], mask: Tensor | str | None, *, stop: bool = False
+        self,
+        structure: Structure,
+        metrics: Sequence[str],
+        mask: Tensor | str | None,
+        *,
+        stop: bool = False,
+        noise: Mapping[int, dict[int, float]] | None = None,
     ) -> None:
         self.structure, self.given, self.stop = structure, mask, stop
         if not (mask is None or isinstance(mask, Tensor) or mask == "auto"):
             todo = 'Give "auto", None, or a tensor (batch, tokens)'
             raise RcProbeError(f"{mask!r:.80} is no mask", where="mask", todo=todo)
         several = structure.streams if structure.streams > 1 else 0
-        self.by_stream = {number: Curves(select(metrics)) for number in range(several + 1)}  # 0: all together
+        self.by_stream = {  # 0: all together
+            number: Curves(select(metrics), noise=(noise or {}).get(number, {}))
+            for number in range(several + 1)
+        }
         self.left_out: Counter[str] = Counter()
         self._heard: Heard | None = None  # the pass that is running
         self._measured: dict[int, list[Measured]] = {}  # its layers, in order: of each of `by_stream`

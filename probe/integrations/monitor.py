@@ -21,6 +21,7 @@ from rc_probe.hooks.edits.stream_taps import run_stopped
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.structure.example_inputs import with_no_cache
 from rc_probe.hooks.structure.unwrap import check_module, unwrapped
+from rc_probe.measures.coarse_rounding import noise_on
 from rc_probe.models.load import hold_model
 from rc_probe.models.model_inputs import input_device
 from rc_probe.options import at_least
@@ -125,7 +126,9 @@ class Monitor:
         block 1; L + 1 where none is, NaN where the stream is not finite
         """
         refuse_mps(self.model)  # it may have moved since
-        attached = Attached(self.structure, self.metrics, None, stop=True)
+        with same_random(), measuring(self.model), full_precision(self.model):
+            noise = noise_on(self.structure, self._placed(0))
+        attached = Attached(self.structure, self.metrics, None, stop=True, noise=noise)
         with same_random(), measuring(self.model), full_precision(self.model), attached:
             for number in range(len(self.batches)):
                 inputs = with_no_cache(self.model, self._placed(number))

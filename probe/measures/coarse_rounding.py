@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from rc_probe.data.batches import Batch
 from rc_probe.hooks.edits.edits import Edits
 from rc_probe.hooks.edits.model_state import measuring
-from rc_probe.hooks.structure.structure import Structure
+from rc_probe.hooks.edits.stream_taps import each_stream
+from rc_probe.hooks.structure.example_inputs import example_inputs, small
+from rc_probe.hooks.structure.structure import Structure, decodes
 
 from .variant_passes import stream_pass
 
@@ -63,14 +65,43 @@ def measured_noise(
     """
     if not quantised(structure.model):
         return {}
-    found: dict[str, dict[int, float]] = {}
-    with measuring(structure.model):
-        for name, edit in edits.items():
-            own = _streams(structure, batch, edit)
-            with _in_floats(structure.model):
-                other = _streams(structure, batch, edit)
-            found[name] = {layer: _moved(own[layer], other[layer], batch.mask) for layer in own}
+    return {name: _by_layer(_differing(structure, batch, edit), batch.mask) for name, edit in edits.items()}
+
+
+def noise_by_stream(structure: Structure, batch: Batch) -> dict[int, dict[int, float]]:
+    """The same of the plain model, by layer, of each of several streams side by side by its number, and 0: of all together."""
+    if not quantised(structure.model):
+        return {}
+    both, count = _differing(structure, batch, Edits()), structure.streams
+    found = {0: _by_layer(both, batch.mask)}
+    for number in range(count if count > 1 else 0):
+        one = {layer: tuple(each_stream(x, count)[number] for x in pair) for layer, pair in both.items()}
+        found[number + 1] = _by_layer(one, batch.mask)
     return found
+
+
+def noise_on(structure: Structure, inputs: dict[str, Any] | None) -> dict[int, dict[int, float]]:
+    """`noise_by_stream` on keyword arguments of the model's forward; without them on random ones."""
+    if not quantised(structure.model):
+        return {}
+    given = small(example_inputs(structure.model) if inputs is None else inputs, tokens=None)
+    mask = given.get("decoder_attention_mask" if decodes(structure) else "attention_mask")
+    return noise_by_stream(
+        structure, Batch(given, mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None)
+    )
+
+
+def _differing(structure: Structure, batch: Batch, edits: Edits) -> dict[int, tuple[Tensor, ...]]:
+    """By layer the stream of the model's own pass, and of one that differs by rounding alone."""
+    with measuring(structure.model):
+        own = _streams(structure, batch, edits)
+        with _in_floats(structure.model):
+            other = _streams(structure, batch, edits)
+    return {layer: (own[layer], other[layer]) for layer in own}
+
+
+def _by_layer(both: Mapping[int, tuple[Tensor, ...]], mask: Tensor | None) -> dict[int, float]:
+    return {layer: _moved(x, y, mask) for layer, (x, y) in both.items()}
 
 
 def _streams(structure: Structure, batch: Batch, edits: Edits) -> dict[int, Tensor]:

@@ -130,14 +130,19 @@ class Streams(Measurement):
         from rc_probe.hooks.edits.stream_taps import each_stream
         from rc_probe.metrics.layer_curves import Curves as LayerCurves
 
+        from .coarse_rounding import noise_by_stream
+
         count = context.structure.streams
         names = [name for name in context.settings.measured if METRICS[name].cost == "cheap"]
         if count == 1 or not names:
             return None
+        noise = noise_by_stream(context.structure, next(iter(context.batches.of([0]))))
 
         class Reader(PlainReader):
             def __init__(self) -> None:
-                self.curves = {number: LayerCurves(names) for number in range(1, count + 1)}
+                self.curves = {
+                    number: LayerCurves(names, noise=noise.get(number, {})) for number in range(1, count + 1)
+                }
 
             def plain(self, layer: int, x: Any) -> None:
                 for curves, part in zip(self.curves.values(), each_stream(x, count), strict=True):
@@ -148,8 +153,6 @@ class Streams(Measurement):
 
     def run(self, context: Context) -> Found:
         from rc_probe.metrics.layer_curves import gather_curves
-
-        from .coarse_rounding import name_of_rounding
 
         reader = context.readers.get(self.name)
         if reader is None:
@@ -162,9 +165,7 @@ class Streams(Measurement):
         rows = [
             row for number in curves for row in curves[number].rows(weights=context.weights, stream=number)
         ]
-        coarse = name_of_rounding(context.structure.model)
-        said = [f"Floors of single streams are those of floats, not those of {coarse}."] if coarse else []
-        return Found({"streams": rows}, said, kept=curves)
+        return Found({"streams": rows}, kept=curves)
 
 
 def _asked(settings: Any) -> int:

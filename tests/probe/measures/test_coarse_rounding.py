@@ -11,10 +11,13 @@ from support import tiny
 from torch import nn
 
 import rc_probe
+from rc_probe import engine
 from rc_probe.data.batches import Batch
 from rc_probe.hooks.attach import find_structure
 from rc_probe.hooks.edits.edits import Edits
+from rc_probe.integrations.monitor import Monitor
 from rc_probe.measures.coarse_rounding import measured_noise, name_of_rounding, quantised
+from rc_probe.measures.variant_passes import CurveReader
 
 BATCH = {
     "input_ids": torch.tensor([[1, 5, 9, 14, 22, 2], [1, 7, 8, 2, 0, 0]]),
@@ -89,3 +92,20 @@ def test_a_run_says_it() -> None:
     floors = result.tables["residuals"].query("variant == 'SAN'")["floor"].tolist()
     assert floors[0] < 1e-6 and floors[2] > 1e-4
     assert "--dtype float32 " in result.settings["command"]
+
+
+def test_attach_and_a_monitor_have_the_measured_floors() -> None:
+    """What they are attached with is what they measure here; the floor of a residual grows with its noise."""
+    model = by_torchao("Int8DynamicActivationInt8WeightConfig")
+    with torch.no_grad(), rc_probe.attach(model, inputs=BATCH) as probe:
+        model(**BATCH)
+    mine, monitor = probe.frame(), Monitor(model, [BATCH])
+    monitor.measure()
+    reader = CurveReader(["transformer"], ["residual"], 0)
+    reader.curves["transformer"].noise = dict(enumerate(by_hand(model)))
+    engine.run(find_structure(model, BATCH), [Batch(BATCH, BATCH["attention_mask"].bool())], {}, [reader])
+    wanted = [row["floor"] for row in reader.curves["transformer"].rows()]
+    for frame in (mine, monitor.frame()):
+        assert frame.query("metric == 'residual'")["floor"].tolist() == pytest.approx(wanted, rel=1e-3)
+    assert wanted[0] < 1e-6 and wanted[2] > 1e-4
+    assert not model.encoder.layer[0].output.dense._forward_hooks
