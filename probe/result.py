@@ -162,7 +162,8 @@ class ProbeResult(Saved):
         source, saved = read_saved(path)
         if kind := saved.get("kind"):
             todo = "Give a folder that `rc-probe MODEL` wrote"
-            raise RcProbeError(f"a {kind}, not a run", where=str(source), todo=todo)
+            article = "an" if str(kind)[:1] in "aeiou" else "a"
+            raise RcProbeError(f"{article} {kind}, not a run", where=str(source), todo=todo)
         with reading(source):
             result = cls(saved["model"], saved["settings"], saved["environment"], saved_tables(saved))
             check_saved(result)

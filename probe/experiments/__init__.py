@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 NAMES = {  # each is a file of that name
     "sort": "Sort 8 letters: what paths of each length are worth.",
+    "hull": "Find the vertices of the convex hull of 10 points: the same of coordinates.",
+    "memorize": "Learn labels of words by heart: the same of sentences, beside the ceiling.",
+    "circle": "Two tokens go round a circle: what keeps them apart.",
+    "nearest": "Nearest neighbours: heads of low rank, however many, against one of full rank.",
     "equilibria": "Norms and collapse where the answer is known. Nothing is trained.",
 }
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -114,6 +115,12 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
+
+
+def save_model(model: Any, folder: Path) -> None:
+    """The folder of a transformers model, without the bars that the library draws."""
+    with quiet():
+        model.save_pretrained(folder)
 
 
 def epochs(count: int, size: int, seed: int) -> Iterator[Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from rc_probe.data.batches import Batch
 from rc_probe.data.samples import Samples
 from rc_probe.experiments.protocol import Experiment, Frames, SeedRun, Sizes, with_seed
-from rc_probe.experiments.training import Recipe, epochs, seeded
+from rc_probe.experiments.training import Recipe, epochs, save_model, seeded
 from rc_probe.hooks.attach import find_structure
 from rc_probe.measures.paths.paths import PATHS
 from rc_probe.models.own.san import SANConfig, SANForTokenClassification
@@ -43,6 +43,7 @@ class LabellingSizes(Sizes):
     batch: int
     recipe: Recipe
     at_once: int = 100  # sequences in a pass of the measurement
+    repeats: int = 5  # estimates of each number of paths drawn
 
 
 S = TypeVar("S", bound=LabellingSizes)
@@ -116,7 +117,7 @@ class Labelling(Experiment[S]):
     def save(self, model: SANForTokenClassification, test: Labelled, run: SeedRun[S]) -> None:
         """The model's folder, which loads like any other."""
         assert run.folder is not None
-        model.save_pretrained(run.folder / "model")
+        save_model(model, run.folder / "model")
 
 
 def path_rows(model: SANForTokenClassification, test: Labelled, run: SeedRun[S]) -> list[Row]:
@@ -130,7 +131,7 @@ def path_rows(model: SANForTokenClassification, test: Labelled, run: SeedRun[S])
     structure = find_structure(model, {name: value[:2] for name, value in inputs.items()})
     task = Labels(model, Samples("text", "made", []), given=test.labels)
     run.trainer.report("paths", 0, 1)
-    return effectiveness(structure, task, batches, Budget(DRAWN, seed=run.seed)).rows
+    return effectiveness(structure, task, batches, Budget(DRAWN, run.sizes.repeats, seed=run.seed)).rows
 
 
 # ---- what claims read

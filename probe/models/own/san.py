@@ -17,13 +17,15 @@ from transformers.modeling_outputs import BaseModelOutput, TokenClassifierOutput
 
 
 class SANConfig(transformers.PretrainedConfig):  # type: ignore[misc]  # transformers has no types here
-    """Sizes of a SAN; the defaults are those for sorting 8 letters of 10.
+    """Sizes of a SAN; the defaults are those for sorting 8 letters of 10, but for `num_labels`.
 
     vocab_size: 0 where tokens are points instead of ids
     coordinates: of such a point; 0 where tokens are ids
+    deep_entry: whether points go through a second linear map, behind a GELU
     skip: whether attention has its skip
     intermediate_size: width of the MLPs, 0 for none
     max_position_embeddings: longest sequence; 0 for no positions
+    num_labels: how many there are, 2 if nothing is said, as in all configs of transformers
     """
 
     model_type = "rc_probe_san"
@@ -32,6 +34,7 @@ class SANConfig(transformers.PretrainedConfig):  # type: ignore[misc]  # transfo
         self,
         vocab_size: int = 10,
         coordinates: int = 0,
+        deep_entry: bool = False,
         skip: bool = True,
         hidden_size: int = 48,
         num_hidden_layers: int = 6,
@@ -42,11 +45,11 @@ class SANConfig(transformers.PretrainedConfig):  # type: ignore[misc]  # transfo
         attention_dropout: float = 0.1,
         layer_norm_eps: float = 1e-12,
         initializer_range: float = 0.02,
-        num_labels: int = 10,
         **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
         self.coordinates = coordinates
+        self.deep_entry = deep_entry
         self.skip = skip
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
@@ -57,7 +60,7 @@ class SANConfig(transformers.PretrainedConfig):  # type: ignore[misc]  # transfo
         self.attention_dropout = attention_dropout
         self.layer_norm_eps = layer_norm_eps
         self.initializer_range = initializer_range
-        super().__init__(num_labels=num_labels, **kwargs)
+        super().__init__(**kwargs)
 
 
 class Mixing(nn.Linear):
@@ -133,11 +136,13 @@ class SANModel(SANPreTrained):
         dim, positions = config.hidden_size, config.max_position_embeddings
         if config.coordinates:
             self.main_input_name = "points"
-            self.words: nn.Module = nn.Sequential(nn.Linear(config.coordinates, dim), nn.GELU())
+            self.words: nn.Module = nn.Linear(config.coordinates, dim)
         else:
             self.words = nn.Embedding(config.vocab_size, dim)
         self.positions = nn.Embedding(positions, dim) if positions else None
-        self.project = nn.Linear(dim, dim)
+        self.project: nn.Module = nn.Linear(dim, dim)
+        if config.coordinates:
+            self.project = nn.Sequential(nn.GELU(), self.project) if config.deep_entry else nn.Identity()
         self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(SANBlock(config) for _ in range(config.num_hidden_layers))

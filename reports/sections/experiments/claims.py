@@ -19,9 +19,10 @@ class Claims:
     def show(self, view: ExperimentView, /) -> Shown | None:
         rows = []
         for row in view.table("claims").to_dict("records"):
-            measured = cell(None)
-            if not pd.isna(row["measured"]):
-                measured = with_interval(row["measured"], row["low"], row["high"])
+            more = row["low"] < row["high"]
+            measured = (
+                with_interval(row["measured"], row["low"], row["high"]) if more else cell(row["measured"])
+            )
             known = None if pd.isna(row["holds"]) else bool(row["holds"])
             holds = cell(None) if known is None else HOLDS[known]
             rows.append([Cell(row["claim"]), Cell(row["expected"]), measured, holds, Cell(row["source"])])

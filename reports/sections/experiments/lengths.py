@@ -6,7 +6,7 @@ from rc_probe.reports.figures.paths.effect import effect_figure
 from rc_probe.reports.sections.section import Folded, Shown
 from rc_probe.reports.table_cells import Table, cell, with_interval
 
-from .view import ExperimentView, OverSeeds
+from .view import ExperimentView, OverSeeds, spread
 
 SPREAD = "from the lowest seed to the highest"
 
@@ -38,9 +38,7 @@ class Lengths:
 def _guesses(view: ExperimentView) -> Table:
     rows = []
     for name, values in view.table("baselines").groupby("baseline", sort=False)["accuracy"]:
-        rows.append(
-            [cell(str(name)), with_interval(float(values.mean()), float(values.min()), float(values.max()))]
-        )
+        rows.append([cell(str(name)), spread(values)])
     return Table("guesses", "What needs no path", ["guess", "accuracy"], rows)
 
 

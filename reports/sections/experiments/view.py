@@ -38,6 +38,12 @@ class ExperimentView:
         return int(self.result.settings["seeds"])
 
 
+def spread(values: pd.Series) -> table_cells.Cell:
+    """The mean over seeds, with the lowest and the highest; one number where all are equal."""
+    mean, low, high = float(values.mean()), float(values.min()), float(values.max())
+    return table_cells.with_interval(mean, low, high) if low < high else table_cells.cell(mean)
+
+
 @dataclass(frozen=True)
 class OverSeeds:
     """A table of an experiment as that of one run: means over the seeds, with the lowest and the highest."""

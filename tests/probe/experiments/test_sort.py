@@ -20,7 +20,7 @@ from rc_probe.experiments.training import Trainer
 from rc_probe.hooks.attach import find_structure
 from rc_probe.models.own.san import SANConfig, SANForTokenClassification
 
-SMALL = SANConfig(hidden_size=8, num_hidden_layers=2)
+SMALL = SANConfig(hidden_size=8, num_hidden_layers=2, num_labels=10)
 
 
 def in_float64(trained: Trained) -> SANForTokenClassification:
@@ -275,3 +275,12 @@ def test_the_folder_is_a_model_like_any_other(found: Path) -> None:
     assert result.settings["tokens"] == 12 * SEQUENCE
     assert result.model["class"] == "SANForTokenClassification"
     assert result.model["paths"]["task"] == "token classification"
+
+
+@pytest.mark.parametrize("labels", [2, 3])
+def test_a_config_comes_back(tmp_path: Path, labels: int) -> None:
+    """transformers does not write a number of labels that is its own default."""
+    config = SANConfig(hidden_size=8, vocab_size=0, coordinates=2, skip=False, num_labels=labels)
+    config.save_pretrained(tmp_path)
+    again = SANConfig.from_pretrained(tmp_path)
+    assert (again.num_labels, again.coordinates, again.skip, again.deep_entry) == (labels, 2, False, False)
