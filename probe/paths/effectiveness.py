@@ -237,8 +237,9 @@ def _scopes(bias: Tensor, parts: list[Tensor], total: Tensor) -> Iterator[tuple[
     """(scope, length, stream) for every length."""
     up_to = bias
     for k, part in enumerate(parts):
-        up_to = up_to + part
-        yield ALONE, k, bias + part
+        alone = bias + part
+        up_to = up_to + part if k else alone  # the same object: it is scored once
+        yield ALONE, k, alone
         yield UP_TO, k, up_to
         yield ALL_BUT, k, total - part
 

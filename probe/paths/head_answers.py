@@ -44,6 +44,7 @@ class HeadAnswers:
             self._look_at(slice(0, 1))  # what the head says is asked later
             self._head = ModelHead(structure, dict(prepared.inputs), task.model, outputs)
         self.stream = self._head.stream if stream is None else stream
+        self._last: tuple[Tensor, Readout] | None = None
 
     @contextmanager
     def asking(self) -> Iterator[None]:
@@ -58,7 +59,12 @@ class HeadAnswers:
         return self.to(self.stream) if self.narrow or whole is None else self.task.read(whole, self.prepared)
 
     def to(self, stream: Tensor) -> Readout:
-        """What it reads of the output with `stream` (batch, tokens, dim) after the last block."""
+        """What it reads of the output with `stream` (batch, tokens, dim) after the last block; asked again, the same."""
+        if self._last is None or self._last[0] is not stream:
+            self._last = stream, self._asked(stream)
+        return self._last[1]
+
+    def _asked(self, stream: Tensor) -> Readout:
         if self.narrow is None:
             return self.task.read(self._head(stream), self.prepared)
         step = max(1, CHUNK // max(1, words_of(self.task)))

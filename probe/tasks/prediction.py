@@ -23,7 +23,7 @@ from .base import Prepared, Readout, Tally, Task, whole
 from .model_trials import logits_in
 
 MASKED = 0.15  # of the real tokens that are not special; Devlin et al. 2019 (arXiv 1810.04805), section 3.1
-CHUNK = 2**24  # logits read at a time
+CHUNK = 2**21  # logits read at a time: so few that they stay in a processor's cache
 QUALITY = ("agreement", "accuracy", "loss")
 
 
