@@ -17,17 +17,17 @@ from torch import Tensor
 
 from rc_probe.data.samples import load_samples
 from rc_probe.hooks.errors import RcProbeError
-from rc_probe.models.own.san import SANConfig
+from rc_probe.models.own.san import SANConfig, SANForTokenClassification
 
 from .labelling.data import NONE, Labelled, accuracy, commonest
 from .labelling.experiment import Labelling, LabellingSizes, at, guess, longer
-from .labelling.words import word_tokenizer
+from .labelling.words import save_texts, word_tokenizer
 from .protocol import Claim, Frames, SeedRun
 from .training import Recipe
 
 CEILING, WORD, CHANCE = "ceiling without positions", "best of the word alone", "commoner label"
 MOST, SHORT = 128, 24  # tokens of a text at most; words of a bundled sentence
-PAD = "[PAD]"
+PAD, UNKNOWN = "[PAD]", "[UNK]"
 PAPER = "Dong et al. 2021, section 4.2"
 
 
@@ -46,7 +46,7 @@ def sentences(count: int, data: Any = None) -> list[str]:
 
 
 def vocabulary(texts: list[str]) -> dict[str, int]:
-    """All words of the texts, numbered from 1; 0 is padding."""
+    """All words of the texts, numbered from 2; 0 is padding, 1 stands for all other words."""
     splitter = word_tokenizer({PAD: 0})
 
     def words(text: str) -> list[str]:
@@ -54,12 +54,12 @@ def vocabulary(texts: list[str]) -> dict[str, int]:
         return [word for word, _ in splitter.pre_tokenizer.pre_tokenize_str(normal)]
 
     found = sorted({word for text in texts for word in words(text)})
-    return {PAD: 0, **{word: number for number, word in enumerate(found, 1)}}
+    return {PAD: 0, UNKNOWN: 1, **{word: number for number, word in enumerate(found, 2)}}
 
 
 def memorize_data(texts: list[str], seed: int) -> Labelled:
     """The texts as word numbers with a mask, and a label of 0 or 1 for each word, by chance."""
-    tokenizer = word_tokenizer(vocabulary(texts))
+    tokenizer = word_tokenizer(vocabulary(texts), UNKNOWN)
     rows = [one.ids[:MOST] for one in tokenizer.encode_batch(texts)]
     longest = max(map(len, rows))
     ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
@@ -132,6 +132,14 @@ class Memorize(Labelling[MemorizeSizes]):
         return SANConfig(
             vocab_size=int(train.inputs["input_ids"].max()) + 1, hidden_size=250, max_position_embeddings=0, num_labels=2,
         )  # fmt: skip
+
+    def save(self, model: SANForTokenClassification, test: Labelled, run: SeedRun[MemorizeSizes]) -> None:
+        """With its tokenizer, and the texts that it knows by heart."""
+        super().save(model, test, run)
+        assert run.folder is not None
+        texts = sentences(run.sizes.train, run.data)
+        tokenizer = word_tokenizer(vocabulary(texts), UNKNOWN)
+        save_texts(tokenizer, texts, run.folder, pad_token=PAD, unk_token=UNKNOWN)
 
     def baselines(self, train: Labelled, test: Labelled, run: SeedRun[MemorizeSizes]) -> dict[str, float]:
         return guesses(train, run.sizes.test)

@@ -70,16 +70,19 @@ def run(
     trainer = Trainer(device)
     kept_before = _Finished(home if resume else None, chosen, sizes, data, trainer)
     found: list[Tables] = []
+    earlier = 0.0  # seconds that seeds took in runs before this one
     for seed in range(count):
         kept = kept_before.read(seed)
         if kept is None:
             _report_to(trainer, progress, f"seed {seed + 1} of {count}")
-            folder = None if home is None else _folder(home, seed)
-            kept = chosen.measure(SeedRun(seed, sizes, trainer, folder, data))
-            kept = plain(kept)
+            folder, begun = None if home is None else _folder(home, seed), time.monotonic()
+            tables: Tables = plain(chosen.measure(SeedRun(seed, sizes, trainer, folder, data)))
             if folder is not None:
-                kept_before.write(folder, kept)
-        found.append(kept)
+                kept_before.write(folder, tables, time.monotonic() - begun)
+        else:
+            tables, seconds = kept
+            earlier += seconds
+        found.append(tables)
         finished(seed)
     settings = {
         "sizes": chosen.settings(sizes),
@@ -90,7 +93,8 @@ def run(
         "command": _command(name, count, sizes.seeds, quick, data, device),
     }
     told = {"name": name, "title": chosen.title, "source": chosen.source}
-    result = ExperimentResult(told, settings, environment(time.monotonic() - started), _tables(chosen, found))
+    spent = environment(earlier + time.monotonic() - started)
+    result = ExperimentResult(told, settings, spent, _tables(chosen, found))
     if home is not None:
         result.save(home)
     return result
@@ -143,18 +147,20 @@ class _Finished:
             }
         )
 
-    def read(self, seed: int) -> Tables | None:
+    def read(self, seed: int) -> tuple[Tables, float] | None:
+        """The tables of a seed, and how many seconds they took; None where it is to be done."""
         if self.home is None:
             return None
         try:
             kept = json.loads((_folder(self.home, seed) / MEASURED).read_text("utf-8"))
-            tables: Tables = kept["tables"]
-            return tables if kept["same"] == json.loads(json.dumps(self.same)) else None
+            found: tuple[Tables, float] = kept["tables"], float(kept["seconds"])
+            return found if kept["same"] == json.loads(json.dumps(self.same)) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def write(self, folder: Path, tables: Tables) -> None:
-        write_files(folder, {MEASURED: json.dumps({"same": self.same, "tables": tables}, allow_nan=False)})
+    def write(self, folder: Path, tables: Tables, seconds: float) -> None:
+        kept = {"same": self.same, "seconds": round(seconds, 2), "tables": tables}
+        write_files(folder, {MEASURED: json.dumps(kept, allow_nan=False)})
 
 
 def _command(name: str, count: int, usual: int, quick: bool, data: Any, device: str | None) -> str:

@@ -17,10 +17,11 @@ from rc_probe.models.own.san import SANConfig, SANForTokenClassification
 
 from .labelling.data import Labelled, accuracy, commonest, disjoint
 from .labelling.experiment import Labelling, LabellingSizes, at, guess, longer
+from .labelling.words import save_texts, word_tokenizer
 from .protocol import Claim, Frames, SeedRun
 from .training import Recipe
 
-SEQUENCE, LETTERS = 8, 10
+SEQUENCE, LETTERS, NAMES = 8, 10, "abcdefghij"
 CHANCE, POSITION, OWN = "chance", "best letter of the position", "best of position and letter"
 MANY = 100_000  # sequences that baselines are fitted on, so that they are as good as can be
 PAPER = "Dong et al. 2021, section 4.2"
@@ -99,19 +100,11 @@ class Sort(Labelling[LabellingSizes]):
 
     def save(self, model: SANForTokenClassification, test: Labelled, run: SeedRun[LabellingSizes]) -> None:
         """With a tokenizer of letters, and the test sequences as texts."""
-        from transformers import PreTrainedTokenizerFast
-
-        from .labelling.words import word_tokenizer
-
         super().save(model, test, run)
         assert run.folder is not None
-        names = "abcdefghij"
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=word_tokenizer(dict(zip(names, range(LETTERS), strict=True)))
-        )
-        tokenizer.save_pretrained(run.folder / "model")
-        lines = [" ".join(names[i] for i in row) for row in test.inputs["input_ids"].tolist()]
-        (run.folder / "test.txt").write_text("\n".join(lines) + "\n", "utf-8")
+        tokenizer = word_tokenizer({name: number for number, name in enumerate(NAMES)})
+        lines = [" ".join(NAMES[i] for i in row) for row in test.inputs["input_ids"].tolist()]
+        save_texts(tokenizer, lines, run.folder)
 
 
 EXPERIMENT = Sort()

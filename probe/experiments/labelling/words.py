@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 
@@ -13,3 +14,14 @@ def word_tokenizer(vocabulary: dict[str, int], unknown: str | None = None) -> An
     made.normalizer = normalizers.BertNormalizer()
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return made
+
+
+def save_texts(tokenizer: Any, texts: list[str], folder: Path, **names: str) -> None:
+    """The tokenizer beside the model in `folder`, and the texts, one a line, so that `rc-probe` measures the model on them.
+
+    names: of special tokens, such as pad_token
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder / "model")
+    (folder / "texts.txt").write_text("".join(f"{text}\n" for text in texts), "utf-8")

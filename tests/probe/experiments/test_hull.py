@@ -1,6 +1,7 @@
 """The hull experiment: its sets of points, their labels, and what can be guessed."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,6 +80,17 @@ def test_a_network_of_points_is_measured() -> None:
     ].item() == pytest.approx(whole)
     assert 0 <= whole <= 1 and rows["drawn"].dropna().unique().tolist() == [5, 20]
     assert "20 live paths of length 1 score more than 0.65" in result.to_html()
+
+
+def test_a_saved_network_is_attached_in_python(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    SANForTokenClassification(SMALL).save_pretrained(tmp_path)
+    model = SANForTokenClassification.from_pretrained(tmp_path).eval()
+    points = draw(4, torch.Generator().manual_seed(0))
+    with rc_probe.attach(model, inputs={"points": points}) as probe:
+        model(points=points)
+    assert probe.frame().query("metric == 'residual'")["count"].tolist() == [4] * 3
+    assert probe.structure_frame()["kind"].tolist() == ["attention"] * 2
 
 
 def test_the_order_of_points_does_not_matter() -> None:

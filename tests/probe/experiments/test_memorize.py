@@ -16,9 +16,19 @@ TEXTS = ["The cat saw the dog.", "A dog!", "the the the"]
 
 
 def test_words_and_masks() -> None:
-    assert vocabulary(TEXTS) == {"[PAD]": 0, "!": 1, ".": 2, "a": 3, "cat": 4, "dog": 5, "saw": 6, "the": 7}
+    assert vocabulary(TEXTS) == {
+        "[PAD]": 0,
+        "[UNK]": 1,
+        "!": 2,
+        ".": 3,
+        "a": 4,
+        "cat": 5,
+        "dog": 6,
+        "saw": 7,
+        "the": 8,
+    }
     data = memorize_data(TEXTS, seed=0)
-    assert data.inputs["input_ids"].tolist() == [[7, 4, 6, 7, 5, 2], [3, 5, 1, 0, 0, 0], [7, 7, 7, 0, 0, 0]]
+    assert data.inputs["input_ids"].tolist() == [[8, 5, 7, 8, 6, 3], [4, 6, 2, 0, 0, 0], [8, 8, 8, 0, 0, 0]]
     assert data.inputs["attention_mask"].tolist() == [[1] * 6, [1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0]]
     assert [[label >= 0 for label in row] for row in data.labels.tolist()] == [
         [True] * 6,
@@ -81,12 +91,18 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small")
 def test_texts_of_the_user_are_memorized(tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("\n".join(f"Text number {i} of a few words" for i in range(6)))
-    found = rc_probe.experiments.run("memorize", quick=True, data=str(tmp_path / "texts.txt"), device="cpu")
+    home, data = tmp_path / "found", str(tmp_path / "texts.txt")
+    found = rc_probe.experiments.run("memorize", quick=True, data=data, device="cpu", out=home)
     assert found.settings["command"].endswith(f"--quick --data {tmp_path / 'texts.txt'} --device cpu")
     ceiling = found.tables["baselines"].set_index("baseline")["accuracy"]["ceiling without positions"]
     assert ceiling == 1  # no word stands twice in a text
     rows = found.tables["paths"].query("metric == 'accuracy'")
     whole = rows.query("estimator == 'full'")["mean"].item()
     assert found.claims.loc[0, "measured"] == pytest.approx(1 - whole)
+    texts = (home / "seed-0" / "texts.txt").read_text().splitlines()
+    probed = rc_probe.probe(
+        str(home / "seed-0" / "model"), [*texts, "an unknown word"], init=False, metrics=("residual",)
+    )
+    assert (len(texts), probed.settings["tokens"]) == (6, 6 * 7 + 3)
     with pytest.raises(RcProbeError, match="2 texts are too few to memorize"):
         rc_probe.experiments.run("memorize", quick=True, data=["one text", "two texts"], device="cpu")

@@ -88,6 +88,9 @@ def test_finished_seeds_are_not_done_again(dice: Dice, tmp_path: Path) -> None:
     again = rc_probe.experiments.run("sort", device="cpu", out=tmp_path, seeds=4)
     assert dice.rolled == [0, 1, 0, 2, 3]
     pd.testing.assert_frame_equal(again.claims, found.claims)
+    kept = json.loads((tmp_path / "seed-3" / "measured.json").read_text())
+    (tmp_path / "seed-3" / "measured.json").write_text(json.dumps({**kept, "seconds": 500.0}))
+    assert rc_probe.experiments.run("sort", device="cpu", out=tmp_path, seeds=4).environment["seconds"] >= 500
     rc_probe.experiments.run("sort", device="cpu", out=tmp_path, quick=True)  # other sizes
     rc_probe.experiments.run("sort", device="cpu", out=tmp_path, quick=True, resume=False)
     assert dice.rolled == [0, 1, 0, 2, 3, 0, 0]

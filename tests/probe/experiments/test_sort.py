@@ -268,7 +268,7 @@ def test_accuracies_are_those_of_the_network(found: Path) -> None:
 
 def test_the_folder_is_a_model_like_any_other(found: Path) -> None:
     """Its texts are the test sequences, its tokens the letters."""
-    texts = (found / "seed-0" / "test.txt").read_text().splitlines()
+    texts = (found / "seed-0" / "texts.txt").read_text().splitlines()
     _, test = sorting_data(30, 12, seed=0)
     assert texts == [" ".join("abcdefghij"[i] for i in row) for row in test.inputs["input_ids"].tolist()]
     result = rc_probe.probe(str(found / "seed-0" / "model"), texts, init=False, metrics=("residual",))
