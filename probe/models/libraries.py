@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import huggingface_hub
 import transformers
@@ -50,6 +51,19 @@ def quiet() -> Iterator[None]:
                 log.enable_progress_bar()
             if hub_off:
                 disable_progress_bars()
+
+
+@contextmanager
+def gguf_read_once() -> Iterator[None]:
+    """Inside, a GGUF file is parsed once, and the names of its tensors are made once; transformers does both for each part of a model."""
+    import gguf
+
+    real = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = map(cache, real)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = real
 
 
 def first_line(error: BaseException) -> str:

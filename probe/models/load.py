@@ -23,7 +23,7 @@ from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.structure.unwrap import unwrapped
 
 from .adapter import add_adapter, base_of, brought
-from .libraries import first_line, quiet
+from .libraries import first_line, gguf_read_once, quiet
 from .locate import SAVE, Source, load_config, locate
 from .missing_weights import check_keys, check_size
 from .own import class_of
@@ -86,7 +86,7 @@ def load_model(
     wanted, target, places = check_dtype(dtype), check_device(device), check_device_map(device_map)
     adapter = locate(model_id, revision, trust_remote_code)
     source = base_of(adapter) or adapter
-    with quiet():
+    with quiet(), gguf_read_once() if source.gguf else contextlib.nullcontext():
         config = load_config(source)
         _check_there(source, allow_pickle)
         wanted = stored_dtype(source) if wanted == "auto" else wanted

@@ -133,7 +133,11 @@ def load_config(source: Source) -> Any:
         what = f"transformers {transformers.__version__} knows no model type {kind!r:.80}"
         raise source.error(what, "Update transformers, or check config.json")
     with source.explain("the config does not load", "Check config.json"):
-        config = transformers.AutoConfig.from_pretrained(source.place, **source.options)
+        config = (
+            transformers.AutoConfig.for_model(**raw)  # as it was just read
+            if source.gguf
+            else transformers.AutoConfig.from_pretrained(source.place, **source.options)
+        )
     _check_sizes(config.to_dict(), source)
     return config
 

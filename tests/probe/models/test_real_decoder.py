@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -28,8 +29,38 @@ from rc_probe.settings import Settings
 
 
 @pytest.fixture(scope="module")
-def decoder() -> Loaded:
-    return load_model(str(DEMOS["demo-decoder"].find("demo-decoder")), device="cpu")
+def readers() -> list[Any]:
+    """The GGUF files that were parsed."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def decoder(readers: list[Any]) -> Loaded:
+    class Counted(gguf.GGUFReader):  # type: ignore[misc]
+        def __init__(self, path: Any) -> None:
+            readers.append(path)
+            super().__init__(path)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(gguf, "GGUFReader", Counted)
+        loaded = load_model(str(DEMOS["demo-decoder"].find("demo-decoder")), device="cpu")
+        assert gguf.GGUFReader is Counted
+    return loaded
+
+
+def test_its_file_is_parsed_once(decoder: Loaded, readers: list[Any]) -> None:
+    """And the weights are those of the file, de-quantised by gguf itself, to the last bit."""
+    assert len(readers) == 1
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(readers[0]).tensors}
+    state = decoder.model.state_dict()
+    for theirs, ours in (
+        ("token_embd", "model.embed_tokens"),
+        ("blk.0.attn_norm", "model.layers.0.input_layernorm"),
+        ("blk.29.ffn_down", "model.layers.29.mlp.down_proj"),
+        ("blk.7.attn_v", "model.layers.7.self_attn.v_proj"),
+    ):
+        one = tensors[f"{theirs}.weight"]
+        assert np.array_equal(gguf.dequantize(one.data, one.tensor_type), state[f"{ours}.weight"].numpy())
 
 
 def test_a_gguf_file_is_a_decoder_with_its_tokenizer(decoder: Loaded) -> None:
