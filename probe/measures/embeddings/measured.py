@@ -38,10 +38,10 @@ BYTES = 4  # of what is kept of an embedding, a coordinate
 
 @dataclass(frozen=True)
 class Plan:
-    """samples: of which the embeddings are; task: how they are pooled, and what they are to find."""
+    """samples: of which the embeddings are; task: how they are pooled, and what they are to find; None with a note that says why."""
 
     samples: Samples
-    task: Embedding
+    task: Embedding | None
     notes: list[str]
 
 
@@ -49,18 +49,23 @@ def plan_embeddings(loaded: Loaded, samples: Samples, chosen: Any) -> Plan | Non
     """None where the model's own task is another, unless embeddings were asked for. Raises for labels that cannot be meant."""
     how = {"length": chosen.length, "batch_size": chosen.batch_size, "special_tokens": chosen.special_tokens}
     if len(samples.items) < 2:
-        return None
-    task, notes = choose_task(loaded, samples, seed=chosen.seed, **how)
-    if not isinstance(task, Embedding):
-        if chosen.embeddings is None:
+        return Plan(
+            samples,
+            None,
+            ["Embeddings were not measured: one sample has no pair."] if chosen.embeddings else [],
+        )
+    if chosen.embeddings is None:
+        few = first(samples, chosen.importance_samples)  # as importance asks, so that it is found out once
+        if not isinstance(choose_task(loaded, few, seed=chosen.seed, **how)[0], Embedding):
             return None
-        task, notes = embedding_task(loaded, samples, **how)
-    return Plan(samples, task, notes) if task else None
+    return Plan(samples, *embedding_task(loaded, samples, **how))
 
 
 def measure_embeddings(context: Context, plan: Plan) -> Found:
     """Every table, what was cut to stay affordable, and the best layer."""
     task, samples, notes = plan.task, plan.samples, list(plan.notes)
+    if task is None:
+        return Found(notes=notes)
     count = affordable(context.shape, bool(task.paired))
     if count < len(samples.items):
         notes.append(

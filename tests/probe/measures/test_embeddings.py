@@ -157,7 +157,9 @@ def test_the_last_layer_is_behind_the_final_norm_and_others_may_ask() -> None:
 def test_off_and_one_sample(bert: Any) -> None:
     given = {"processor": tiny.tokenizer(), **FAST}
     assert "embeddings" not in rc_probe.probe(bert, TEXTS[:3], embeddings=False, **given).tables
-    assert "embeddings" not in rc_probe.probe(bert, TEXTS[:1], **given).tables
+    one = rc_probe.probe(bert, TEXTS[:1], embeddings=True, **given)
+    assert "embeddings" not in one.tables
+    assert "Embeddings were not measured: one sample has no pair." in one.model["notes"]
 
 
 def test_checks(bert: Any, found: ProbeResult, tmp_path: Path) -> None:
