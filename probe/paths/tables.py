@@ -15,7 +15,7 @@ from rc_probe.models.load import Loaded
 from rc_probe.processes.heartbeat import ElsewhereError
 from rc_probe.processes.world import World
 from rc_probe.results.tables import Row
-from rc_probe.tasks import Task, choose_task
+from rc_probe.tasks import Plan, first
 
 from .decompose import hops
 from .effectiveness import Budget, Streams, effectiveness
@@ -41,29 +41,15 @@ class PathTables:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class PathPlan:
-    """What the paths of a run are measured on. samples: the first few of the run; task: what is scored, None for nothing."""
-
-    samples: Samples
-    task: Task | None
-    notes: list[str]
-
-
-def plan_paths(loaded: Loaded, samples: Samples, chosen: Any) -> PathPlan:
+def plan_paths(loaded: Loaded, samples: Samples, chosen: Any) -> Plan:
     """The samples and the task. Raises RcProbeError for labels that cannot be meant."""
-    few = first(samples, chosen.path_samples or SAMPLES)
-    task, notes = choose_task(
-        loaded, few, length=chosen.length, batch_size=chosen.batch_size, special_tokens=chosen.special_tokens,
-        seed=chosen.seed,
-    )  # fmt: skip
-    return PathPlan(few, task, notes)
+    return Plan.of(loaded, first(samples, chosen.path_samples or SAMPLES), chosen)
 
 
 def measure_paths(
     loaded: Loaded,
     structure: Structure,
-    plan: PathPlan,
+    plan: Plan,
     chosen: Any,
     name: str,
     advance: Callable[[str], None] = lambda stage: None,
@@ -81,9 +67,8 @@ def measure_paths(
         chosen = with_longest(chosen, structure.depth, found.notes)
         if shape is not None and chosen.path_samples is None:
             plan, chosen = cut(loaded, plan, chosen, shape, found.notes)
-        scored = plan.task.samples if plan.task else plan.samples
-        one = in_batches(loaded, scored, chosen, 1)[0]
-        made = in_batches(loaded, scored, chosen, path_rows(structure, chosen, one))
+        one = in_batches(loaded, plan.scored, chosen, 1)[0]
+        made = in_batches(loaded, plan.scored, chosen, path_rows(structure, chosen, one))
         budget = Budget(chosen.path_draws, chosen.repeats, chosen.max_length, chosen.count_mlp, chosen.seed)
         effects = effectiveness(structure, plan.task, made, budget, advance, world, streams)
         _fill(found, effects, structure, plan, chosen, name)
@@ -95,7 +80,7 @@ def measure_paths(
 
 
 def _fill(
-    found: PathTables, effects: Effects, structure: Structure, plan: PathPlan, chosen: Any, name: str
+    found: PathTables, effects: Effects, structure: Structure, plan: Plan, chosen: Any, name: str
 ) -> None:
     heads = [step.heads for step in hops(structure, count_mlp=chosen.count_mlp)]
     found.tables["paths"] = effects.rows
@@ -110,7 +95,7 @@ def _fill(
     }  # fmt: skip
 
 
-def cut(loaded: Loaded, plan: PathPlan, chosen: Any, shape: Shape, notes: list[str]) -> tuple[PathPlan, Any]:
+def cut(loaded: Loaded, plan: Plan, chosen: Any, shape: Shape, notes: list[str]) -> tuple[Plan, Any]:
     """A plan and settings of fewer samples, or of their first tokens, where the whole is not affordable; a note says so."""
     most = len(plan.samples.items)
     few = affordable(shape, most, _parts(shape.blocks, chosen), cut=loaded.modality == "text")
@@ -151,11 +136,6 @@ def affordable(shape: Shape, most: int, parts: int, *, cut: bool) -> tuple[int, 
         return 8.0 * _numbers(parts, choice[1], shape.dim, max(shape.heads, default=0))
 
     return first_that_fits(choices, shape, work, memory, passes=PASSES)
-
-
-def first(samples: Samples, count: int) -> Samples:
-    """The first samples of a run, with their labels."""
-    return replace(samples, items=samples.items[:count], labels=samples.labels and samples.labels[:count])
 
 
 def with_longest(chosen: Any, depth: int, notes: list[str]) -> Any:

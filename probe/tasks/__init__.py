@@ -2,5 +2,17 @@
 
 from .base import FULL, Prepared, Readout, Tally, Task
 from .choose import choose_task, each_once, embedding_task
+from .plan import Plan, first
 
-__all__ = ["FULL", "Prepared", "Readout", "Tally", "Task", "choose_task", "each_once", "embedding_task"]
+__all__ = [
+    "FULL",
+    "Plan",
+    "Prepared",
+    "Readout",
+    "Tally",
+    "Task",
+    "choose_task",
+    "each_once",
+    "embedding_task",
+    "first",
+]

@@ -20,10 +20,9 @@ from rc_probe.measures.measurement import Found
 from rc_probe.metrics.embeddings import Cosines, Spectrum, coarse, pair_cosines, spectrum
 from rc_probe.metrics.intervals import ENOUGH, change_interval, interval
 from rc_probe.models.load import Loaded
-from rc_probe.paths.tables import first
 from rc_probe.results.tables import Row
 from rc_probe.results.words import THINGS
-from rc_probe.tasks import choose_task, embedding_task
+from rc_probe.tasks import choose_task, embedding_task, first
 from rc_probe.tasks.retrieval import Embedding
 
 from .pooled import PooledReader, together

@@ -93,7 +93,7 @@ class Importance(Measurement):
         return bool(settings.parts_of(settings.samples) != "none")
 
     def plan(self, loaded: Loaded, samples: Samples, settings: Any) -> Plan | None:
-        from rc_probe.paths.tables import first
+        from rc_probe.tasks import first
 
         from .scored import plan_scored
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rc_probe import engine
+from rc_probe import engine, tasks
 from rc_probe.budget import MEMORY
 from rc_probe.data.batches import Batch, Batches, batches
 from rc_probe.data.samples import Samples
@@ -25,10 +25,9 @@ from rc_probe.metrics.intervals import change_interval
 from rc_probe.metrics.stream_metrics import measure
 from rc_probe.models.load import Loaded
 from rc_probe.paths.summaries import mean_of
-from rc_probe.paths.tables import first
 from rc_probe.registry import WHOLE
 from rc_probe.results.tables import Row
-from rc_probe.tasks import FULL, Prepared, Tally, Task, choose_task
+from rc_probe.tasks import FULL, Prepared, Tally, Task, first
 from rc_probe.tasks.base import Readout
 from rc_probe.tasks.drift import drift_of
 from rc_probe.tasks.narrow import narrow_head, narrowed, words_of
@@ -40,15 +39,9 @@ BULK = "residual_bulk"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is scored. task: None where the model predicts nothing; notes: for the reader.
+class Plan(tasks.Plan):
+    """What passes are scored on. length: tokens of each text at most, where they are fewer than the run's."""
 
-    length: tokens of each text at most, where they are fewer than the run's
-    """
-
-    samples: Samples
-    task: Task | None
-    notes: list[str]
     length: int | None = None
     _head: list[NarrowHead | None] = field(default_factory=list)  # once it is known
 
@@ -64,8 +57,8 @@ class Plan:
 
         def of(size: int) -> Batches:
             return batches(
-                self.task.samples if self.task else self.samples, loaded, length=self.length or chosen.length,
-                batch_size=size, special_tokens=chosen.special_tokens,
+                self.scored, loaded, length=self.length or chosen.length, batch_size=size,
+                special_tokens=chosen.special_tokens,
             )  # fmt: skip
 
         made = of(chosen.batch_size)
@@ -76,11 +69,7 @@ class Plan:
 
 def plan_scored(loaded: Loaded, samples: Samples, chosen: Any) -> Plan:
     """The task of these samples. Raises RcProbeError for labels that cannot be meant."""
-    task, notes = choose_task(
-        loaded, samples, length=chosen.length, batch_size=chosen.batch_size,
-        special_tokens=chosen.special_tokens, seed=chosen.seed,
-    )  # fmt: skip
-    return Plan(samples, task, notes)
+    return Plan.of(loaded, samples, chosen)
 
 
 def cut(context: Context, plan: Plan, count: int, tokens: int, passes: int) -> Plan:

@@ -31,7 +31,9 @@ class LastStreams(PlainReader):
 
     def plain(self, layer: int, x: Tensor) -> None:
         size = x.numel() * x.element_size()
-        if layer == self.depth and self.batch.start < self.rows and size <= self.room:
+        if layer != self.depth or self.batch.start >= self.rows or size > self.room:
+            return
+        if self.of(self.batch.inputs) is None:
             self.room -= size
             self.kept.append((self.batch.inputs, x.clone()))
 

@@ -106,7 +106,7 @@ class Paths(Measurement):
         from .last_streams import kept_streams
 
         plan = context.plans[self.name]
-        return kept_streams(context.structure, len((plan.task or plan).samples.items))
+        return kept_streams(context.structure, len(plan.scored.items))
 
     def run(self, context: Context) -> Found:
         from rc_probe.paths.tables import measure_paths
