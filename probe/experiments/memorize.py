@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from rc_probe.data.digest import digest_of
 from rc_probe.data.samples import load_samples
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.models.own.san import SANConfig, SANForTokenClassification
@@ -120,11 +121,17 @@ class Memorize(Labelling[MemorizeSizes]):
     )
     quick = sizes.changed(seeds=1, train=60, test=12, epochs=40)
 
+    def digest(self, sizes: MemorizeSizes, data: Any) -> str | None:
+        if data is None:
+            return None
+        texts = sentences(sizes.train, data)
+        if len(texts) < sizes.test:
+            what = f"{len(texts)} texts are too few to memorize"
+            raise RcProbeError(what, where="--data", todo=f"Give at least {sizes.test}")
+        return digest_of(texts)
+
     def data(self, run: SeedRun[MemorizeSizes]) -> tuple[Labelled, Labelled]:
         texts = sentences(run.sizes.train, run.data)
-        if len(texts) < run.sizes.test:
-            what = f"{len(texts)} texts are too few to memorize"
-            raise RcProbeError(what, where="--data", todo=f"Give at least {run.sizes.test}")
         whole = memorize_data(texts, run.seed)
         return whole, whole.rows(slice(run.sizes.test))
 

@@ -104,6 +104,10 @@ class Experiment(ABC, Generic[S]):
     def measure(self, run: SeedRun[S]) -> dict[str, list[Row]]:
         """Train and measure one seed: rows of the tables, without the column `seed`."""
 
+    def digest(self, sizes: S, data: Any) -> str | None:
+        """What tells the data of a user from others; None where none are read. Bad data are refused here, before any training."""
+        return None
+
     def judge(self, seeds: Sequence[Frames]) -> pd.DataFrame:
         """The table `claims`."""
         return CLAIMS["claims"].frame(claim.row(seeds) for claim in self.claims)

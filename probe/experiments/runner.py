@@ -141,7 +141,7 @@ class _Finished:
                 "experiment": chosen.name,
                 "version": VERSION,
                 "sizes": chosen.settings(sizes),
-                "data": None if data is None else str(data),
+                "data": chosen.digest(sizes, data),
                 "device": trainer.device.type,
                 "torch": torch.__version__,
             }

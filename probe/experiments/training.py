@@ -63,6 +63,10 @@ class Trainer:
         ):
             what = f"accelerate is set up for {self.device} in this process already"
             raise RcProbeError(what, where="--device", todo="Leave it out, or use a new process")
+        if self._accelerator.num_processes > 1:
+            raise RcProbeError(
+                "experiments are run by one process", where="accelerate", todo="Start one process"
+            )
         self.report = report
 
     def fit(

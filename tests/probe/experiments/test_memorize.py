@@ -104,5 +104,14 @@ def test_texts_of_the_user_are_memorized(tmp_path: Path) -> None:
         str(home / "seed-0" / "model"), [*texts, "an unknown word"], init=False, metrics=("residual",)
     )
     assert (len(texts), probed.settings["tokens"]) == (6, 6 * 7 + 3)
+    kept = home / "seed-0" / "measured.json"
+    before = kept.stat().st_mtime_ns
+    assert rc_probe.experiments.run("memorize", quick=True, data=data, device="cpu", out=home).claims.equals(
+        found.claims
+    )
+    assert kept.stat().st_mtime_ns == before
+    (tmp_path / "texts.txt").write_text("\n".join(f"Another text {i} of some words" for i in range(6)))
+    rc_probe.experiments.run("memorize", quick=True, data=data, device="cpu", out=home)
+    assert kept.stat().st_mtime_ns > before, "the file has other texts"
     with pytest.raises(RcProbeError, match="2 texts are too few to memorize"):
         rc_probe.experiments.run("memorize", quick=True, data=["one text", "two texts"], device="cpu")
