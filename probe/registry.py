@@ -140,6 +140,8 @@ PATH_METRICS: dict[str, Metric] = {
                "ratio", None, None, None, "linear in S_k, so that sampled paths estimate it without bias"),
         Metric("cosine_to_output", "Cosine to the output", "mean over i of cos((S_k)_i, Y_i)",
                "cosine", -1, 1, None, "direction of a part, token by token"),
+        Metric("residual_share", "Residual over that of the output", "‖res S_k‖₁,∞ / ‖res Y‖₁,∞; of length 0: what claim 3.1 says that skips keep",
+               "ratio", 0, None, None, f"{DONG}, claim 3.1"),
         Metric("agreement", "Agreement with the full model", "share of predictions that stay the same",
                "ratio", 0, 1, "higher", f"{DONG}, section 4.2, against the model instead of labels"),
         Metric("accuracy", "Accuracy", "share of predictions that are right",

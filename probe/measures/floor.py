@@ -43,6 +43,27 @@ BOUNDS = Table("bounds", "The one-layer bound, and theorem 2.2 unrolled, by laye
     Column("unrolled_reason", "str", "why the unrolled bound says nothing", "why unrolled vacuous"),
 ))  # fmt: skip
 
+COROLLARY = Table("corollary", "MLPs against the collapse: corollary 3.2, by layer of SAN+MLP", (
+    WEIGHTS,
+    Column("layer", "int64", "number of the block, from 1"),
+    Column("lipschitz", "float64", "λ: how much an MLP with its skip can enlarge a residual, from its weights; empty for gated MLPs", "λ"),
+    Column("gain", "float64", "‖res f(Y)‖₁,∞ / ‖res Y‖₁,∞, what it does on the sample", "measured gain"),
+    Column("residual", "float64", "relative residual of SAN+MLP behind the block"),
+    Column("rate", "float64", "that over the one before the block: below 1 tokens come together"),
+    Column("rate_san", "float64", "the same of pure attention", "rate of SAN"),
+    Column("coefficient", "float64", "what the cube of the residual is multiplied by without MLP", "4γβH/√d"),
+    Column("base", "float64", "with it: 2λ times as much, 2 since the residual is about the token mean", "2λ·4γβH/√d"),
+    Column("spread", "float64", "how far the scores of a row spread at most; the theorem allows 1.256", "max D"),
+    Column("residual_in", "float64", "‖res X‖₁,∞ of the tokens that enter the attention", "residual in"),
+    Column("residual_out", "float64", "‖res f(Y)‖₁,∞ of what the MLP gives, before any norm", "residual out"),
+    Column("bound_out", "float64", "what residual_out cannot exceed, from the measured residual_in; empty beyond floats",
+           "one-layer bound"),
+    Column("log10_bound_unrolled", "float64", "log₁₀ of the corollary's own bound, from what enters layer 1 to here; empty beyond floats",
+           "log₁₀ unrolled bound"),
+    Column("vacuous", "boolean", "whether the unrolled bound says nothing; empty without one"),
+    Column("reason", "str", "why it says nothing", "why vacuous"),
+))  # fmt: skip
+
 
 @dataclass(frozen=True)
 class FloorOptions(Options):
@@ -57,7 +78,7 @@ class Floor(Measurement):
 
     name, subject = "floor", "Pure attention below the float floor was"
     options = FloorOptions
-    tables = (RECURSION, BOUNDS)
+    tables = (RECURSION, BOUNDS, COROLLARY)
     on_fresh = True
 
     def wanted(self, settings: Any) -> bool:
@@ -74,5 +95,5 @@ class Floor(Measurement):
         if chosen is None:
             raise RcProbeError(f"{shape.tokens} tokens take more than is allowed for", where=context.name)
         below = below_the_floor(context.structure, context.first, context.weights, chosen)
-        tables = {"recursion": below.recursion, "bounds": below.bounds}
+        tables = {"recursion": below.recursion, "bounds": below.bounds, "corollary": below.corollary}
         return Found(tables, [*said(chosen, asked), *below.notes])

@@ -138,8 +138,9 @@ class _Run:
         }
         parts[NONE, None] = whole.bias
         total = torch.stack([_size(p, whole.mask) for p in parts.values()]).sum(0).clamp_min(1e-300)
+        output = measure(whole.value, whole.mask, ["residual_absolute"])["residual_absolute"][0]
         for (scope, k), part in parts.items():
-            self._shape((EXACT, 0, scope, k, 0), whole, part, total)
+            self._shape((EXACT, 0, scope, k, 0), whole, part, total, output.clamp_min(1e-300))
         with self._scoring(EXACT) as score:
             score((EXACT, 0, NONE, None, 0), _bias(whole))
             for scope, k, stream in _scopes(_bias(whole), list(_streams(whole)), whole.stream_value):
@@ -194,16 +195,20 @@ class _Run:
             tally.resume(answers.prepared, answers.plain)
             yield lambda key, stream: tally.put(key, answers.to(stream))
 
-    def _shape(self, key: Key, whole: Decomposition, part: Tensor, total: Tensor) -> None:
+    def _shape(
+        self, key: Key, whole: Decomposition, part: Tensor, total: Tensor, whole_residual: Tensor
+    ) -> None:
         """What a part is beside the output: share, projection, cosine, residual; one number a sample.
 
-        total (batch,): the sizes of all parts together.
+        total (batch,): the sizes of all parts together; whole_residual (batch,): ‖res Y‖₁,∞ of the output.
         """
         mask = whole.mask
         self.seen.add(key, "norm_share", _size(part, mask) / total)
         self.seen.add(key, "projection", _projection(part, whole.value, mask))
         self.seen.add(key, "cosine_to_output", _cosine(part, whole.value, mask))
-        self.seen.add(key, "residual", measure(part, mask, ["residual"])["residual"][0])
+        own = measure(part, mask, ["residual", "residual_absolute"])
+        self.seen.add(key, "residual", own["residual"][0])
+        self.seen.add(key, "residual_share", own["residual_absolute"][0] / whole_residual)
 
     def by_source(self) -> None:
         """Tokens, positions and biases, told apart on the first SOURCE_SAMPLES samples of the run."""

@@ -149,11 +149,25 @@ def judge_paths(result: Result) -> dict[str, Any] | None:
     `length` and `value`: paths up to this length, and the share of the predictions that they reproduce (without
     a task: of the norm that paths carry). `enough` says whether that is at least ENOUGH.
     """
-    agreement = series(result, "agreement", UP_TO)
+    agreement, shares = series(result, "agreement", UP_TO), series(result, "norm_share")
     if agreement is not None:
-        return _by_agreement(result, agreement)
-    shares = series(result, "norm_share")
-    return _by_norm(shares) if shares is not None else None
+        found: dict[str, Any] | None = _by_agreement(result, agreement)
+    else:
+        found = _by_norm(shares) if shares is not None else None
+    return found and found | {"reasons": [*found["reasons"], *_kept_by_skips(result)]}
+
+
+def _kept_by_skips(result: Result) -> list[str]:
+    """Claim 3.1 of Dong et al. 2021 as a measured statement."""
+    kept = series(result, "residual_share")
+    if kept is None or kept.lengths[0] != 0:
+        return []
+    share = kept.means[0]
+    more = "no less than" if share <= 1 else "less than"
+    return [
+        f"The whole model’s output has {more} the residual that skips alone carry past every head: that of paths of length 0 "
+        f"is {number(share)} times the output’s."
+    ]
 
 
 def _by_norm(shares: Series) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,8 +23,10 @@ from rc_probe.measures.variant_passes import stream_pass
 from rc_probe.metrics.layer_curves import Curves
 from rc_probe.results.tables import Row
 
+from .corollary import corollary
+from .layer_weights import attention_branch
 from .recursion import recursion
-from .theorem_bound import Bounds, attention_branch
+from .theorem_bound import Bounds
 
 DEARER = 8  # plain passes of one sample that its recursion costs
 
@@ -83,11 +85,12 @@ def first_sample(batch: Batch, tokens: int | None = None) -> Batch:
 
 @dataclass(frozen=True)
 class Below:
-    """Rows of the tables `recursion` and `bounds`, and notes on what is not there and why."""
+    """Rows of the tables `recursion`, `bounds` and `corollary`, and notes on what is not there and why."""
 
     recursion: list[Row]
     bounds: list[Row]
     notes: list[str]
+    corollary: list[Row] = field(default_factory=list)
 
 
 def below_the_floor(structure: Structure, batch: Batch, weights: str, chosen: Chosen | None = None) -> Below:
@@ -127,6 +130,13 @@ def below_the_floor(structure: Structure, batch: Batch, weights: str, chosen: Ch
             )  # fmt: skip
         except RcProbeError as error:
             return Below([], [], [f"Below the float floor, {weights}: {error}"])
+        with_mlp = None
+        if chosen.bounds:
+            variant = paper_variants(structure)[1].edits(structure)
+            residuals = [row["residual"] for row in found.rows]
+            with_mlp = corollary(
+                structure, replay, variant, [] if bounds.why else bounds.heads, residuals, bounds.why
+            )
     notes = (
         [f"Recursion below the float floor, {weights}: {found.note[0].lower()}{found.note[1:]}"]
         if found.note
@@ -134,7 +144,12 @@ def below_the_floor(structure: Structure, batch: Batch, weights: str, chosen: Ch
     )
     if chosen.bounds and bounds.why:
         notes.append(f"No bound from the theorem, {weights}: {bounds.why}")
-    return Below(_named(weights, found.rows), _named(weights, bounds.rows()), notes)
+    if with_mlp is None:
+        return Below(_named(weights, found.rows), _named(weights, bounds.rows()), notes)
+    notes += [f"{note}, {weights}" for note in with_mlp.notes]
+    return Below(
+        _named(weights, found.rows), _named(weights, bounds.rows()), notes, _named(weights, with_mlp.rows)
+    )
 
 
 def _not_pure(structure: Structure) -> str | None:

@@ -18,7 +18,7 @@ from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.split.rules import Split, propagate
 from rc_probe.metrics.norms import composite_norm
 
-from .theorem_bound import one_sample
+from .layer_weights import one_sample
 
 LEAST = 1e-290  # of max |R|: below, float64 underflows
 

@@ -18,6 +18,7 @@ from rc_probe.results.words import number
 SHAPES = {  # of the exact parts themselves, without a task
     "norm_share": "share of the norm", "projection": "projection on the output",
     "cosine_to_output": "cosine to the output", "residual": "relative residual",
+    "residual_share": "residual over that of the output",
 }  # fmt: skip
 SOURCES = {"tokens": "tokens", "positions": "positions", "bias": "biases"}
 

@@ -20,15 +20,12 @@ from rc_probe.hooks.edits.model_state import measuring
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.split.rules import Split
 from rc_probe.interventions.paper import paper_variants
+from rc_probe.measures.below_floor.layer_weights import Heads, attention_branch, one_sample, take_apart
 from rc_probe.measures.below_floor.recursion import recursion
 from rc_probe.measures.below_floor.theorem_bound import (
     SPREAD,
     Bounds,
-    Heads,
-    attention_branch,
     layer_bound,
-    one_sample,
-    take_apart,
     unrolled,
     why_unrolled_is_vacuous,
 )
