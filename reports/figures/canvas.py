@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from textwrap import wrap
 from typing import Any
 
 import matplotlib as mpl
@@ -23,6 +24,7 @@ from rc_probe.results.words import number
 from .svg import BASE_SIZE, FG, GRID, MUTED, PANEL, clean
 
 EDGE, GAP, LINE, TITLE = 4.0, 3.5, 1.25 * float(BASE_SIZE), 30.0  # around the axes, in units of the SVG
+MORE = 17.0  # for a second line of the title
 _RC: dict[Any, Any] = {  # over seaborn's whitegrid
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -56,8 +58,21 @@ class Panel:
 
 def fitted(text: str, width: float) -> str:
     """`text` cut in its middle where a panel of `width` has no room for it; tables and labels have it whole."""
-    most = int((width - 55) / 10.5)  # of bold letters, beside the ticks
+    most = _letters(width)
     return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most - most // 2 - 1) :]}"
+
+
+def _letters(width: float) -> int:
+    """How many bold letters stand beside each other in a panel, right of its ticks."""
+    return int((width - 55) / 9.5)
+
+
+def _title(text: str, width: float) -> list[str]:
+    """A panel's title in two lines at most, each `fitted`."""
+    most = _letters(width)
+    first = next(iter(wrap(text, most, break_long_words=False, break_on_hyphens=False)), "")
+    rest = text[len(first) :].strip()
+    return [fitted(line, width) for line in (first, rest) if line]
 
 
 @cache
@@ -77,11 +92,11 @@ def panel_of(name: str, title: str, *, width: float = 400, height: float = 290) 
         yield panel
         buffer = io.StringIO()
         renderer = RendererSVG(width, height, buffer, image_dpi=72)
-        frame = _Frame(panel, renderer, width, height)
+        frame = _Frame(panel, renderer, width, height, _title(title, width))
         frame.write_grid()
         panel.axes.set_axis_off()
         canvas.draw(renderer)
-        frame.write_labels(fitted(title, width))
+        frame.write_labels()
         renderer.finalize()  # its ids and its date do not outlive `clean`
     label = f"{title}. {'; '.join(panel.words)}." if panel.words else title
     panel.svg = clean(buffer.getvalue(), name, label, panel.titles)
@@ -103,15 +118,17 @@ def _wide(text: str) -> float:
 class _Frame:
     """What is around the data of a panel: laid out from the ticks, then written in two steps, below and above it."""
 
-    def __init__(self, panel: Panel, renderer: RendererSVG, width: float, height: float) -> None:
-        self.panel, self.axes, self.size = panel, panel.axes, (width, height)
+    def __init__(
+        self, panel: Panel, renderer: RendererSVG, width: float, height: float, title: list[str]
+    ) -> None:
+        self.panel, self.axes, self.size, self.title = panel, panel.axes, (width, height), title
         self.write = renderer.writer.element
         axes = panel.axes
         self.ticks = {axis.axis_name: _ticks(axis) for axis in (axes.xaxis, axes.yaxis)}
         self.left = EDGE + GAP + max((_wide(text) for _, text in self.ticks["y"]), default=0.0)
         self.left += LINE if axes.get_ylabel() else 0
         self.bottom = height - EDGE - GAP - LINE - (LINE if axes.get_xlabel() else 0)
-        self.top, self.right = EDGE + TITLE, width - EDGE
+        self.top, self.right = EDGE + TITLE + MORE * (len(title) - 1), width - EDGE
         self._place()
         ends = [self.x(at) + _wide(text) / 2 for at, text in self.ticks["x"]]
         ends += [text.get_window_extent(renderer).x1 for text in axes.texts]
@@ -150,10 +167,11 @@ class _Frame:
         for at, _ in self.ticks["x"] if "x" in self.panel.grid else ():
             self._line(self.x(at), self.top, self.x(at), self.bottom, GRID)
 
-    def write_labels(self, title: str) -> None:
+    def write_labels(self) -> None:
         """The lower edge, and all texts around the data."""
         self._line(self.left, self.bottom, self.right, self.bottom, MUTED)
-        self._text(title, self.left, self.top - 10, "start", FG, font="600 14px")
+        for below, line in enumerate(reversed(self.title)):
+            self._text(line, self.left, self.top - 10 - MORE * below, "start", FG, font="600 14px")
         for at, text in self.ticks["x"]:
             self._text(text, self.x(at), self.bottom + GAP + 0.76 * LINE, "middle")
         for at, text in self.ticks["y"]:
