@@ -99,25 +99,24 @@ class Frozen:
     """What one frozen pass gives. stream: after the last block; hidden: the last hidden state, after the final norm.
 
     named: the model returns it as `last_hidden_state`, (batch, tokens, dim) whatever the layout in the blocks
-    outputs: what each block returned, by its number, as plain tensors
     """
 
     stream: Parts
     hidden: Parts
     named: bool
-    outputs: dict[int, Any]
 
 
 class _Pass(BlockWatch):
     """Puts the parts in before block 1, and takes them out behind the last block and the stack."""
 
-    def __init__(self, structure: Structure, start: Callable[[Tensor], Parts]) -> None:
+    def __init__(
+        self, structure: Structure, start: Callable[[Tensor], Parts], outputs: dict[int, Any] | None
+    ) -> None:
         super().__init__(structure, range(structure.depth))
-        self.start = start
+        self.start, self.outputs = start, outputs
         self.stream: Any = None
         self.hidden: Any = None
         self.named = False
-        self.outputs: dict[int, Any] = {}
         self.given: set[int] = {
             id(buffer) for buffer in structure.model.buffers()
         }  # tensors that are not ours
@@ -151,7 +150,8 @@ class _Pass(BlockWatch):
             self.stream = self.hidden = stream
 
     def returned(self, block: CandidateBlock, output: Any) -> None:
-        self.outputs[block.index] = plain(output)
+        if self.outputs is not None:
+            self.outputs[block.index] = plain(output)
 
     def _hold(self, *, last: bool) -> Callable[..., None]:
         def hook(module: Any, args: Any, output: Any) -> None:
@@ -199,11 +199,13 @@ def frozen(
     start: Callable[[Tensor], Tensor],
     edits: Edits,
     around: AbstractContextManager[Any] | None = None,
+    outputs: dict[int, Any] | None = None,
 ) -> Frozen:
     """Run the model on `inputs` with its stream in parts.
 
     start: makes the parts (channels, …) of the stream that enters block 1, which may be in parts already
     around: a context for the pass
+    outputs: gets what each block returned, by its number, as plain tensors
     edits: what happens to operands of junctions and attention ops, as functions of Parts
 
     A model in half precision is run in float32, one operation's weights at a time.
@@ -211,7 +213,9 @@ def frozen(
     Raises RcProbeError, naming the operation, where the parts cannot be followed.
     """
     _check_dtype(structure)
-    run = _Pass(structure, lambda x: Parts(x.value if isinstance(x, Parts) else x.detach(), start(x), ledger))
+    run = _Pass(
+        structure, lambda x: Parts(x.value if isinstance(x, Parts) else x.detach(), start(x), ledger), outputs
+    )
     run.given |= {id(a) for a in tree_leaves(inputs)}
     with measuring(structure.model), single_precision(structure.model), ExitStack() as stack:
         stack.enter_context(run)
@@ -231,7 +235,7 @@ def frozen(
             ) from error
     if run.stream is None:
         raise RcProbeError("its blocks did not run", where=type(structure.model).__name__, todo=NO_PARTS)
-    return Frozen(run.stream, run.hidden, run.named, run.outputs)
+    return Frozen(run.stream, run.hidden, run.named)
 
 
 def _check_dtype(structure: Structure) -> None:

@@ -8,13 +8,11 @@ theorem 2.1 of Dong et al. 2021, its paths grouped by length, and norms and MLPs
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from rc_probe.hooks.attach import find_structure
 from rc_probe.hooks.edits.edits import Edits
@@ -28,7 +26,9 @@ from rc_probe.hooks.structure.example_inputs import with_no_cache
 from rc_probe.hooks.structure.structure import Block, Structure
 
 from .path_counts import path_counts
+from .sources import decodes, in_parts
 
+Outputs = dict[int, Any] | None
 INPUT, TOKENS, POSITIONS, BIAS = "input", "tokens", "positions", "bias"
 
 
@@ -43,7 +43,6 @@ class Decomposition:
     stream: the same channels of the stream after the last block, before any final norm
     mask: (batch, tokens) of real tokens, None if all are
     error: max |sum of the parts - output| / max |output|, of the model's own output at real tokens
-    outputs: what each block returned, by its number, whole
     """
 
     parts: Tensor
@@ -56,7 +55,6 @@ class Decomposition:
     error: float
     stream_value: Tensor = field(repr=False)
     value: Tensor = field(repr=False)
-    outputs: dict[int, Any] = field(repr=False)
 
     def total(self) -> Tensor:
         """The sum of all parts, (batch, tokens, dim): the last hidden state."""
@@ -111,6 +109,7 @@ def decompose(
     by_source: bool = False,
     by_length: bool = True,
     plain: Tensor | None = None,
+    outputs: Outputs = None,
 ) -> Decomposition:
     """The parts of the last hidden state by path length, and by source.
 
@@ -127,6 +126,7 @@ def decompose(
         source, whatever the depth
     plain: what the result is checked against: the stream after the last block in a plain pass on `batch`,
         (batch, tokens, dim). This pass is run where None is given, or one of another shape
+    outputs: gets what each block returned, by its number, whole
 
     One pass; the work is about (L + 2) / 2 plain forwards for L blocks, and memory that of L + 2 batches.
     A bias on a branch belongs to the source `bias` at the length of the paths that leave by this branch.
@@ -145,10 +145,8 @@ def decompose(
     choices = hops(structure, count_mlp=count_mlp)
     fixed, group = _names(by_source, by_length)
     ledger = Ledger(len(fixed), len(group), constant=0, longest=max_length)
-    edits = hop_edits(
-        structure, choices, lambda number, hop, x: x.made(ledger.longer, fresh=bool(ledger.group))
-    )
-    result = (_by_source if by_source else _by_length)(structure, batch, ledger, edits)
+    edits = _longer(structure, choices, ledger)
+    result = (_by_source if by_source else _by_length)(structure, batch, ledger, edits, outputs)
     check_sum(structure, result)
     _check_value(structure, batch, result, plain)
     return _collect(structure, batch, choices, fixed, group, ledger, result)
@@ -170,20 +168,30 @@ def _names(by_source: bool, by_length: bool) -> tuple[list[str], list[str]]:
     return ([BIAS], [INPUT]) if by_length else ([BIAS, INPUT], [])
 
 
-def _by_length(structure: Structure, batch: dict[str, Any], ledger: Ledger, edits: Edits) -> Frozen:
-    return frozen(structure, batch, ledger, lambda x: torch.stack([torch.zeros_like(x), x]), edits)
+def _by_length(
+    structure: Structure, batch: dict[str, Any], ledger: Ledger, edits: Edits, outputs: Outputs = None
+) -> Frozen:
+    return frozen(
+        structure, batch, ledger, lambda x: torch.stack([torch.zeros_like(x), x]), edits, outputs=outputs
+    )
 
 
 def frozen_lengths(structure: Structure, batch: dict[str, Any], choices: list[Step]) -> Frozen:
     """The frozen pass of `decompose`: first what comes from biases, then every length."""
     ledger = Ledger(fixed=1, group=1, constant=0)
-    edits = hop_edits(
+    return _by_length(structure, batch, ledger, _longer(structure, choices, ledger))
+
+
+def _longer(structure: Structure, choices: list[Step], ledger: Ledger) -> Edits:
+    """What leaves by a hop is one hop longer."""
+    return hop_edits(
         structure, choices, lambda number, hop, x: x.made(ledger.longer, fresh=bool(ledger.group))
     )
-    return _by_length(structure, batch, ledger, edits)
 
 
-def _by_source(structure: Structure, batch: dict[str, Any], ledger: Ledger, edits: Edits) -> Frozen:
+def _by_source(
+    structure: Structure, batch: dict[str, Any], ledger: Ledger, edits: Edits, outputs: Outputs
+) -> Frozen:
     """Followed from the embeddings on: what joins the stream before block 1 are positions, after it biases."""
     ledger.constant = 1
 
@@ -197,52 +205,8 @@ def _by_source(structure: Structure, batch: dict[str, Any], ledger: Ledger, edit
         ledger.constant = 2
         return parts
 
-    inputs, mode = _sources(structure, batch, ledger)
-    return frozen(structure, inputs, ledger, start, edits, mode)
-
-
-def _sources(
-    structure: Structure, batch: dict[str, Any], ledger: Ledger
-) -> tuple[dict[str, Any], AbstractContextManager[Any]]:
-    """The inputs with the user's data in parts; ids become parts where they are embedded."""
-    main = getattr(structure.model, "main_input_name", "input_ids")
-    if _decodes(structure, batch):
-        main = "decoder_input_ids"
-    data = batch.get(main)
-    if not isinstance(data, Tensor):
-        raise RcProbeError(
-            f"the batch has no {main}", where=type(structure.model).__name__, todo="Leave by_source out"
-        )
-    if data.is_floating_point():
-        return {**batch, main: Parts(data, _first_of_three(data), ledger)}, _Embeddings(None, ledger)
-    return batch, _Embeddings(data, ledger)
-
-
-def _decodes(structure: Structure, batch: dict[str, Any]) -> bool:
-    """Whether the stack reads the decoder's text. A decoder may have an `encoder` of its own within."""
-    sides = [word for word in structure.name.split(".") if word in {"encoder", "decoder"}]
-    return "decoder_input_ids" in batch and sides[:1] != ["encoder"]
-
-
-def _first_of_three(x: Tensor) -> Tensor:
-    return torch.stack([x, torch.zeros_like(x), torch.zeros_like(x)])
-
-
-class _Embeddings(TorchFunctionMode):
-    """What embeds `ids` gives the source of the tokens."""
-
-    def __init__(self, ids: Tensor | None, ledger: Ledger) -> None:
-        super().__init__()
-        self.ids, self.ledger = ids, ledger
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if self.ids is None or getattr(func, "__name__", "") != "embedding":
-            return out
-        index = args[0] if args else (kwargs or {})["input"]
-        if index.numel() == self.ids.numel() and bool((index.reshape(-1) == self.ids.reshape(-1)).all()):
-            return Parts(out, _first_of_three(out), self.ledger)
-        return out
+    inputs, mode = in_parts(structure, batch, ledger)
+    return frozen(structure, inputs, ledger, start, edits, mode, outputs)
 
 
 def _collect(
@@ -263,7 +227,7 @@ def _collect(
         counts = [*counts[: longest + 1], sum(counts[longest + 1 :])]
 
     stream, hidden = first_axes(result, structure.blocks[-1])
-    mask = batch.get("decoder_attention_mask" if _decodes(structure, batch) else "attention_mask")
+    mask = batch.get("decoder_attention_mask" if decodes(structure, batch) else "attention_mask")
     real = mask.bool() if isinstance(mask, Tensor) and mask.shape == hidden.shape[1:3] else None
     if isinstance(mask, Tensor) and real is None and not bool(mask.all()):
         raise RcProbeError(
@@ -275,7 +239,7 @@ def _collect(
     error = max(_error(x[:-1], x[-1], real) for x in (hidden, stream))
     return Decomposition(
         hidden[:-1], sources, lengths, longest, tuple(counts), stream[:-1], real, error,
-        stream[-1], hidden[-1], result.outputs,
+        stream[-1], hidden[-1],
     )  # fmt: skip
 
 

@@ -113,9 +113,10 @@ class _Run:
         if self.plain is None and self.prepared:
             self.answers = self._asked()
             self.plain = self.answers.stream
-        self.whole = self._decompose(max_length=self.budget.max_length)
-        if self.answers is None and self.prepared:
-            self.answers = self._asked(self.whole.outputs)
+        outputs: dict[int, Any] | None = {} if self.prepared and self.answers is None else None
+        self.whole = self._decompose(max_length=self.budget.max_length, outputs=outputs)
+        if outputs is not None:
+            self.answers = self._asked(outputs)
 
     def _asked(self, outputs: dict[int, Any] | None = None) -> HeadAnswers:
         assert self.task is not None and self.prepared is not None
