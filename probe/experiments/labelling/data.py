@@ -21,10 +21,14 @@ class Labelled(NamedTuple):
 
 
 def accuracy(guesses: Tensor, labels: Tensor) -> float:
-    """Share of labels that are guessed. guesses (…, tokens), or logits (…, tokens, classes); labels (…, tokens)."""
+    """Share of labels that are guessed, the mean over sequences: each weighs alike, as in all scores of tasks.
+
+    guesses (sequences, tokens), or logits (sequences, tokens, classes); labels (sequences, tokens), NONE left out
+    """
     chosen = guesses.argmax(-1) if guesses.ndim > labels.ndim else guesses
     real = labels != NONE
-    return float((chosen == labels)[real].double().mean())
+    shares = ((chosen == labels) & real).sum(-1) / real.sum(-1).double()
+    return float(shares.mean())
 
 
 def commonest(keys: Tensor, labels: Tensor, count: int, classes: int) -> Tensor:
