@@ -220,6 +220,23 @@ EMBEDDING_METRICS: dict[str, Metric] = {
     )
 }  # fmt: skip
 
+# Of heads with less rank, in the table `truncation`, beside what the model predicts and the residual of the bulk.
+TRUNCATION_METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("attention_kl", "KL of attention rows", "mean over heads and real queries of Σ p ln(p / q), p the row of the whole model, q that of the truncated head on the same inputs",
+               "nats", 0, None, "lower", "of the truncated blocks that were named; what they read may differ where blocks before them are truncated, too"),
+        Metric("retrieval", "Same token found", "share of real tokens whose best other token by qᵀPk is that of the whole form qᵀk",
+               "ratio", 0, 1, "higher", f"the target of {AMSEL}, in the head's own metric and at equal positions"),
+        Metric("nearest", "Nearest token found", "share of real tokens whose best other token by qᵀPk is the nearest one by the cosine of what the projections read",
+               "ratio", 0, 1, None, f"the target of {AMSEL}, in one metric for all heads"),
+        Metric("smallest_rank", "Smallest rank", "the least measured rank from which on every larger one costs at most --head-tolerance, this head alone",
+               "count", 0, None, None, "the width of the head where there is none"),
+        Metric("parameters", "Weights of queries and keys", "Σ over heads of 2 · rank · width of the stream; of the whole model those of its query and key projections, without biases",
+               "count", 0, None, None, "each head with factors of its own: keys are no longer shared by groups"),
+    )
+}  # fmt: skip
+
 DAVARI = "Davari, Horoi, Natik et al. 2022 (arXiv 2210.16156), on the few tokens that rule it"
 CHANGE = "change_"  # how names of metrics begin that are the second model's number minus the first's
 

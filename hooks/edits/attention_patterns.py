@@ -7,7 +7,7 @@ call itself is intercepted. `AttentionOp.via` says which.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -50,8 +50,19 @@ def patterns(structure: Structure, on_pattern: OnPattern, on_mask: OnMask | None
     Raises RcProbeError when a block's patterns cannot be seen, and, while the model runs, when rows do
     not sum to one (or less, with attention sinks) or P times the values is not what the op returned.
     """
+    return Editing(structure, pattern_edits(structure, on_pattern, on_mask))
+
+
+def pattern_edits(
+    structure: Structure,
+    on_pattern: OnPattern,
+    on_mask: OnMask | None = None,
+    *,
+    blocks: Iterable[Block] | None = None,
+) -> Edits:
+    """The same as edits that change nothing, of these blocks (None: of all)."""
     edits = Edits()
-    for block in structure.blocks:
+    for block in structure.blocks if blocks is None else blocks:
         for branch in (b for b in block.branches if b.kind in ("attention", "cross")):
             if not branch.ops or any(op.heads == 0 for op in branch.ops):
                 why = "their layout is not proved" if branch.ops else "no attention operation was seen"
@@ -59,7 +70,7 @@ def patterns(structure: Structure, on_pattern: OnPattern, on_mask: OnMask | None
                 raise structure.error(block, what, EAGER_TODO)
             for op in branch.ops:
                 edits.watch_op(block.index, op, _watch(structure, block, branch, op, on_pattern, on_mask))
-    return Editing(structure, edits)
+    return edits
 
 
 def _watch(

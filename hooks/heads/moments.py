@@ -12,9 +12,9 @@ from torch import Tensor
 
 from rc_probe.hooks.edits.edits import Edits
 from rc_probe.hooks.structure.structure import Structure
-from rc_probe.hooks.undo import unseen
 
-from .forms import Heads, Projection
+from .forms import Heads
+from .operands import watch_projections
 
 Sums = dict[tuple[int, str], Tensor]  # by block and `query` or `key`: (heads, width, width) float64
 _kept: weakref.WeakKeyDictionary[Structure, dict[int, tuple[Tensor, Tensor]]] = weakref.WeakKeyDictionary()
@@ -30,13 +30,10 @@ class Moments:
     wants_output = False
 
     def __init__(self, structure: Structure, heads: Iterable[Heads]) -> None:
-        self.structure, self.sums = structure, Sums()
-        self.edits = Edits()
+        self.structure, self.sums, self.edits = structure, Sums(), Edits()
         self._mask: Tensor | None = None
         for each in heads:
-            for part, projection in (("query", each.query), ("key", each.key)):
-                read = partial(self._read, each, part, projection)
-                self.edits.at_module(each.block.index, projection.name, projection.turn, read)
+            self.edits = self.edits.then(watch_projections(each, partial(self._read, each)))
 
     def begin(self, batch: Any) -> None:
         self._mask = batch.mask
@@ -50,19 +47,16 @@ class Moments:
     def output(self, name: str, output: Any) -> None:
         """Nor are answers."""
 
-    def _read(self, heads: Heads, part: str, projection: Projection, x: Tensor, y: Tensor) -> Tensor:
-        with torch.no_grad(), unseen():
-            mine = y.detach()[..., projection.features.to(y.device)].double() * projection.scale.to(y.device)
-            if self._mask is not None:
-                if self._mask.shape != mine.shape[:2]:
-                    what = f"its projections read {tuple(mine.shape[:2])} tokens, and the samples have {tuple(self._mask.shape)}"
-                    raise self.structure.error(heads.block, what, "Use :weights in place of :data")
-                mine = mine * self._mask.to(y.device)[..., None, None]
-            rows = mine.flatten(0, -3)
-            sums = torch.einsum("nhw,nhv->hwv", rows, rows).cpu()
-            key = heads.block.index, part
-            self.sums[key] = self.sums[key] + sums if key in self.sums else sums
-        return y
+    def _read(self, heads: Heads, part: str, x: Tensor, mine: Tensor) -> None:
+        if self._mask is not None:
+            if self._mask.shape != mine.shape[:2]:
+                what = f"its projections read {tuple(mine.shape[:2])} tokens, and the samples have {tuple(self._mask.shape)}"
+                raise self.structure.error(heads.block, what, "Use :weights in place of :data")
+            mine = mine * self._mask.to(mine.device)[..., None, None]
+        rows = mine.flatten(0, -3)
+        sums = torch.einsum("nhw,nhv->hwv", rows, rows).cpu()
+        key = heads.block.index, part
+        self.sums[key] = self.sums[key] + sums if key in self.sums else sums
 
     def keep(self, parts: Iterable[Sums]) -> None:
         """The sums of all processes together, for edits of this structure that need them."""

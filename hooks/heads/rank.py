@@ -23,6 +23,11 @@ from .moments import kept_moments
 LEAST = 1e-12  # of the largest: below, a direction carries nothing
 
 
+def rank_matrices(structure: Structure, heads: Heads, rank: int, method: str) -> Tensor:
+    """(heads, width, width): P of every head, for queries q and keys k as they are before positions turn them: qᵀPk."""
+    return METHODS[method](structure, heads, rank)
+
+
 def rank_edit(
     edits: Edits, structure: Structure, heads: Heads, chosen: list[int], rank: int, method: str
 ) -> None:
@@ -39,7 +44,7 @@ def rank_edit(
     def matrix() -> Tensor:
         """(chosen, width, width), once it is needed: moments may be read between."""
         if not held:
-            made = METHODS[method](structure, heads, rank)[chosen]
+            made = rank_matrices(structure, heads, rank, method)[chosen]
             scale = projection.scale[chosen]
             held.append(scale[:, :, None] * made / scale[:, None, :])
         return held[0]

@@ -10,6 +10,7 @@ from .drops.drops import Drops
 from .embeddings.embeddings import Embeddings
 from .floor import Floor
 from .heads.spectra import HeadRanks
+from .heads.truncation import Truncation
 from .importance.importance import Importance
 from .massive import Massive
 from .measurement import Measurement
@@ -26,6 +27,7 @@ MEASUREMENTS: tuple[Measurement, ...] = (
     Drops(),
     WhatIf(),
     HeadRanks(),
+    Truncation(),
     Ablations(),
     Floor(),
     Paths(),

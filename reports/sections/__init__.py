@@ -6,6 +6,7 @@ from .below_float_floor import BelowFloatFloor
 from .drops import Drops
 from .embeddings import Embeddings
 from .heads.ranks import HeadRanks
+from .heads.truncation import Truncation
 from .importance import Importance
 from .massive import MassiveTokens
 from .metrics import OtherMetrics
@@ -25,6 +26,7 @@ SECTIONS: tuple[Section[View], ...] = (
     WhatIf(),
     Embeddings(),
     HeadRanks(),
+    Truncation(),
     MassiveTokens(),
     OwnAttention(),
     Ablations(),

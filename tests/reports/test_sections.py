@@ -66,7 +66,7 @@ def test_each_section_belongs_to_a_measurement() -> None:
         "OwnAttention": "attention",
         "Importance": "importance", "Drops": "drops", "WhatIf": "what_if",
         "Streams": "streams",
-        "HeadRanks": "heads",
+        "HeadRanks": "heads", "Truncation": "truncation",
     }  # fmt: skip
 
 

@@ -37,18 +37,13 @@ def head_maps(frame: pd.DataFrame, width: int) -> Figure | None:
         grid = values.unstack("block").sort_index()
         height = 100 + min(14 * len(grid), 240)
         with panel_of(f"heads-{circuit}-{metric}", title, height=height) as panel:
-            _map(
-                panel,
-                grid,
-                metric,
-                -1.0 if HEAD_METRICS[metric].low == -1 else 0.0,
-                1.0 if metric == "identity" else width,
-            )
+            low, high = (-1.0, 1.0) if metric == "identity" else (0.0, float(width))
+            draw_map(panel, grid, HEAD_METRICS[metric].title, low, high)
         panels.append(panel.svg)
     return Figure("heads", "The ranks of heads", CAPTION, [], panels) if panels else None
 
 
-def _map(panel: Panel, grid: pd.DataFrame, metric: str, low: float, high: float) -> None:
+def draw_map(panel: Panel, grid: pd.DataFrame, title: str, low: float, high: float) -> None:
     import seaborn as sns
     from matplotlib.colors import ListedColormap, Normalize
 
@@ -80,9 +75,7 @@ def _map(panel: Panel, grid: pd.DataFrame, metric: str, low: float, high: float)
     panel.grid = ""
     known = values[np.isfinite(values)]
     if known.size:
-        panel.words.append(
-            f"{HEAD_METRICS[metric].title} {number(float(known.min()))} to {number(float(known.max()))}"
-        )
+        panel.words.append(f"{title} {number(float(known.min()))} to {number(float(known.max()))}")
 
 
 def _within(last: int) -> MaxNLocator:
@@ -105,7 +98,7 @@ def pair_figure(frame: pd.DataFrame) -> Figure | None:
         width=820,
         height=100 + min(10 * len(grid), 260),
     ) as panel:
-        _map(panel, grid, "slow_energy", 0.0, top)
+        draw_map(panel, grid, "Energy", 0.0, top)
         panel.axes.set_ylabel("pair")
     caption = "Pair 1 turns fastest with the position. Energy in slow pairs sees content alone; energy in fast ones sees how far tokens are apart."
     return Figure("heads-pairs", "Which rotary features heads use", caption, [], [panel.svg], wide=True)
