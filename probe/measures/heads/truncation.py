@@ -62,7 +62,9 @@ class TruncationOptions(Options):
         words=lambda ranks, chosen: ["--truncation-ranks", ",".join(map(str, ranks))],
     )  # fmt: skip
     truncation_samples: int = option(SAMPLES, "Samples that truncation is scored on.", panel=PANEL, least=1)
-    head_tolerance: float = option(TOLERANCE, TOLERANCE_HELP, panel=PANEL)
+    head_tolerance: float = option(
+        TOLERANCE, TOLERANCE_HELP, panel=PANEL, words=lambda most, chosen: ["--head-tolerance", str(most)]
+    )
 
     def check(self) -> None:
         super().check()
