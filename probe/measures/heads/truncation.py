@@ -99,7 +99,7 @@ class Truncation(Measurement):
 
     def plan(self, loaded: Loaded, samples: Samples, settings: Any) -> Planned:
         from rc_probe.measures.importance.scored import plan_scored
-        from rc_probe.paths.tables import first
+        from rc_probe.tasks import first
 
         from .truncated import Planned
 
