@@ -69,7 +69,7 @@ class HeadRanks(Measurement):
         }
 
     def findings(self, result: Result) -> dict[str, Any] | None:
-        from rc_probe.results.findings.head_words import judge_heads
+        from rc_probe.results.findings.heads.rank_words import judge_heads
 
         return judge_heads(result)
 

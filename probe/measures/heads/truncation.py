@@ -126,6 +126,6 @@ class Truncation(Measurement):
         }  # fmt: skip
 
     def findings(self, result: Result) -> dict[str, Any] | None:
-        from rc_probe.results.findings.truncation_words import judge_truncation
+        from rc_probe.results.findings.heads.truncation_words import judge_truncation
 
         return judge_truncation(result)

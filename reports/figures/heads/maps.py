@@ -11,7 +11,7 @@ from rc_probe.registry import HEAD_METRICS
 from rc_probe.reports.figures.canvas import Panel, panel_of
 from rc_probe.reports.figures.panels import Figure
 from rc_probe.reports.figures.svg import HEAT, MUTED
-from rc_probe.results.findings.head_words import by_head
+from rc_probe.results.findings.heads.rank_words import by_head
 from rc_probe.results.words import number
 
 SHADES = len(HEAT)

@@ -19,8 +19,8 @@ from rc_probe.reports.figures.panels import (
     svg_dashes,
 )
 from rc_probe.reports.figures.svg import MORE, SAN, SAN_MLP, SAN_SKIP, THEME, TRANSFORMER
+from rc_probe.results.findings.heads.truncation_words import METHODS, of_all
 from rc_probe.results.findings.importance_words import UNITS, title_of
-from rc_probe.results.findings.truncation_words import METHODS, of_all
 from rc_probe.results.words import number
 
 from .maps import draw_map

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from rc_probe.results.findings.importance_words import SUBJECTS, UNITS, criterion
 from rc_probe.results.protocols import Result
 from rc_probe.results.words import number, signed
-
-from .importance_words import SUBJECTS, UNITS, criterion
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,0 +1,1 @@
+"""What tables of attention heads say."""
