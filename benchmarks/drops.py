@@ -1,7 +1,7 @@
 """What removing blocks costs on samples that did not choose them, and what tools that rank blocks see of it: tables of docs/importance.md.
 
     python benchmarks/drops.py demo-decoder demo trained albert=FOLDER     # curves of `--drop 4`, a table for each model
-    python benchmarks/drops.py peers                                       # SmolLM2: true losses, proxies, uni-layer, hooks
+    python benchmarks/drops.py peers=trained peers=demo-decoder            # true losses beside proxies, uni-layer and hooks
 
 `demo-decoder` is SmolLM2-135M-Instruct, `demo` all-MiniLM-L6-v2, both packaged. `trained` is a GPT-2 of six blocks, trained here on walks round
 rings of words (half a minute). FOLDER is `rxnmapper/models/transformers/albert_heads_8_uspto_all_1310k` of the unpacked wheel of rxnmapper 0.4.3:
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from torch.nn.functional import cosine_similarity
 import rc_probe
 from rc_probe.data.batches import batches
 from rc_probe.data.samples import load_samples
-from rc_probe.models.load import load_model
+from rc_probe.models.load import hold_model, load_model
 
 REMOVED = 4
 LEAN: dict[str, Any] = {
@@ -121,14 +120,19 @@ def trained() -> tuple[Any, Any, list[str]]:
     return model.eval(), tokenizer(words, pre_tokenizers.Whitespace(), around=False), texts
 
 
+def held(name: str) -> tuple[Any, Any, list[str] | None]:
+    """(model, processor, data); the packaged ones with the bundled texts."""
+    if name.startswith("albert="):
+        return albert(name.removeprefix("albert="))
+    if name == "trained":
+        return trained()
+    loaded = load_model(name)
+    return loaded.model, loaded.processor, None
+
+
 def curves(name: str) -> None:
     """The table of one model: the change on samples held out, of each method after each removal."""
-    if name.startswith("albert="):
-        model, processor, data = albert(name.removeprefix("albert="))
-    elif name == "trained":
-        model, processor, data = trained()
-    else:
-        model, processor, data = name, None, None
+    model, processor, data = held(name)
     found = rc_probe.probe(
         model, data, processor=processor, samples=32, length=64, importance="none", drop=REMOVED, **LEAN
     )
@@ -224,39 +228,28 @@ def uni_layer(model: Any, blocks: list[Any], made: Any) -> list[float] | None:
     ]
 
 
-def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    start = time.process_time()
-    return work(), time.process_time() - start
-
-
-def peers() -> None:
-    """SmolLM2 on eight bundled texts of 64 tokens: rank correlation with the true loss, and CPU time."""
-    loaded = load_model("demo-decoder")
-    samples = load_samples(None, modality="text", samples=8)
-    made = list(batches(samples, loaded, length=64))
-    model, blocks = loaded.model, list(loaded.model.model.layers)
-    plain = timed(lambda: hooked_influence(model, [], made))[1]
-    how = {"samples": 8, "length": 64, "importance": "blocks"}
-    curves_alone = timed(
-        lambda: rc_probe.probe(
-            model, None, processor=loaded.processor, **how | {"importance": "none"}, **LEAN
-        )
-    )[1]
-    found, ours = timed(lambda: rc_probe.probe(model, None, processor=loaded.processor, **how, **LEAN))
+def peers(name: str) -> None:
+    """A decoder on eight texts of up to 64 tokens: rank correlation with the true loss."""
+    model, processor, data = held(name)
+    samples = load_samples(data, modality="text", samples=8)
+    made = list(batches(samples, hold_model(model, processor), length=64))
+    blocks = next(
+        list(each) for each in model.modules()
+        if isinstance(each, torch.nn.ModuleList) and len(each) == model.config.num_hidden_layers
+    )  # fmt: skip
+    how = {"processor": processor, "samples": 8, "length": 64}
+    found = rc_probe.probe(model, data, importance="blocks", **how, **LEAN)
     frame = found.tables["importance"]
     truth = frame.query("metric == 'loss'")["change"].to_numpy()
-    losses, hooks = timed(lambda: hooked_losses(model, blocks, made))
+    losses = hooked_losses(model, blocks, made)
     by_hand = np.array(losses[1:]) - losses[0]
     print(
-        f"\nlosses without a block, rc-probe and hooks: at most {np.abs(by_hand - truth).max():.1e} nats apart"
-    )
-    print(
-        f"CPU: a plain pass {plain:.1f} s, the loop of hooks {hooks:.1f} s, importance {ours - curves_alone:.1f} s"
+        f"\n{name}: losses without a block, rc-probe and hooks: at most {np.abs(by_hand - truth).max():.1e} nats apart"
     )
     proxies = {
-        name: frame[frame["metric"] == name]["value"].to_numpy()
-        for name in frame["metric"].unique()
-        if name.startswith("proxy")
+        proxy: frame[frame["metric"] == proxy]["value"].to_numpy()
+        for proxy in frame["metric"].unique()
+        if proxy.startswith("proxy")
     }
     proxies["hooks, block influence"] = np.array(hooked_influence(model, blocks, made))
     theirs = uni_layer(model, blocks, made)
@@ -266,14 +259,14 @@ def peers() -> None:
     print(
         f"| ranked by | Spearman with the true loss | ranks of the four costliest blocks {(costly + 1).tolist()} |\n|---|---|---|"
     )
-    for name, values in proxies.items():
+    for proxy, values in proxies.items():
         ranks = (-values).argsort().argsort()[costly] + 1
-        print(f"| {name} | {spearmanr(values, truth).statistic:.2f} | {', '.join(map(str, ranks))} |")
+        print(f"| {proxy} | {spearmanr(values, truth).statistic:.2f} | {', '.join(map(str, ranks))} |")
 
 
 def main(names: list[str]) -> None:
-    for name in names or ["demo-decoder", "demo", "trained", "peers"]:
-        peers() if name == "peers" else curves(name)
+    for name in names or ["demo-decoder", "demo", "trained", "peers=trained", "peers=demo-decoder"]:
+        peers(name.removeprefix("peers=")) if name.startswith("peers=") else curves(name)
 
 
 if __name__ == "__main__":

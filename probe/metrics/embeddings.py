@@ -69,7 +69,7 @@ def pair_cosines(embeddings: Tensor, same: Sequence[int] | None = None) -> Cosin
     variance = max(0.0, squares / ordered - mean**2)
     std = math.sqrt(variance * pairs / (pairs - 1)) if pairs > 1 else math.nan
     below = histogram.cumsum(0) / histogram.sum()
-    far = -1 + 2 * (int((below < FAR).sum()) + 1) / BINS
+    far = round(-1 + 2 * (int((below < FAR).sum()) + 1) / BINS, 6)
     without = (total - 2 * sums) / (ordered - 2 * partners)
     return Cosines(pairs, mean, std, _jackknife(mean, without), far, histogram / 2)
 

@@ -86,6 +86,8 @@ def measure_embeddings(context: Context, plan: Plan) -> Found:
         ]
     scores = Retrieval(task, {layer: normalize(found, dim=-1) for layer, found in looking.items()})
     rows += scores.rows()
+    if cosines is None:
+        notes.append(f"Embeddings: all {THINGS[samples.kind]} are the same, so that no pair has a cosine.")
     bins = coarse(cosines.histogram, BINS) if cosines else []  # of the last layer, the model's own
     facts = {
         "samples": len(samples.items),

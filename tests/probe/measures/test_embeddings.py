@@ -160,6 +160,9 @@ def test_off_and_one_sample(bert: Any) -> None:
     one = rc_probe.probe(bert, TEXTS[:1], embeddings=True, **given)
     assert "embeddings" not in one.tables
     assert "Embeddings were not measured: one sample has no pair." in one.model["notes"]
+    same = rc_probe.probe(bert, TEXTS[:1] * 3, **given)
+    assert set(same.tables["embeddings"]["metric"]) == {"rankme", "accuracy"}
+    assert "Embeddings: all texts are the same, so that no pair has a cosine." in same.model["notes"]
 
 
 def test_checks(bert: Any, found: ProbeResult, tmp_path: Path) -> None:
