@@ -15,6 +15,7 @@ from rc_probe.metrics.intervals import bootstrap, student, wilson
 from rc_probe.models.load import Loaded
 from rc_probe.paths.effectiveness import Budget, effectiveness
 from rc_probe.paths.effects import Effects
+from rc_probe.paths.sample import sample
 from rc_probe.paths.summaries import over_repeats, over_samples
 from rc_probe.tasks import choose_task
 
@@ -102,6 +103,30 @@ def test_estimates_weigh_tokens_too(trained_causal: Loaded) -> None:
     half = 2.7764451052 * one["std"] / math.sqrt(5)
     assert one["std"] > 0
     assert (one["low"], one["high"]) == pytest.approx((max(0, one["mean"] - half), one["mean"] + half))
+
+
+def test_each_estimate_is_projected_by_itself(trained_causal: Loaded) -> None:
+    """<part, output> / <output, output> over real tokens, of each repeat its own draws; padded texts."""
+    texts, _ = trained.walks(5, seed=5)
+    rows = by_key(effects_of(trained_causal, texts, batch_size=5, paths=(2,), repeats=4))
+    (batch,) = batches(load_samples(texts, modality="text"), trained_causal, batch_size=5)
+    assert batch.mask is not None and not batch.mask.all()
+    mask = batch.mask.numpy()
+    drawn = sample(trained_causal.model, batch.inputs, paths=2, repeats=4, seed=0).parts.double().numpy()
+    with torch.no_grad():
+        states = trained_causal.model(**batch.inputs, output_hidden_states=True).hidden_states
+    output = states[-1].double().numpy()
+    for length in (1, 2):
+        means = []
+        for part in drawn[:, length]:
+            shares = [
+                (part[i][mask[i]] * output[i][mask[i]]).sum() / (output[i][mask[i]] ** 2).sum()
+                for i in range(5)
+            ]
+            means.append(float(np.mean(shares)))
+        row = rows["sampled", "alone", length, "projection"]
+        assert row["mean"] == pytest.approx(np.mean(means), abs=1e-6)
+        assert row["std"] == pytest.approx(np.std(means, ddof=1), rel=1e-4) and row["std"] > 1e-4
 
 
 def test_by_hand() -> None:
