@@ -16,7 +16,7 @@ from typing import Any
 
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.models.libraries import first_line, hub_problem, quiet
-from rc_probe.results.words import THINGS
+from rc_probe.results.words import THINGS, many
 
 from . import read_once
 from .columns import Wanted, checked, class_names, opened_rows
@@ -106,7 +106,9 @@ def load_samples(
     notes = [opened.note] if opened.note else []
     notes += [f"{empty} empty texts left out"] if empty else []
     notes += [f"{short} {things} of fewer than two tokens left out"] if short else []
-    notes += [f"{len(items)} samples, not {samples}: there are no more"] if len(items) < samples else []
+    notes += (
+        [f"{many(len(items), 'samples')}, not {samples}: there are no more"] if len(items) < samples else []
+    )
     found = None if not label_column else _typed(labels) if opened.untyped else labels
     return Samples(modality, source, items, "; ".join(notes), found, opened.classes, opened.column)
 

@@ -50,6 +50,21 @@ def test_sixteen_bits_are_read_as_eight(tmp_path: Path) -> None:
     assert torch.equal(pixels([Image.fromarray(deep)], vision()), pixels([Image.fromarray(RAMP)], vision()))
 
 
+def test_colours_stay_what_they_are(tmp_path: Path) -> None:
+    """(x / 255 - 0.5) / 0.5 by NumPy, channels first, once: of a file and of an image, in RGB, with a palette or an alpha."""
+    colours = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    image = Image.fromarray(colours)
+    image.save(tmp_path / "rgb.png")
+    wanted = torch.tensor((colours / 255 - 0.5) / 0.5).permute(2, 0, 1)[None].float()
+    opaque = Image.merge("RGBA", (*image.split(), Image.new("L", (8, 8), 255)))
+    few = Image.fromarray(colours // 128 * 128)  # eight colours
+    for given in (tmp_path / "rgb.png", [image], [opaque]):
+        assert torch.allclose(pixels(given, vision()), wanted, atol=1e-6)
+    assert torch.allclose(
+        pixels([few.convert("P", palette=Image.Palette.ADAPTIVE)], vision()), pixels([few], vision())
+    )
+
+
 @pytest.mark.parametrize("values", [RAMP.astype(np.int32) * 1000, RAMP.astype(np.float32)])
 def test_pixels_without_a_known_white_are_refused(values: np.ndarray[Any, Any]) -> None:
     with pytest.raises(RcProbeError, match="have no known white"):

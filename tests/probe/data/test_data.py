@@ -130,7 +130,7 @@ def test_paragraphs_of_wrapped_prose(tmp_path: Path) -> None:
 def test_one_long_text(tmp_path: Path) -> None:
     (tmp_path / "data.md").write_text("word " * 1000)
     samples = load(tmp_path / "data.md")
-    assert len(samples.items) == 1 and "1 samples, not 32" in samples.note
+    assert len(samples.items) == 1 and "1 sample, not 32" in samples.note
 
 
 def test_empty_and_short_texts_are_left_out_and_made_up_for() -> None:

@@ -14,6 +14,7 @@ from rc_probe.budget import Shape
 from rc_probe.data.batches import Batch
 from rc_probe.hooks.attach import find_structure
 from rc_probe.models.load import Loaded
+from rc_probe.paths import effectiveness
 from rc_probe.paths.tables import affordable, path_rows, pattern_rows, with_longest
 from rc_probe.settings import Settings
 
@@ -97,3 +98,38 @@ def test_a_number_of_samples_that_is_asked_for_is_kept(demo: Loaded, monkeypatch
     assert kept.model["paths"]["samples"] == 6 and not any(
         note.startswith("Paths") for note in kept.model["notes"]
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "starts", "width"),
+    [
+        ({"length": 5}, 101, 5),
+        ({"special_tokens": False}, 2023, 4),
+        ({"length": 3, "special_tokens": False}, 2023, 3),
+    ],
+)
+def test_paths_are_of_the_tokens_of_the_run(
+    demo: Loaded, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], starts: int, width: int
+) -> None:
+    """What reaches the decomposition: [CLS] is 101 and "this" 2023; each half of a text has four words."""
+    seen: list[torch.Tensor] = []
+    real = effectiveness.decompose
+
+    def decomposed(structure: Any, inputs: dict[str, Any], **how: Any) -> Any:
+        seen.append(inputs["input_ids"])
+        return real(structure, inputs, **how)
+
+    monkeypatch.setattr(effectiveness, "decompose", decomposed)
+    texts = ["this cat runs to the house at night", "this dog sits by the river in rain"]
+    rc_probe.probe(
+        demo.model,
+        texts,
+        processor=demo.processor,
+        init=False,
+        recursion=False,
+        chains=False,
+        metrics=["residual"],
+        **options,
+    )
+    assert {ids.shape[1] for ids in seen} == {width}
+    assert {int(ids[0, 0]) for ids in seen} == {starts}
