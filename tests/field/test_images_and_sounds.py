@@ -48,6 +48,11 @@ def test_sixteen_bits_are_read_as_eight(tmp_path: Path) -> None:
             pixels(tmp_path / f"deep{suffix}", vision()), pixels([Image.fromarray(RAMP)], vision())
         )
     assert torch.equal(pixels([Image.fromarray(deep)], vision()), pixels([Image.fromarray(RAMP)], vision()))
+    odd = np.resize(
+        np.array([0, 128, 129, 300, 33000, 65406, 65407, 65535], np.uint16), (8, 8)
+    )  # 65535 is 255
+    near = np.resize(np.array([0, 0, 1, 1, 128, 254, 255, 255], np.uint8), (8, 8))
+    assert torch.equal(pixels([Image.fromarray(odd)], vision()), pixels([Image.fromarray(near)], vision()))
 
 
 def test_colours_stay_what_they_are(tmp_path: Path) -> None:

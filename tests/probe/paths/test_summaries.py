@@ -13,8 +13,10 @@ from rc_probe.data.samples import load_samples
 from rc_probe.hooks.attach import find_structure
 from rc_probe.metrics.intervals import bootstrap, student, wilson
 from rc_probe.models.load import Loaded
+from rc_probe.paths.decompose import hops
 from rc_probe.paths.effectiveness import Budget, effectiveness
 from rc_probe.paths.effects import Effects
+from rc_probe.paths.live import draw_paths, live, summed
 from rc_probe.paths.sample import sample
 from rc_probe.paths.summaries import over_repeats, over_samples
 from rc_probe.tasks import choose_task
@@ -127,6 +129,28 @@ def test_each_estimate_is_projected_by_itself(trained_causal: Loaded) -> None:
         row = rows["sampled", "alone", length, "projection"]
         assert row["mean"] == pytest.approx(np.mean(means), abs=1e-6)
         assert row["std"] == pytest.approx(np.std(means, ddof=1), rel=1e-4) and row["std"] > 1e-4
+
+
+def test_each_live_estimate_is_scored_by_itself(trained_causal: Loaded) -> None:
+    """Losses of real tokens, in float64, from the streams of each repeat's own paths through the model's own head."""
+    texts, _ = trained.walks(5, seed=5)
+    rows = by_key(effects_of(trained_causal, texts, batch_size=5, paths=(2,), repeats=4))
+    (batch,) = batches(load_samples(texts, modality="text"), trained_causal, batch_size=5)
+    assert batch.mask is not None
+    model, choices = trained_causal.model, hops(find_structure(trained_causal.model, batch.inputs))
+    generator, lengths = torch.Generator().manual_seed(0), range(len(choices) + 1)
+    drawn = [draw_paths(choices, k, 2, generator) for _ in range(4) for k in lengths]
+    ids, real = batch.inputs["input_ids"][:, 1:], batch.mask[:, 1:]
+    found: dict[int, list[float]] = {k: [] for k in lengths}
+    for k, paths in zip([*lengths] * 4, drawn, strict=True):
+        with torch.no_grad():
+            stream = summed(live(find_structure(model, batch.inputs), batch.inputs, paths))
+            words = model.lm_head(model.transformer.ln_f(stream))[:, :-1].double().log_softmax(-1)
+        found[k].append(float(-words.gather(-1, ids[..., None])[..., 0][real].mean()))
+    for k in (1, 2):
+        row = rows["live", "alone", k, "loss"]
+        assert row["mean"] == pytest.approx(np.mean(found[k]), abs=1e-5)
+        assert row["std"] == pytest.approx(np.std(found[k], ddof=1), abs=1e-5) and row["std"] > 1e-3
 
 
 def test_by_hand() -> None:
