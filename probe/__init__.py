@@ -61,8 +61,8 @@ sys.meta_path.append(_Moved())
 
 
 def __getattr__(name: str) -> Any:
-    if name == "paths":
-        return import_module("rc_probe.paths")
+    if name in ("experiments", "paths"):
+        return import_module(f"rc_probe.{name}")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'rc_probe' has no attribute {name!r}")
