@@ -10,7 +10,15 @@ import pytest
 from rc_probe.cli.app import main
 from rc_probe.models.load import Loaded
 
-FAST = ["--no-init", "--no-recursion", "--no-paths", "--metrics", "residual"]
+FAST = [
+    "--no-init",
+    "--no-recursion",
+    "--no-paths",
+    "--no-attention",
+    "--no-embeddings",
+    "--metrics",
+    "residual",
+]
 Run = Callable[..., tuple[int, str, str]]
 
 

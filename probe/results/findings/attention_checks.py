@@ -8,8 +8,6 @@ from typing import Any
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.results.protocols import Measured, Result
 
-from .attention_words import heads_of
-
 MEAN = "mean"
 OF_HEADS: dict[str, Callable[[Any], Any]] = {
     MEAN: max,
@@ -31,6 +29,8 @@ def plan_attention(text: str, name: str, variant: str, chosen: Measured) -> None
 
 def of_attention(result: Result, name: str, variant: str) -> dict[int, float]:
     """The metric of self-attention by block: mean over its heads, the least, the most, or that of one head."""
+    from .attention_words import heads_of  # which needs pandas, and this is read by --help
+
     frame = result.declared["attention"].read(result.tables)
     rows = heads_of(frame, name)
     if variant == MEAN:
