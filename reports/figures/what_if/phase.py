@@ -18,6 +18,7 @@ from rc_probe.results.words import number, signed
 
 SHADES, RING = 12, "M9 6a6 5.4 0 1 0 12 0a6 5.4 0 1 0-12 0z"
 STEPS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # changes of the loss that lines are drawn at
+APART = 0.13  # of the width of the map, between two labels
 DARK, LIGHT = "#111111", "#ffffff"  # on colours that are the same on either page
 
 
@@ -102,12 +103,24 @@ def _lines(panel: Panel, cost: pd.DataFrame, unit: str) -> None:
         return
     for colour, width in ((DARK, 3.2), (LIGHT, 1.5)):
         drawn = panel.axes.contour(values, levels=levels, colors=colour, linewidths=width)
+    placed: list[np.ndarray] = []
     for level, lines in zip(drawn.levels, drawn.allsegs, strict=True):
-        longest = max(lines, key=len, default=None)
-        if longest is not None and len(longest):
-            x, y = longest[len(longest) // 2]
+        vertices = np.concatenate(lines) if len(lines) else np.empty((0, 2))
+        if not len(vertices):
+            continue
+        apart = [min((_apart(one, other, values.shape) for other in placed), default=1.0) for one in vertices]
+        best = int(np.argmax(apart))
+        if apart[best] >= APART:
+            placed.append(vertices[best])
+            x, y = map(float, vertices[best])
             panel.axes.text(x, y, f"{signed(float(level))}{unit}", color=LIGHT, ha="center", va="center",
                             bbox={"facecolor": DARK, "edgecolor": "none", "pad": 1.5, "alpha": 0.75})  # fmt: skip
+
+
+def _apart(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
+    """How far two places are from each other, as a share of the map; a label is as wide as three are high."""
+    across, up = abs(one - other) / (shape[1], shape[0])
+    return float(max(across, 3 * 42 * shape[0] / 820 * up))
 
 
 def _own(panel: Panel, frame: pd.DataFrame, residual: pd.DataFrame) -> None:
