@@ -87,6 +87,7 @@ def own_mask(call: OpCall, heads: int) -> Scores:
         return Scores((every.tril(key.shape[-2] - query.shape[-2]) if causal else every)[None, None], None)
     mask = mask[..., : key.shape[-2]]
     mask = mask.reshape(*[1] * (4 - mask.ndim), *mask.shape)
+    mask = mask.expand(*mask.shape[:2], query.shape[-2], key.shape[-2])  # one row may stand for all queries
     if mask.dtype == torch.bool:
         return Scores(mask, None)
     seen = _above(mask)

@@ -109,6 +109,9 @@ def test_texts_of_the_user_are_memorized(tmp_path: Path) -> None:
         str(home / "seed-0" / "model"), [*texts, "an unknown word"], init=False, metrics=("residual",)
     )
     assert (len(texts), probed.settings["tokens"]) == (6, 6 * 7 + 3)
+    assert probed.settings["missing"] == {}, (
+        "its mask has one row for all queries, and its samples other lengths"
+    )
     kept = home / "seed-0" / "measured.json"
     before = kept.stat().st_mtime_ns
     assert rc_probe.experiments.run("memorize", quick=True, data=data, device="cpu", out=home).claims.equals(
