@@ -46,9 +46,9 @@ def _mlps(corollary: pd.DataFrame) -> list[str]:
     for weights, rows in corollary[corollary["gain"].notna()].groupby("weights", sort=False):
         first, last = int(rows["layer"].min()), int(rows["layer"].max())
         where = f"in blocks {first} to {last}" if last > first else f"in block {first}"
-        said = f"with MLPs, {where}, a block makes {_span(rows['rate'])} of the residual before it"
+        said = f"with MLPs, {where}, a block leaves {_span(rows['rate'])} of the residual before it"
         said += f" (pure attention {_span(rows['rate_san'])})" if rows["rate_san"].notna().any() else ""
-        said += f"; the MLPs alone enlarge it by {_span(rows['gain'])}"
+        said += f"; the MLPs alone multiply it by {_span(rows['gain'])}"
         said += (
             f", and their weights allow λ = {_span(rows['lipschitz'])}"
             if rows["lipschitz"].notna().any()

@@ -177,6 +177,10 @@ class _Pass:
         if branch.kind == "cross" and len(weights) == 1:
             keys = seen.any(2).any(1)[0]
             weights, seen = weights[..., keys], seen[..., keys]
+        if (
+            len(weights) > 1
+        ):  # shifted windows are told apart by -100 in place of a mask, which leaves a weight of zero
+            seen = seen & (weights > 0).any(1, keepdim=True)
         if bool((weights.masked_fill(seen, 0) != 0).any()):
             what = "its attention gives weight to keys that its mask does not let it see"
             raise self.structure.error(block, what, NO_PATTERNS)

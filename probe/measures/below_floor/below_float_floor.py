@@ -64,9 +64,10 @@ def said(chosen: Chosen, asked: bool) -> list[str]:
 
 
 def _work(shape: Shape, chosen: Chosen) -> float:
-    """Bounds push as many unit vectors as the stream is wide through each layer, and take its patterns apart."""
+    """Bounds push as many unit vectors as the stream is wide through each layer, take its patterns apart, and multiply the two
+    maps of its MLP, four times as wide, with and without their signs."""
     tokens, dim = chosen.tokens or shape.tokens, float(shape.dim)
-    each = DOUBLE * (8 * dim**3 + 100 * dim * tokens**2) if chosen.bounds else 0
+    each = DOUBLE * (16 * dim**3 + 100 * dim * tokens**2) if chosen.bounds else 0
     return DEARER * shape.plain(tokens) + shape.blocks * each
 
 

@@ -191,8 +191,8 @@ def test_the_page_says_what_mlps_do() -> None:
     page = result.to_html()
     own = page[page.index("<h2>Below the float floor</h2>") :].partition("</section>")[0]
     wanted = (
-        "Pretrained: with MLPs, in blocks 1 to 2, a block makes 0.59 to 0.86 of the residual before it (pure attention 0.42 to 0.73); "
-        "the MLPs alone enlarge it by 2.0 to 3.0, and their weights allow λ = 1,030 to 1,219 (corollary 3.2).",
+        "Pretrained: with MLPs, in blocks 1 to 2, a block leaves 0.59 to 0.86 of the residual before it (pure attention 0.42 to 0.73); "
+        "the MLPs alone multiply it by 2.0 to 3.0, and their weights allow λ = 1,030 to 1,219 (corollary 3.2).",
         'id="figure-corollary"', "what the MLP does to the residual, block 2: 2.95", 'id="table-corollary"',
     )  # fmt: skip
     for words in wanted:
