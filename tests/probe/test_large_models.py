@@ -155,7 +155,7 @@ def test_what_was_cut_is_said(half: str, monkeypatch: pytest.MonkeyPatch) -> Non
     )
     assert "Below the float floor: the first 21 tokens of the sample, no bounds, so that" in text
     assert {"chains", "recursion"} <= set(found.tables)
-    off = rc_probe.probe(half, TEXTS, recursion=False, **few)
+    off = rc_probe.probe(half, TEXTS, recursion=False, attention=False, **few)
     assert off.model["notes"] == [] and not {"chains", "recursion"} & set(off.tables)
 
 

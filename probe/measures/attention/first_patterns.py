@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from rc_probe.data.batches import Batch, part_of
@@ -177,13 +178,12 @@ class _Pass:
         if branch.kind == "cross" and len(weights) == 1:
             keys = seen.any(2).any(1)[0]
             weights, seen = weights[..., keys], seen[..., keys]
-        if (
-            len(weights) > 1
-        ):  # shifted windows are told apart by -100 in place of a mask, which leaves a weight of zero
-            seen = seen & (weights > 0).any(1, keepdim=True)
         if bool((weights.masked_fill(seen, 0) != 0).any()):
             what = "its attention gives weight to keys that its mask does not let it see"
             raise self.structure.error(block, what, NO_PATTERNS)
+        if len(weights) > 1:
+            # Shifted windows are told apart by -100 in place of a mask, which leaves next to nothing.
+            seen = seen & (weights > torch.finfo(weights.dtype).tiny).any(1, keepdim=True)
         return Pattern(block, branch, weights, seen, whole)
 
     def _ids(self, number: int, found: list[Pattern]) -> Iterator[tuple[str, Tensor]]:
