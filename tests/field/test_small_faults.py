@@ -133,11 +133,11 @@ def test_no_sample_finds_itself_in_any_chunk(monkeypatch: pytest.MonkeyPatch) ->
     points = torch.nn.functional.normalize(torch.randn(7, 5, dtype=torch.float64), dim=1)
     cosines = points @ points.T
     wanted = [max((j for j in range(7) if j != i), key=lambda j, i=i: float(cosines[i, j])) for i in range(7)]  # type: ignore[misc]
-    tally = object.__new__(retrieval.EmbeddingTally)
-    tally.task = type("Task", (), {"paired": False})()
+    task = object.__new__(retrieval.Embedding)
+    task.paired = False
     for chunk in (1024, 3, 2, 1):
         monkeypatch.setattr(retrieval, "CHUNK", chunk)
-        assert tally._found(points.clone()).tolist() == wanted
+        assert task.found(points.clone()).tolist() == wanted
 
 
 def test_samples_packed_into_one_row_are_refused() -> None:
