@@ -165,7 +165,13 @@ def test_no_head_runs_where_no_score_needs_it(half: str, monkeypatch: pytest.Mon
     loaded = load_model(half, dtype="float32")
     loaded.model.lm_head.register_forward_pre_hook(lambda module, args: tokens.append(args[0].shape[1]))
     texts = [tiny.words(40, step) for step in (1, 3, 5)]
-    few: dict[str, Any] = {"paths": False, "init": False, "chains": True, "recursion": True}
+    few: dict[str, Any] = {
+        "paths": False,
+        "init": False,
+        "chains": True,
+        "recursion": True,
+        "embeddings": False,
+    }
     found = rc_probe.probe(loaded.model, texts, processor=loaded.processor, ablate="mlp@2", **few)
     assert {"residuals", "recursion", "chains", "ablations"} <= set(found.tables)
     assert tokens and max(tokens) <= 16
