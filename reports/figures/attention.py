@@ -2,21 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.ticker import MaxNLocator
 
 from rc_probe.results.findings.attention_words import heads_of
 from rc_probe.results.words import number
 
 from .canvas import Panel, panel_of
+from .heat import draw_heat
 from .panels import Figure, Key, Styles, draw_line, draw_marks, set_scale, svg_dashes
-from .svg import MUTED, SAN, SAN_MLP, SAN_SKIP, THEME, TRANSFORMER
+from .svg import HEAT, SAN, SAN_MLP, SAN_SKIP, THEME, TRANSFORMER
 
-SHADES = 10
+SHADES = len(HEAT)
 MOST_HOVER = 1500  # cells with a text to hover on; a page of a large model stays small
 
 
@@ -27,14 +26,14 @@ class _Map:
     metric: str
     title: str
     edges: Sequence[float]
-    palette: str
+    palette: str | None = None  # None: what is high stands out from the page
 
 
 RATIO = tuple(np.linspace(0, 1, SHADES + 1))
 MAPS = (
-    _Map("sink", "Mean attention to one key", RATIO, "mako_r"),
-    _Map("entropy", "Entropy, 1: even", RATIO, "mako_r"),
-    _Map("dobrushin", "Dobrushin coefficient", RATIO, "mako_r"),
+    _Map("sink", "Mean attention to one key", RATIO),
+    _Map("entropy", "Entropy, 1: even", RATIO),
+    _Map("dobrushin", "Dobrushin coefficient", RATIO),
     _Map("phase", "Variance of scores, β / β_c", tuple(2.0 ** np.linspace(-2.5, 2.5, SHADES + 1)), "vlag"),
 )
 CROSS = MAPS[:2]
@@ -77,35 +76,20 @@ def _heat(panel: Panel, one: _Map, values: np.ndarray) -> None:
     import seaborn as sns
 
     axes, (heads, blocks) = panel.axes, values.shape
-    colours = ListedColormap(sns.color_palette(one.palette, SHADES).as_hex())
-    style: dict[str, Any] = {
-        "cmap": colours,
-        "norm": BoundaryNorm(one.edges, SHADES, clip=True),
-        "linewidth": 0,
-    }
+    colours = HEAT if one.palette is None else sns.color_palette(one.palette, SHADES).as_hex()
+    texts = [
+        f"block {block}, head {head}: {number(values[head - 1, block - 1])}"
+        for head in range(1, heads + 1)
+        for block in range(1, blocks + 1)
+    ]
     xs, ys = np.arange(blocks + 1) + 0.5, np.arange(heads + 1) + 0.5
-    hover: dict[str, Any] = {}
-    if values.size <= MOST_HOVER:
-        texts = [
-            f"block {block}, head {head}: {number(values[head - 1, block - 1])}"
-            for head in range(1, heads + 1)
-            for block in range(1, blocks + 1)
-        ]
-        hover = {"gid": panel.hover(texts)}
-    axes.pcolormesh(xs, ys, np.ma.masked_invalid(values), **hover, **style)
-    start, wide = xs[-1] + 0.03 * blocks, 0.04 * blocks  # a bar of all colours beside the map
-    heights = np.linspace(ys[-1], ys[0], SHADES + 1)
-    axes.pcolormesh([start, start + wide], heights, np.array(one.edges[:-1])[:, None], **style)
-    for place in (0, SHADES // 2, SHADES):
-        text = number(float(one.edges[place]))
-        axes.text(start + 1.3 * wide, heights[place], text, va="center", color=MUTED)
-    axes.set_xlim(xs[0], start + wide)
-    axes.set_ylim(ys[-1], ys[0])
+    draw_heat(
+        panel, values, one.edges, colours, xs=xs, ys=ys, texts=texts if values.size <= MOST_HOVER else ()
+    )
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     axes.set_xlabel("block")
     axes.set_ylabel("head")
-    panel.grid = ""
     head, block = np.unravel_index(int(np.nanargmax(values)), values.shape)
     low, high = number(float(np.nanmin(values))), number(float(np.nanmax(values)))
     panel.words.append(f"{low} to {high}, largest in block {block + 1}, head {head + 1}")

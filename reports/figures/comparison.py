@@ -2,12 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator
 
 from rc_probe.registry import METRICS
@@ -15,6 +13,7 @@ from rc_probe.results.curves import Curve
 from rc_probe.results.words import number
 
 from .canvas import Panel, panel_of
+from .heat import WIDE, draw_heat
 from .panels import (
     Dashes,
     Figure,
@@ -191,7 +190,6 @@ def _map_figure(steps: list[int], table: pd.DataFrame) -> Figure:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
         axes.set_xlabel("training step (each checkpoint as wide as the others)")
         axes.set_ylabel("layer")
-        panel.grid = ""
     caption = (
         f"{WHAT} The colours always go from 0 (stands out from the page) to 1; above 1 they are those of 1."
     )
@@ -201,27 +199,27 @@ def _map_figure(steps: list[int], table: pd.DataFrame) -> Figure:
 
 def _heat(panel: Panel, values: np.ndarray, steps: list[int], layers: list[int]) -> None:
     edges = np.linspace(0, 1, SHADES + 1)
-    colours = ListedColormap(HEAT[: -SHADES - 1 : -1])  # what is low stands out
+    colours = HEAT[: -SHADES - 1 : -1]  # what is low stands out
     texts = [
         f"step {step}, layer {layer}: {number(values[row, column], 3)}"
         for row, layer in enumerate(layers)
         for column, step in enumerate(steps)
     ]
     xs, ys = np.arange(len(steps) + 1) - 0.5, np.append(np.array(layers) - 0.5, layers[-1] + 0.5)
-    options: dict[str, Any] = {
-        "cmap": colours,
-        "norm": BoundaryNorm(edges, SHADES, clip=True),
-        "linewidth": 0,
-    }
-    axes = panel.axes
-    axes.pcolormesh(xs, ys, np.ma.masked_invalid(values), gid=panel.hover(texts), **options)
-    start, wide = xs[-1] + 0.015 * len(steps), 0.02 * len(steps)  # a bar of all colours beside the map
-    heights = np.linspace(ys[0], ys[-1], SHADES + 1)
-    axes.pcolormesh([start, start + wide], heights, edges[:-1, None] + 0.5 / SHADES, **options)
-    for height, edge in zip(heights[::2], edges[::2], strict=True):
-        axes.text(start + 1.3 * wide, height, f"{edge:g}", va="center", color=MUTED)
-    axes.set_xlim(xs[0], start + wide)
-    axes.set_ylim(ys[0], ys[-1])
+    marks = range(0, SHADES + 1, 2)
+    draw_heat(
+        panel,
+        values,
+        edges,
+        colours,
+        xs=xs,
+        ys=ys,
+        texts=texts,
+        bar=WIDE,
+        marks=marks,
+        upwards=True,
+        label="{:g}".format,
+    )
     known = values[np.isfinite(values)]
     if known.size:
         panel.words.append(f"from {number(float(known.min()))} to {number(float(known.max()))}")

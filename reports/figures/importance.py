@@ -2,19 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
 
 from rc_probe.results.findings.importance_words import UNITS, criterion, title_of
-from rc_probe.results.words import number, signed
+from rc_probe.results.words import signed
 
 from .canvas import Panel, panel_of
+from .heat import WIDE, draw_heat
 from .panels import Figure
-from .svg import HEAT, MUTED
+from .svg import HEAT
 
 SHADES, LEAST = len(HEAT), 1e-2  # colours, and the share of the largest change at which the second one begins
 ROW = {False: 30, True: 14}  # height of a part; of a head
@@ -52,35 +51,19 @@ def _heat(panel: Panel, values: np.ndarray, parts: Sequence[str], unit: str) -> 
     axes, depth = panel.axes, values.shape[1]
     top = max(float(np.nanmax(values)), 1e-12)
     edges = np.array([0.0, *top * np.geomspace(LEAST, 1, SHADES)])
-    colours = ListedColormap(HEAT)
-    style: dict[str, Any] = {"cmap": colours, "norm": BoundaryNorm(edges, SHADES, clip=True), "linewidth": 0}
     texts = [
         f"{part}, block {block}: {signed(values[row, block - 1], 3)}{unit}"
         for row, part in enumerate(parts)
         for block in range(1, depth + 1)
     ]
     xs, ys = np.arange(depth + 1) + 0.5, np.arange(len(parts) + 1) - 0.5
-    axes.pcolormesh(xs, ys, np.ma.masked_invalid(values), gid=panel.hover(texts), **style)
-    start, wide = (
-        xs[-1] + 0.015 * depth,
-        0.02 * depth,
-    )  # a bar of all colours beside the map, the largest on top
-    heights = np.linspace(ys[-1], ys[0], SHADES + 1)
-    axes.pcolormesh([start, start + wide], heights, edges[:-1, None], **style)
-    for height, edge in (
-        (heights[1], edges[1]),
-        (heights[SHADES // 2 + 1], edges[SHADES // 2 + 1]),
-        (heights[-1], top),
-    ):
-        axes.text(start + 1.3 * wide, height, number(float(edge)), va="center", color=MUTED)
-    axes.set_xlim(xs[0], start + wide)
-    axes.set_ylim(ys[-1], ys[0])
+    marks = (1, SHADES // 2 + 1, SHADES)
+    draw_heat(panel, values, edges, HEAT, xs=xs, ys=ys, texts=texts, bar=WIDE, marks=marks)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
     named = [i for i, part in enumerate(parts) if not part.startswith("head") or part.endswith(("1", "6"))]
     axes.yaxis.set_major_locator(FixedLocator(named))
     axes.yaxis.set_major_formatter(FixedFormatter([parts[i] for i in named]))
     axes.set_xlabel("block")
-    panel.grid = ""
     for row, part in enumerate(parts):
         if np.isfinite(values[row]).any():
             most = int(np.nanargmax(values[row]))

@@ -1,7 +1,6 @@
 """Heat maps of heads: blocks to the right, heads downwards."""
 
 import math
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,8 +8,9 @@ from matplotlib.ticker import MaxNLocator
 
 from rc_probe.registry import HEAD_METRICS
 from rc_probe.reports.figures.canvas import Panel, panel_of
+from rc_probe.reports.figures.heat import draw_heat
 from rc_probe.reports.figures.panels import Figure
-from rc_probe.reports.figures.svg import HEAT, MUTED
+from rc_probe.reports.figures.svg import HEAT
 from rc_probe.results.findings.heads.rank_words import by_head
 from rc_probe.results.words import number
 
@@ -45,34 +45,20 @@ def head_maps(frame: pd.DataFrame, width: int) -> Figure | None:
 
 def draw_map(panel: Panel, grid: pd.DataFrame, title: str, low: float, high: float) -> None:
     import seaborn as sns
-    from matplotlib.colors import ListedColormap, Normalize
 
     axes, values = panel.axes, grid.to_numpy(dtype=float)
     heads, blocks = [int(n) for n in grid.index], [int(n) for n in grid.columns]
-    palette = sns.color_palette("vlag_r", SHADES).as_hex() if low < 0 else HEAT
-    style: dict[str, Any] = {"cmap": ListedColormap(palette), "norm": Normalize(low, high), "linewidth": 0}
     texts = [
         f"head {head}, block {block}: {number(values[row, column], 3)}"
         for row, head in enumerate(heads) for column, block in enumerate(blocks)
     ]  # fmt: skip
+    colours = sns.color_palette("vlag_r", SHADES).as_hex() if low < 0 else HEAT
     xs, ys = np.arange(len(blocks) + 1) + 0.5, np.arange(len(heads) + 1) + 0.5
-    axes.pcolormesh(xs, ys, np.ma.masked_invalid(values), gid=panel.hover(texts), **style)
-    start, wide = (
-        xs[-1] + 0.03 * len(blocks),
-        0.04 * len(blocks),
-    )  # a bar of all colours beside the map, the highest on top
-    heights = np.linspace(ys[-1], ys[0], SHADES + 1)
-    steps = np.linspace(low, high, SHADES + 1)
-    axes.pcolormesh([start, start + wide], heights, ((steps[:-1] + steps[1:]) / 2)[:, None], **style)
-    for height, at in ((heights[0], low), (heights[SHADES // 2], (low + high) / 2), (heights[-1], high)):
-        axes.text(start + 1.3 * wide, height, number(float(at)), va="center", color=MUTED)
-    axes.set_xlim(xs[0], start + wide)
-    axes.set_ylim(ys[-1], ys[0])
+    draw_heat(panel, values, np.linspace(low, high, SHADES + 1), colours, xs=xs, ys=ys, texts=texts)
     axes.xaxis.set_major_locator(_within(len(blocks)))
     axes.yaxis.set_major_locator(_within(len(heads)))
     axes.set_xlabel("block")
     axes.set_ylabel("head")
-    panel.grid = ""
     known = values[np.isfinite(values)]
     if known.size:
         panel.words.append(f"{title} {number(float(known.min()))} to {number(float(known.max()))}")

@@ -1,15 +1,14 @@
 """A map of two interventions: the residual as colour, the loss as lines; and its row and column of the model itself."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axis import Axis
-from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.ticker import FixedFormatter, FixedLocator
 
 from rc_probe.reports.figures.canvas import Panel, panel_of
+from rc_probe.reports.figures.heat import draw_heat
 from rc_probe.reports.figures.panels import Figure, Key, draw_line, draw_marks, set_scale
 from rc_probe.reports.figures.svg import MUTED, SAN, THEME, TRANSFORMER
 from rc_probe.results.curves import BULK
@@ -57,8 +56,6 @@ def _colours(
     height, width = values.shape
     top = max(float(np.nanmax(values)) if np.isfinite(values).any() else 1.0, 1e-12)
     edges = np.linspace(0, top, SHADES + 1)
-    style: dict[str, Any] = {"cmap": ListedColormap(sns.color_palette("crest_r", SHADES).as_hex()),
-             "norm": BoundaryNorm(edges, SHADES, clip=True), "linewidth": 0}  # fmt: skip
     x, y = frame["x"].iloc[0], frame["y"].iloc[0]
     losses = np.empty_like(values) if cost is None else cost.to_numpy(dtype=float)
     texts = []
@@ -70,15 +67,9 @@ def _colours(
                 else f", {title_of(metric).lower()} {signed(float(losses[row, column]), 3)}"
             )
             texts.append(f"{x}={x_value}, {y}={y_value}: {number(float(value), 3)}{more}")
-    axes.pcolormesh(np.arange(width + 1) - 0.5, np.arange(height + 1) - 0.5, np.ma.masked_invalid(values),
-                    gid=panel.hover(texts), **style)  # fmt: skip
-    start, wide = width - 0.5 + 0.02 * width, 0.025 * width
-    heights = np.linspace(-0.5, height - 0.5, SHADES + 1)
-    axes.pcolormesh([start, start + wide], heights, edges[:-1, None], **style)
-    for at in (0, SHADES // 2, SHADES):
-        axes.text(start + 1.3 * wide, heights[at], number(float(edges[at])), va="center", color=MUTED)
-    axes.set_xlim(-0.5, start + wide)
-    axes.set_ylim(-0.5, height - 0.5)
+    xs, ys = np.arange(width + 1) - 0.5, np.arange(height + 1) - 0.5
+    colours = sns.color_palette("crest_r", SHADES).as_hex()
+    draw_heat(panel, values, edges, colours, xs=xs, ys=ys, texts=texts, bar=(0.02, 0.025), upwards=True)
     for axis, labels, name in ((axes.xaxis, residual.columns, x), (axes.yaxis, residual.index, y)):
         _labelled(axis, [str(label) for label in labels])
         axis.set_label_text(str(name))
