@@ -3,7 +3,7 @@
 import pandas as pd
 
 from rc_probe.registry import ATTENTION_METRICS
-from rc_probe.reports.figures.attention import heads_figures, products_figure
+from rc_probe.reports.figures.heads.attention import heads_figures, products_figure
 from rc_probe.reports.table_cells import Table, cell
 from rc_probe.results.words import THINGS, many
 

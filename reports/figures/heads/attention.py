@@ -7,13 +7,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
+from rc_probe.reports.figures.canvas import Panel, panel_of
+from rc_probe.reports.figures.heat import draw_heat
+from rc_probe.reports.figures.panels import Figure, Key, Styles, draw_line, draw_marks, set_scale, svg_dashes
+from rc_probe.reports.figures.svg import HEAT, SAN, SAN_MLP, SAN_SKIP, THEME, TRANSFORMER
 from rc_probe.results.findings.attention_words import heads_of
 from rc_probe.results.words import number
-
-from .canvas import Panel, panel_of
-from .heat import draw_heat
-from .panels import Figure, Key, Styles, draw_line, draw_marks, set_scale, svg_dashes
-from .svg import HEAT, SAN, SAN_MLP, SAN_SKIP, THEME, TRANSFORMER
 
 SHADES = len(HEAT)
 MOST_HOVER = 1500  # cells with a text to hover on; a page of a large model stays small
