@@ -38,6 +38,9 @@ class Found:
     kept: Any = None
 
 
+OFF = "none"  # of an option with several values: nothing is measured, and nothing more is said
+
+
 class Measurement:
     """One section's worth of numbers. What it cannot do on a model it says in a note, or raises as RcProbeError.
 
@@ -108,7 +111,8 @@ class _Whole(Options):
         given = [each for each in mine if getattr(self, each.name) != each.default]
         off = [each for each in given if unwanted.wanted(replace(self, **{each.name: each.default}))]
         for each in given:
-            if each not in off and not about(each).hidden:  # what is hidden belongs to another option
+            idle = each not in off and getattr(self, each.name) != OFF
+            if idle and not about(each).hidden:  # what is hidden belongs to another option
                 todo = (
                     f"Leave it out, or leave {' '.join(word for one in off for word in self._words(one))} out"
                 )

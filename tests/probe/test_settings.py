@@ -129,3 +129,9 @@ def test_every_option_is_in_the_command_that_repeats_a_run(name: str) -> None:
 def test_values_that_only_python_has_are_named() -> None:
     assert Settings(data=["a text"]).words("m") == ["rc-probe", "m", "--data", "DATA-GIVEN-IN-PYTHON"]
     assert Settings(paths=False, path_draws=(3,)).words("m") == ["rc-probe", "m", "--no-paths"]
+
+
+def test_what_is_off_anyway_may_be_said_to_be_off() -> None:
+    Settings(samples=8, importance="none").check()  # too few samples for it by default
+    with pytest.raises(RcProbeError, match="--importance-samples: it changes nothing"):
+        Settings(samples=8, importance="none", importance_samples=4).check()
