@@ -5,15 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.options import in_python
-from rc_probe.results.files import as_json, check_saved, plain, tidy
-from rc_probe.results.json_file import SCHEMA, reading
-from rc_probe.results.saved import Saved, read_saved, saved_tables
+from rc_probe.results.files import check_saved, plain, tidy
+from rc_probe.results.saved import Stored
 
 if TYPE_CHECKING:
     from rc_probe.results.checks import Outcome
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(eq=False, repr=False)
-class ProbeResult(Saved):
+class ProbeResult(Stored):
     """The outcome of one probe.
 
     Parameters
@@ -33,6 +32,10 @@ class ProbeResult(Saved):
 
     NaN and infinity become missing values here, once, so that what is saved is what was held.
     """
+
+    stored: ClassVar[tuple[str, ...]] = ("model", "settings", "environment")
+    called: ClassVar[str] = "a run"
+    command: ClassVar[str] = "rc-probe MODEL"
 
     model: dict[str, Any]
     settings: dict[str, Any]
@@ -134,39 +137,10 @@ class ProbeResult(Saved):
         except RcProbeError as error:
             raise in_python(error) from error
 
-    def to_json(self, files: Mapping[str, str] | None = None) -> str:
-        """All of it as JSON: floats at full precision, NaN never. `columns` holds the tables' dtypes.
-
-        files: digests of the files beside it, which then stand in it, too
-        """
-        entries = {
-            "schema": SCHEMA,
-            "model": self.model,
-            "settings": self.settings,
-            "environment": self.environment,
-            "verdict": self.verdict,
-        }
-        return as_json(entries, self.tables, files)
-
     def _render(self) -> str:
         from rc_probe.reports.pages.run import render
 
         return render(self)
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read back what `save` wrote, equal bit for bit.
-
-        `path`: the folder, its `results.json`, or the `results.json.gz` that the report holds.
-        """
-        source, saved = read_saved(path)
-        if kind := saved.get("kind"):
-            todo = "Give a folder that `rc-probe MODEL` wrote"
-            article = "an" if str(kind)[:1] in "aeiou" else "a"
-            raise RcProbeError(f"{article} {kind}, not a run", where=str(source), todo=todo)
-        with reading(source):
-            result = cls(saved["model"], saved["settings"], saved["environment"], saved_tables(saved))
-            check_saved(result)
-            result.source = source
-            _ = result.verdict
-        return result
+    def _check_saved(self) -> None:
+        check_saved(self)

@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.options import in_python
-from rc_probe.results.files import as_json, plain, tidy
-from rc_probe.results.json_file import SCHEMA, reading
-from rc_probe.results.saved import Saved, read_saved, saved_tables
+from rc_probe.results.files import plain, tidy
+from rc_probe.results.saved import Stored
 from rc_probe.results.tables import DIFFED
 
 if TYPE_CHECKING:
     from rc_probe.results.checks import Outcome
     from rc_probe.results.tables import Table
 
-KIND = "difference"
-
 
 @dataclass(eq=False, repr=False)
-class DiffResult(Saved):
+class DiffResult(Stored):
     """The difference of two models.
 
     a, b: what is known of them: name, id, class, blocks, dim, …; settings: data, samples, the command to repeat it,
     both models' predictions, …; tables: `differences`, and `checks` where something was checked
     """
+
+    stored: ClassVar[tuple[str, ...]] = ("a", "b", "settings", "environment")
+    kind: ClassVar[str | None] = "difference"
+    called: ClassVar[str] = "a difference of two models"
+    command: ClassVar[str] = "rc-probe diff"
 
     a: dict[str, Any]
     b: dict[str, Any]
@@ -82,31 +83,7 @@ class DiffResult(Saved):
         except RcProbeError as error:
             raise in_python(error) from error
 
-    def to_json(self, files: Mapping[str, str] | None = None) -> str:
-        """All of it as JSON: floats at full precision, NaN never. files: digests of the files beside it."""
-        entries = {
-            "schema": SCHEMA,
-            "kind": KIND,
-            "a": self.a,
-            "b": self.b,
-            "settings": self.settings,
-            "environment": self.environment,
-            "verdict": self.verdict,
-        }
-        return as_json(entries, self.tables, files)
-
     def _render(self) -> str:
         from rc_probe.reports.pages.difference import render
 
         return render(self)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read back what `save` wrote. path: the folder, or its `results.json`."""
-        source, saved = read_saved(path)
-        if saved.get("kind") != KIND:
-            raise RcProbeError(
-                "not a difference of two models", where=str(source), todo="Give what `rc-probe diff` wrote"
-            )
-        with reading(source):
-            return cls(saved["a"], saved["b"], saved["settings"], saved["environment"], saved_tables(saved))

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
-from rc_probe.hooks.errors import RcProbeError
-from rc_probe.results.files import as_json, plain, tidy
-from rc_probe.results.json_file import SCHEMA, reading
-from rc_probe.results.saved import Saved, read_saved, saved_tables
+from rc_probe.results.files import plain, tidy
+from rc_probe.results.saved import Stored
 from rc_probe.results.tables import CLAIMS
 
 if TYPE_CHECKING:
     from rc_probe.results.tables import Table
 
-KIND = "experiment"
-
 
 @dataclass(eq=False, repr=False)
-class ExperimentResult(Saved):
+class ExperimentResult(Stored):
     """One experiment, run with some seeds.
 
     experiment: name, title, source; settings: sizes, seeds, the command to repeat it, …
     tables: `claims`, and those of the experiment, each with the column `seed`
     """
+
+    stored: ClassVar[tuple[str, ...]] = ("experiment", "settings", "environment")
+    kind: ClassVar[str | None] = "experiment"
+    called: ClassVar[str] = "an experiment"
+    command: ClassVar[str] = "rc-probe experiment"
 
     experiment: dict[str, Any]
     settings: dict[str, Any]
@@ -66,31 +66,7 @@ class ExperimentResult(Saved):
 
         return {**CLAIMS, **{table.name: table for table in experiment(self.experiment["name"]).tables}}
 
-    def to_json(self, files: Mapping[str, str] | None = None) -> str:
-        """All of it as JSON: floats at full precision, NaN never. files: digests of the files beside it."""
-        entries = {
-            "schema": SCHEMA,
-            "kind": KIND,
-            "experiment": self.experiment,
-            "settings": self.settings,
-            "environment": self.environment,
-            "verdict": self.verdict,
-        }
-        return as_json(entries, self.tables, files)
-
     def _render(self) -> str:
         from rc_probe.reports.pages.experiment import render
 
         return render(self)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read back what `save` wrote. path: the folder, or its `results.json`."""
-        source, saved = read_saved(path)
-        if saved.get("kind") != KIND:
-            todo = "Give what `rc-probe experiment` wrote"
-            raise RcProbeError("not an experiment", where=str(source), todo=todo)
-        with reading(source):
-            result = cls(saved["experiment"], saved["settings"], saved["environment"], saved_tables(saved))
-            result.source = source
-        return result

@@ -7,12 +7,14 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pandas as pd
 
-from .files import frame_of, to_csv
-from .json_file import HTML_NAME, JSON_NAME, given_path, read_json, reading
+from rc_probe.hooks.errors import RcProbeError
+
+from .files import as_json, frame_of, to_csv
+from .json_file import HTML_NAME, JSON_NAME, SCHEMA, given_path, read_json, reading
 from .saving import save_whole, write_files
 
 
@@ -55,7 +57,57 @@ class Saved(ABC):
         return save_whole(given_path(folder, "save"), tables | {HTML_NAME: self.to_html()}, self.to_json)
 
 
-def read_saved(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
+class Stored(Saved):
+    """A result that is read back: its results.json holds the fields `stored`, the verdict and the tables.
+
+    kind: what stands there for what it is, None for a run; called, command: the same for the reader, and what writes it
+    """
+
+    stored: ClassVar[tuple[str, ...]]
+    kind: ClassVar[str | None] = None
+    called: ClassVar[str]
+    command: ClassVar[str]
+
+    if TYPE_CHECKING:
+        source: Path | None
+
+        @property
+        def verdict(self) -> dict[str, Any]: ...
+
+    def to_json(self, files: Mapping[str, str] | None = None) -> str:
+        """All of it as JSON: floats at full precision, NaN never. `columns` holds the tables' dtypes.
+
+        files: digests of the files beside it, which then stand in it, too
+        """
+        kind = {} if self.kind is None else {"kind": self.kind}
+        fields = {name: getattr(self, name) for name in self.stored}
+        return as_json({"schema": SCHEMA, **kind, **fields, "verdict": self.verdict}, self.tables, files)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read back what `save` wrote, equal bit for bit.
+
+        `path`: the folder, its `results.json`, or the `results.json.gz` that the report holds.
+        """
+        source, saved = _read_saved(path)
+        kind = saved.get("kind")
+        if kind != cls.kind:
+            found = str(kind or "run")
+            what = f"{'an' if found[:1] in 'aeiou' else 'a'} {found}, not {cls.called}"
+            raise RcProbeError(what, where=str(source), todo=f"Give a folder that `{cls.command}` wrote")
+        make: Any = cls
+        with reading(source):
+            result: Self = make(**{name: saved[name] for name in cls.stored}, tables=_tables(saved))
+            result._check_saved()
+            result.source = source
+            _ = result.verdict
+        return result
+
+    def _check_saved(self) -> None:
+        """Raises where what readers need is not as it was written."""
+
+
+def _read_saved(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
     """The results.json at `path`, the folder or the file itself, and what stands in it."""
     source = given_path(path, "load")
     with contextlib.suppress(OSError):  # reading it will say what is wrong
@@ -63,7 +115,7 @@ def read_saved(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
     return source, read_json(source)
 
 
-def saved_tables(saved: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+def _tables(saved: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     """The tables of a results.json that was read, with the types that they had."""
     dtypes = saved.get("columns", {})
     return {name: frame_of(rows, dtypes.get(name)) for name, rows in saved["tables"].items()}

@@ -315,6 +315,7 @@ def test_saved_and_loaded(model: Any, tmp_path: Any) -> None:
     found.save(tmp_path / "d")
     back = DiffResult.load(tmp_path / "d")
     assert back.differences.equals(found.differences)
+    assert back.source == tmp_path / "d" / "results.json"  # so that a damaged one is one line
     assert (back.a, back.b, back.settings, back.verdict) == (found.a, found.b, found.settings, found.verdict)
     assert {path.name for path in (tmp_path / "d").iterdir()} == {
         "report.html", "results.json", "differences.csv",
