@@ -66,7 +66,8 @@ def render(comparison: Compared) -> str:
     """The page as text: the same runs give the same bytes."""
     sentence, reasons = headline(comparison)
     return fill(
-        "comparison.html",
+        "summary.html",
+        kind="comparison",
         name=comparison.title,
         strip=_strip(comparison),
         sentence=sentence,

@@ -27,7 +27,8 @@ def _strip(result: Claiming) -> list[str]:
 def render(result: Claiming) -> str:
     """The page as text: the same result gives the same bytes."""
     return fill(
-        "experiment.html",
+        "summary.html",
+        kind="experiment",
         name=result.experiment["title"],
         strip=_strip(result),
         sentence=result.verdict["sentence"],

@@ -1,6 +1,6 @@
 """The templates of the pages, filled: every text escaped, one style and one script, allowed by their hashes.
 
-`base.html` is the frame of every page, `parts.html` what pages share, `run.html` and `comparison.html` are the
+`base.html` is the frame of every page, `parts.html` what pages share, `run.html`, `difference.html` and `summary.html` (comparisons, experiments) are the
 pages; the style and the script are files of their own.
 """
 
