@@ -42,7 +42,10 @@ class Reader(Protocol):
 
 
 class PlainReader:
-    """A reader of the plain pass's streams alone: subclasses say what becomes of one in `plain`."""
+    """A reader of the plain pass alone: subclasses say what becomes of a stream in `plain`.
+
+    `wants_output`: the plain pass runs to its end for it, the others need not.
+    """
 
     wants_output = False
     batch: Batch  # that is running
@@ -62,7 +65,7 @@ class PlainReader:
         """What is not run again is not read again."""
 
     def output(self, name: str, output: Any) -> None:
-        """Streams are all that is read."""
+        """What the plain model returned; for readers that want it."""
 
 
 def run(
@@ -86,7 +89,8 @@ def run(
 
     Returns notes: why passes had to be full ones. Raises RcProbeError where a batch cannot be measured.
     """
-    stop = not any(reader.wants_output for reader in readers)
+    wanting = [reader for reader in readers if reader.wants_output]
+    stop = all(isinstance(reader, PlainReader) for reader in wanting)
     edited = [edits for edits in interventions.values() if edits.blocks]
     notes: list[str] = []
     with measuring(structure.model):
@@ -97,15 +101,15 @@ def run(
             passes = Passes(
                 structure, batch.inputs, edited, base=base, model=model, shortcuts=bool(edited) and not notes
             )
-            plain = passes.plain(_begun(readers, batch, passes), stop=stop)
+            plain = passes.plain(_begun(readers, batch, passes), stop=not wanting)
             for name, edits in {WHOLE: Edits(), **interventions}.items():
                 output = plain
                 if name != WHOLE:
                     for reader in readers:
                         reader.as_plain(name, range(min(edits.blocks, default=structure.depth) + 1))
                     output = passes.edited(edits, _to(readers, name), stop=stop) if edits.blocks else plain
-                for reader in readers:
-                    if reader.wants_output:
+                for reader in wanting:
+                    if name == WHOLE or not isinstance(reader, PlainReader):
                         reader.output(name, output)
                 if name in interventions:
                     advance(name)
@@ -163,7 +167,7 @@ def _begun(readers: Sequence[Reader], batch: Batch, passes: Passes) -> Callable[
         if layer == 0:
             mask = fitted_mask(batch, passes.structure, passes.tap, x)
             for reader in readers:
-                reader.begin(batch if mask is batch.mask else replace(batch, mask=mask))
+                reader.begin(batch if mask is batch.mask else replace(batch, mask=mask, before=batch))
         hand_on(layer, x)
 
     return on_stream

@@ -11,13 +11,12 @@ import copy
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.structure.example_inputs import batch_size
@@ -28,8 +27,7 @@ from rc_probe.results.words import THINGS
 
 from .samples import Samples, open_image
 from .sounds import features, fixed_length, shape
-
-Ids = dict[str, list[int]]
+from .tokens import Ids, at_most, length_of, tokenize
 
 
 @dataclass(frozen=True)
@@ -37,11 +35,18 @@ class Batch:
     """inputs: the model's keyword arguments, on its device; mask: (B, T) bool, None if all is real.
 
     start: the number of its first sample in the data, from 0
+    before: the batch as it was made, where `mask` is that of a stream to which the model added tokens
     """
 
     inputs: dict[str, Tensor]
     mask: Tensor | None
     start: int = 0
+    before: Batch | None = None
+
+    @property
+    def as_made(self) -> Batch:
+        """With the mask of its inputs."""
+        return self.before or self
 
 
 def part_of(batch: Batch, rows: slice, tokens: int | None = None) -> Batch:
@@ -119,16 +124,15 @@ def batches(
         made = Batches(loaded, samples.items, batch_size)
         made.note = fixed_length(loaded, samples.items[0]) if samples.kind == "audio" else ""
         return made
-    limit = max_length(loaded)
-    cut = min(length, limit or length)
+    cut = at_most(loaded, length)
     # One token more than is kept tells whether a text was cut.
     longer = tokenize(loaded.processor, samples.items, cut + 1, special_tokens)
     encoded = tokenize(loaded.processor, samples.items, cut, special_tokens)
     _check_ids(encoded, loaded, samples.source)
     made = Batches(loaded, encoded, batch_size)
-    lengths = [_length(text) for text in encoded]
+    lengths = [length_of(text) for text in encoded]
     made.length, made.longest, made.tokens = cut, max(lengths), sum(lengths)
-    made.truncated = sum(_length(text) > cut for text in longer)
+    made.truncated = sum(length_of(text) > cut for text in longer)
     if cut < length and made.truncated:
         made.note = f"--length cut from {length} to {cut}, all the positions that the model has"
     return made
@@ -140,54 +144,7 @@ def long_enough(loaded: Loaded, special_tokens: bool = True) -> Callable[[Any], 
         return lambda sound: shape(loaded, sound) is not None
     if loaded.modality == "image":
         return None
-    return lambda text: _length(tokenize(loaded.processor, [text], 4, special_tokens)[0]) >= 2
-
-
-def max_length(loaded: Loaded) -> int | None:
-    """How many tokens the model has positions for, or None if it has no limit."""
-    config = loaded.config.get_text_config()
-    names = ("max_position_embeddings", "n_positions", "max_seq_len")
-    limits = [getattr(config, name, None) for name in names]
-    limits.append(getattr(loaded.processor, "model_max_length", None))  # 1e30 stands for no limit
-    found = [int(limit) for limit in limits if isinstance(limit, int | float) and 0 < limit < 1e9]
-    # RoBERTa and its kin count positions from padding_idx + 1, in a table that has a padding row.
-    for name, module in loaded.model.named_modules():
-        if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None:
-            found.append(module.num_embeddings - module.padding_idx - 1)
-    return min(found, default=None)
-
-
-def tokenize(tokenizer: Any, texts: list[str], length: int, special_tokens: bool) -> list[Ids]:
-    """input_ids, and token_type_ids if the tokenizer makes them, of each text, at most `length` of them."""
-    try:
-        with _as_before(tokenizer):
-            made = tokenizer(
-                texts, truncation=True, max_length=length, add_special_tokens=special_tokens, padding=False,
-                return_attention_mask=False,
-            )  # fmt: skip
-    except Exception as error:  # its files may hold anything
-        what = f"the tokenizer fails ({first_line(error)})"
-        where = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
-        raise RcProbeError(what, where=where, todo="Check its files, or give another") from error
-    keys = [key for key in ("input_ids", "token_type_ids") if key in made]
-    return [{key: list(made[key][i]) for key in keys} for i in range(len(texts))]
-
-
-@contextmanager
-def _as_before(tokenizer: Any) -> Iterator[None]:
-    """A call sets the tokenizer's truncation and padding for good, even in what save_pretrained writes."""
-    rust = getattr(tokenizer, "backend_tokenizer", None)
-    truncation, padding = getattr(rust, "truncation", None), getattr(rust, "padding", None)
-    try:
-        yield
-    finally:
-        if rust is not None:
-            rust.enable_truncation(**truncation) if truncation else rust.no_truncation()
-            rust.enable_padding(**padding) if padding else rust.no_padding()
-
-
-def _length(text: Ids) -> int:
-    return len(text["input_ids"])
+    return lambda text: length_of(tokenize(loaded.processor, [text], 4, special_tokens)[0]) >= 2
 
 
 def _shapes(loaded: Loaded, items: list[Any]) -> list[Any]:
@@ -201,13 +158,13 @@ def _shapes(loaded: Loaded, items: list[Any]) -> list[Any]:
             raise RcProbeError(what, where=loaded.id, todo="Leave it out, or give longer sounds")
         return shapes
     if loaded.modality == "text" and not accepts(loaded.model, "attention_mask"):
-        return [_length(text) for text in items]
+        return [length_of(text) for text in items]
     return [None] * len(items)
 
 
 def _check_ids(encoded: list[Ids], loaded: Loaded, source: str) -> None:
-    if any(_length(text) < 2 for text in encoded):
-        which = next(i for i, text in enumerate(encoded) if _length(text) < 2)
+    if any(length_of(text) < 2 for text in encoded):
+        which = next(i for i, text in enumerate(encoded) if length_of(text) < 2)
         what = f"text {which} has fewer than two tokens, and one token cannot collapse onto another"
         raise RcProbeError(what, where=source, todo="Leave it out, or give longer texts")
     embedding = loaded.model.get_input_embeddings()
@@ -221,7 +178,7 @@ def _check_ids(encoded: list[Ids], loaded: Loaded, source: str) -> None:
 def _text_batch(loaded: Loaded, texts: list[Ids]) -> Batch:
     model, tokenizer = loaded.model, loaded.processor
     device = input_device(model)
-    lengths = torch.tensor([_length(text) for text in texts])
+    lengths = torch.tensor([length_of(text) for text in texts])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]  # (B, T)
     fill = {"input_ids": _pad_id(tokenizer), "token_type_ids": getattr(tokenizer, "pad_token_type_id", 0)}
     inputs = {}

@@ -157,7 +157,7 @@ def cosine_absolute(t: Tokens) -> Reading:
 
     Source: Wu et al. 2024, figure 4. Floor: as for `cosine`.
     """
-    return t.mean_absolute_cosine(t.x, t.lengths), t.mean_cosine(t.x, t.lengths, t.moved)[1]
+    return t.mean_absolute_cosine(t.x, t.lengths), t.cosine[1]
 
 
 @_metric
@@ -167,13 +167,13 @@ def cosine(t: Tokens) -> Reading:
     Source: Shi et al. 2022 (arXiv 2202.08625), their measure of over-smoothing. Floor: two tokens, each
     turned by the noise.
     """
-    return t.mean_cosine(t.x, t.lengths, t.moved)
+    return t.cosine
 
 
 @_metric
 def cosine_bulk(t: Tokens) -> Reading:
     """`cosine` of the bulk (see `residual_bulk`)."""
-    return t.bulk.mean_cosine(t.bulk.x, t.bulk.lengths, t.bulk.moved)
+    return t.bulk.cosine
 
 
 @_metric

@@ -121,6 +121,11 @@ class Tokens:
         return self.moved + (self.moved.sum(1) / self.count)[:, None]
 
     @cached_property
+    def cosine(self) -> Reading:
+        """Mean cosine over pairs of different tokens (B,), and its floor."""
+        return self.mean_cosine(self.x, self.lengths, self.moved)
+
+    @cached_property
     def singular_values(self) -> Tensor:
         """Singular values of X (B, min(T, D)), in float64; NaN for a sample that is not finite."""
         x = self.x.double()

@@ -11,6 +11,7 @@ from typing import Any
 
 from rc_probe.data.batches import Batch, batches, long_enough
 from rc_probe.data.samples import Samples
+from rc_probe.data.tokens import what_is_read
 from rc_probe.hooks.edits.model_state import measuring
 from rc_probe.hooks.structure.example_inputs import batch_size as rows_of
 from rc_probe.models.libraries import first_line
@@ -73,7 +74,13 @@ def choose_task(
         with measuring(loaded.model):
             batch = partial(_trial, loaded, samples, batch_size, special_tokens)
             found = _found_out(
-                loaded, samples, batch(min(length, SHORT)), partial(batch, length), special_tokens, seed
+                loaded,
+                samples,
+                batch(min(length, SHORT)),
+                partial(batch, length),
+                length,
+                special_tokens,
+                seed,
             )
         if known is None:
             return found
@@ -87,6 +94,7 @@ def _found_out(
     samples: Samples,
     short: Batch,
     whole: Callable[[], Batch],
+    length: int,
     special_tokens: bool,
     seed: int,
 ) -> Chosen:
@@ -98,7 +106,7 @@ def _found_out(
     except _UnfitError as why:
         notes.append(f"Its head was not used: {why}.")
     try:
-        task = task or _by_embedding(loaded, samples, short, special_tokens, notes)
+        task = task or _by_embedding(loaded, samples, short, length, special_tokens, notes)
     except _UnfitError as why:
         notes.append(f"Nothing was scored: {why}.")
     if samples.labels and isinstance(task, MaskedToken | NextToken | TokenClasses):
@@ -114,7 +122,7 @@ def embedding_task(
     notes: list[str] = []
     with measuring(loaded.model):
         try:
-            return _by_embedding(loaded, samples, batch, special_tokens, notes), notes
+            return _by_embedding(loaded, samples, batch, length, special_tokens, notes), notes
         except _UnfitError as why:
             return None, [f"Embeddings were not measured: {why}."]
 
@@ -182,7 +190,7 @@ def _of_tokens(loaded: Loaded, samples: Samples, batch: Batch, seed: int, notes:
 
 
 def _by_embedding(
-    loaded: Loaded, samples: Samples, batch: Batch, special_tokens: bool, notes: list[str]
+    loaded: Loaded, samples: Samples, batch: Batch, length: int, special_tokens: bool, notes: list[str]
 ) -> Embedding:
     model = trunk_of(loaded.model, batch)
     if model is None:
@@ -195,6 +203,9 @@ def _by_embedding(
             raise _UnfitError(f"retrieval needs at least {LEAST} {things}")
         notes.append(note)
         return Embedding(model, samples, pooling, labels=samples.labels)
+    if kind == "half":
+        read = what_is_read(samples.items, loaded, length=length, special_tokens=special_tokens)
+        samples = replace(samples, items=read)
     fits = long_enough(loaded, special_tokens)
     pairs = [pair for pair in _pairs(samples, kind) if fits is None or (fits(pair[0]) and fits(pair[1]))]
     if len(pairs) < len(samples.items):

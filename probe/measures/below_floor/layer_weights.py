@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -86,8 +87,7 @@ def take_apart(branch: Callable[[Split], Split], x: Split) -> tuple[Split, Heads
         raise RcProbeError(f"the branch has {len(watch.seen)} attentions, not one", todo=NOT_COVERED)
     tokens, numbers = _tokens(watch.seen[0])
     with torch.no_grad():
-        w_q, w_k, w_v = _input_weights(branch, x, tokens, numbers)
-        heads = Heads(w_q, w_k, w_v, _output_weights(branch, x, watch.seen[0].value))
+        heads = _weights(branch, x, tokens, numbers, watch.seen[0].value)
     _check(heads, tokens.residual.reshape(-1, tokens.shape[-1]), watch.seen[0], one_sample(out))
     return tokens, heads, out
 
@@ -124,30 +124,47 @@ def _tokens(attention: Attention) -> tuple[Split, list[int]]:
     return found[0][1], [number for number, _ in found]
 
 
-def _input_weights(
-    branch: Callable[[Split], Split], x: Split, tokens: Split, numbers: list[int]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """w_q, w_k, w_v (H, D, d): what the unit vectors give as queries, keys and values."""
-    parts: list[list[Tensor]] = [[], [], []]
+def _weights(
+    branch: Callable[[Split], Split], x: Split, tokens: Split, numbers: list[int], value: Split
+) -> Heads:
+    """What the unit vectors give as queries, keys and values, and, in place of the heads' results, as the branch's value.
+
+    numbers: of the matrices that `tokens` enter; value: of the heads. Both kinds of unit vectors go through in one run.
+    """
+    count, dim = value.shape[-3], value.shape[-1]
+    read: list[list[Tensor]] = [[], [], []]
+    written: list[Tensor] = []
     scale = 0.0
-
-    def stop(out: Split) -> Split:
-        raise _Enough
-
-    def put(rows: Tensor, number: int, token: Split) -> Split:
-        return _instead(rows, token) if number in numbers else token
-
-    eye = torch.eye(tokens.shape[-1], dtype=torch.float64, device=tokens.device)
-    for rows in eye.split(tokens.shape[tokens.axis]):
-        with watching(stop, partial(put, rows)) as watch, contextlib.suppress(_Enough):
-            branch(x)
+    many = tokens.shape[tokens.axis]
+    entering = _unit_vectors(tokens.shape[-1], tokens.device).split(many)
+    leaving = _unit_vectors(count * dim, value.device).view(-1, count, dim).split(many)
+    for rows, results in itertools.zip_longest(entering, leaving):
+        token = None if rows is None else partial(_put, rows, numbers)
+        result = _stop if results is None else partial(_instead, results)
+        with watching(result, token) as watch, contextlib.suppress(_Enough):
+            given = branch(x).residual
+            written.append(given.reshape(many, -1)[: len(results)])
         seen = watch.seen[0]
-        query, key, value = seen.query.residual, seen.key.residual.mT, seen.value.residual
-        for kept, part in zip(parts, (query, key, value), strict=True):
-            kept.append(part.flatten(0, -3)[:, : len(rows)])
-        scale = scale or _scale(query @ key.mT, seen.pattern.scores.rest)
-    w_q, w_k, w_v = (torch.cat(kept, dim=1) for kept in parts)
-    return w_q * scale * math.sqrt(w_q.shape[-1]), w_k, w_v
+        if rows is not None:
+            query, key, of_value = seen.query.residual, seen.key.residual.mT, seen.value.residual
+            for kept, part in zip(read, (query, key, of_value), strict=True):
+                kept.append(part.flatten(0, -3)[:, : len(rows)])
+            scale = scale or _scale(query @ key.mT, seen.pattern.scores.rest)
+    w_q, w_k, w_v = (torch.cat(kept, dim=1) for kept in read)
+    w_o = torch.cat(written).view(count, dim, -1)
+    return Heads(w_q * scale * math.sqrt(w_q.shape[-1]), w_k, w_v, w_o)
+
+
+def _unit_vectors(count: int, device: Any) -> Tensor:
+    return torch.eye(count, dtype=torch.float64, device=device)
+
+
+def _stop(out: Split) -> Split:
+    raise _Enough
+
+
+def _put(rows: Tensor, numbers: list[int], number: int, token: Split) -> Split:
+    return _instead(rows, token) if number in numbers else token
 
 
 def _scale(product: Tensor, scores: Tensor) -> float:
@@ -161,18 +178,6 @@ def _instead(rows: Tensor, x: Split) -> Split:
     first = residual.movedim(x.axis, 0)[: len(rows)]
     first.copy_(rows.view(len(rows), *[1] * (first.ndim - rows.ndim), *rows.shape[1:]))
     return Split(torch.zeros_like(residual.narrow(x.axis, 0, 1)), residual, x.axis)
-
-
-def _output_weights(branch: Callable[[Split], Split], x: Split, value: Split) -> Tensor:
-    """w_o (H, d, D): what the unit vectors, in place of the heads' results, give as the branch's value."""
-    *_, count, tokens, dim = value.shape
-    eye = torch.eye(count * dim, dtype=torch.float64, device=value.device).view(-1, count, dim)
-    found = []
-    for rows in eye.split(tokens):
-        with watching(partial(_instead, rows)):
-            given = branch(x).residual
-        found.append(given.reshape(tokens, -1)[: len(rows)])
-    return torch.cat(found).view(count, dim, -1)
 
 
 def _check(heads: Heads, tokens: Tensor, attention: Attention, out: Tensor) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
@@ -64,7 +64,7 @@ class Mlp:
         before, after = (float(composite_norm(x - x.mean(0))) for x in (self.before, self.after))
         return after / before if before else math.nan
 
-    @property
+    @cached_property
     def constant(self) -> float | None:
         """λ, from the weights. Where a norm stands before the MLP its gain is measured: a norm has no constant of its own."""
         if self.inner is None or self.outer is None or self.slopes is None or self.entered is None:

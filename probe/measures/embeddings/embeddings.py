@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rc_probe.models.load import Loaded
 
     from .measured import Plan
+    from .pooled import PooledReader
 
 LAYER = Column(
     "layer", "int64",
@@ -53,7 +54,7 @@ class EmbeddingOptions(Options):
 
 
 class Embeddings(Measurement):
-    """One plain pass over the samples; where the task is to find the other half of a text, one over the halves."""
+    """Reads the plain passes of the curves; where the task is to find the other half of a text, one more over the halves."""
 
     name, subject = "embeddings", "Embeddings were"
     options = EmbeddingOptions
@@ -67,6 +68,11 @@ class Embeddings(Measurement):
         from .measured import plan_embeddings
 
         return plan_embeddings(loaded, samples, settings)
+
+    def reader(self, context: Context) -> PooledReader | None:
+        from .measured import curve_reader
+
+        return curve_reader(context, context.plans.get(self.name))
 
     def run(self, context: Context) -> Found:
         plan = context.plans[self.name]

@@ -15,7 +15,6 @@ from rc_probe.budget import AT_MOST, DOUBLE, Shape, first_that_fits
 from rc_probe.data.batches import batches
 from rc_probe.data.samples import Samples
 from rc_probe.measures.curves import SVD
-from rc_probe.measures.importance.scored import prepared_batches
 from rc_probe.measures.measurement import Found
 from rc_probe.metrics.embeddings import Cosines, Spectrum, coarse, pair_cosines, spectrum
 from rc_probe.metrics.intervals import ENOUGH, change_interval, interval
@@ -71,7 +70,8 @@ def measure_embeddings(context: Context, plan: Plan) -> Found:
             f"Embeddings: of the first {count} {THINGS[samples.kind]}, so that they cost no more than {AT_MOST} and 1 GiB."
         )
         task, samples = task.first(count), first(samples, count)
-    whole, eps = _read(context, samples, task)
+    seen = context.readers.get("embeddings")
+    whole, eps = _gathered(context, seen) if seen else _read(context, samples, task)
     looking = _read(context, task.samples, task)[0] if task.paired else whole
     texts = samples.items if samples.kind == "text" else None
     same = None if texts is None else [*map({text: n for n, text in enumerate(texts)}.__getitem__, texts)]
@@ -100,6 +100,15 @@ def measure_embeddings(context: Context, plan: Plan) -> Found:
     return Found(tables, notes, facts)
 
 
+def curve_reader(context: Context, plan: Plan | None) -> PooledReader | None:
+    """What reads the curves' passes; None where these are of another model than the task's, or of more samples than are affordable."""
+    if plan is None or plan.task is None or plan.task.model is not context.structure.model:
+        return None
+    if affordable(context.shape, bool(plan.task.paired)) < len(plan.samples.items):
+        return None
+    return PooledReader(plan.task, context.structure.depth)
+
+
 def affordable(shape: Shape, paired: bool) -> int:
     """Samples whose embeddings are measured: all, or half of them, a quarter …, as rc_probe.budget allows; at least two."""
     layers, dim = shape.blocks + 1, shape.dim
@@ -123,9 +132,17 @@ def _read(context: Context, samples: Samples, task: Embedding) -> tuple[dict[int
     reader = PooledReader(task, context.structure.depth)
     mine = made.of(context.world.share(range(len(made))))
     context.advance("embeddings")
-    engine.run(context.structure, prepared_batches(task, mine), {}, [reader], model=task.model)
-    parts = context.world.gather((reader.seen, reader.eps), what="embeddings")
-    return together(part for seen, _ in parts for part in seen), max(eps for _, eps in parts)
+    engine.run(context.structure, mine, {}, [reader], model=task.model)
+    return _gathered(context, reader)
+
+
+def _gathered(context: Context, reader: PooledReader) -> tuple[dict[int, Tensor], float]:
+    """What the readers of all processes have seen."""
+    parts = context.world.gather((reader.seen, reader.eps, reader.error), what="embeddings")
+    for *_, error in parts:
+        if error is not None:
+            raise error
+    return together(part for seen, *_ in parts for part in seen), max(eps for _, eps, _ in parts)
 
 
 def _geometry(cosines: Cosines | None, found: Spectrum) -> Iterator[Row]:

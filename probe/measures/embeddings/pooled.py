@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rc_probe.data.batches import Batch
 from rc_probe.engine import PlainReader
-from rc_probe.measures.importance.scored import ScoredBatch
+from rc_probe.hooks.errors import RcProbeError
 from rc_probe.tasks.retrieval import Embedding, pool
 
 Pooled = tuple[int, dict[int, Tensor]]  # start of a batch, and (rows, dim) by layer
@@ -20,6 +20,7 @@ class PooledReader(PlainReader):
     """The embedding of each sample at each layer is kept, samples × dim × layers floats; nothing of tokens is.
 
     The last one is the model's own, which `task` reads off its output. seen: of each batch; eps: of its floats
+    error: why an output has no embedding; the pass, which others may read, too, goes on
     """
 
     wants_output = True
@@ -27,6 +28,7 @@ class PooledReader(PlainReader):
     def __init__(self, task: Embedding, depth: int) -> None:
         self.task, self.depth, self.seen = task, depth, list[Pooled]()
         self.eps = 0.0
+        self.error: RcProbeError | None = None
 
     def begin(self, batch: Batch) -> None:
         super().begin(batch)
@@ -38,8 +40,11 @@ class PooledReader(PlainReader):
             self.seen[-1][1][layer] = pool(x, self.batch.mask, self.task.pooling).cpu()
 
     def output(self, name: str, output: Any) -> None:
-        assert isinstance(self.batch, ScoredBatch) and self.batch.prepared is not None
-        self.seen[-1][1][self.depth] = self.task.pooled(output, self.batch.prepared).cpu()
+        prepared = self.task.prepare(self.batch.as_made)
+        try:
+            self.seen[-1][1][self.depth] = self.task.pooled(output, prepared).cpu()
+        except RcProbeError as error:
+            self.error = error
 
 
 def together(parts: Iterable[Pooled]) -> dict[int, Tensor]:

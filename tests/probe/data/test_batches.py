@@ -11,8 +11,9 @@ from PIL import Image
 from support import tiny
 from torch import Tensor
 
-from rc_probe.data.batches import Batches, batches, long_enough, max_length
+from rc_probe.data.batches import Batches, batches, long_enough
 from rc_probe.data.samples import Samples, load_samples
+from rc_probe.data.tokens import max_length
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.models.load import Loaded, load_model
 

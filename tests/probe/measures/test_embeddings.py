@@ -17,6 +17,7 @@ from support import tiny
 import rc_probe
 from rc_probe.budget import Shape
 from rc_probe.hooks.errors import RcProbeError
+from rc_probe.measures.embeddings import measured
 from rc_probe.measures.embeddings.measured import affordable
 from rc_probe.result import ProbeResult
 from rc_probe.tasks.choose import halves
@@ -82,6 +83,53 @@ def test_every_layer_is_pooled_over_its_real_tokens(bert: Any, found: ProbeResul
         row.pairs == ((cosines[-1] >= row.low) & (cosines[-1] < row.high)).sum() for row in bins.itertuples()
     )
     assert found.verdict["embeddings"]["cosine"] == values(found, "embedding_cosine")[-1]
+
+
+def test_the_curves_passes_are_read_and_only_the_halves_are_run(
+    bert: Any, found: ProbeResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many passes as without them, and one for each batch of halves; the numbers are those of passes of their own."""
+    rows: list[int] = []
+
+    def passes(**options: Any) -> tuple[list[int], ProbeResult]:
+        rows.clear()
+        handle = bert.register_forward_pre_hook(
+            lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+        )
+        result = rc_probe.probe(bert, TEXTS, processor=tiny.tokenizer(), batch_size=3, **FAST | options)
+        handle.remove()
+        return rows[:], result
+
+    passes()  # which proves the structure
+    with_them, without = passes()[0], passes(embeddings=False)[0]
+    trials = len(with_them) - len(without) - 14  # on few samples, which say what the model is for
+    assert sum(with_them) - sum(without) == 40 + 2 * trials
+    monkeypatch.setattr(measured, "curve_reader", lambda context, plan: None)
+    alone, result = passes()
+    assert sum(alone) == sum(with_them) + 20
+    for table in ("embeddings", "embedding_components", "embedding_cosines"):
+        pd.testing.assert_frame_equal(found.tables[table], result.tables[table], rtol=1e-12)
+
+
+def test_tokens_that_the_model_adds_are_in_no_embedding() -> None:
+    """Longformer pads its own stream to whole windows, and takes that away again from what it returns."""
+    torch.manual_seed(0)
+    model = transformers.LongformerModel(transformers.LongformerConfig(
+        vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        attention_window=[16, 16], max_position_embeddings=66, initializer_range=0.5,
+    )).eval()  # fmt: skip
+    found = rc_probe.probe(model, TEXTS[:6], processor=tiny.tokenizer(), batch_size=3, **FAST)
+    pooled = []
+    with torch.no_grad():
+        for text in TEXTS[:6]:
+            given = tiny.tokenizer()(text, return_tensors="pt")
+            tokens = given["input_ids"].shape[1]
+            states = model(**given, output_hidden_states=True)
+            every = [*states.hidden_states[:-1], states.last_hidden_state]
+            pooled.append([state[0, :tokens].double().numpy().mean(0) for state in every])
+    for layer, one in enumerate(map(np.array, zip(*pooled, strict=True))):
+        cosines = (unit(one) @ unit(one).T)[np.triu_indices(6, 1)]
+        assert values(found, "embedding_cosine")[layer] == pytest.approx(cosines.mean(), abs=1e-6)
 
 
 def test_halves_are_found_by_each_layer_and_the_best_is_chosen_on_others(

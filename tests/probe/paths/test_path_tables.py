@@ -103,7 +103,7 @@ def test_a_number_of_samples_that_is_asked_for_is_kept(demo: Loaded, monkeypatch
 @pytest.mark.parametrize(
     ("options", "starts", "width"),
     [
-        ({"length": 5}, 101, 5),
+        ({"length": 7}, 101, 5),
         ({"special_tokens": False}, 2023, 4),
         ({"length": 3, "special_tokens": False}, 2023, 3),
     ],
@@ -111,7 +111,7 @@ def test_a_number_of_samples_that_is_asked_for_is_kept(demo: Loaded, monkeypatch
 def test_paths_are_of_the_tokens_of_the_run(
     demo: Loaded, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], starts: int, width: int
 ) -> None:
-    """What reaches the decomposition: [CLS] is 101 and "this" 2023; each half of a text has four words."""
+    """What reaches the decomposition: [CLS] is 101 and "this" 2023; each half of a text has four words, or of the first five three and two."""
     seen: list[torch.Tensor] = []
     real = effectiveness.decompose
 
