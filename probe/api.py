@@ -24,7 +24,7 @@ from rc_probe.hooks.errors import RcProbeError
 from rc_probe.measures import MEASUREMENTS
 from rc_probe.measures.coarse_rounding import name_of_rounding
 from rc_probe.models.load import Loaded, hold_model, load_model
-from rc_probe.models.packaged import is_here
+from rc_probe.models.packaged import is_here, samples_of
 from rc_probe.options import flag, in_python
 from rc_probe.processes.agreement import facts, own_device
 from rc_probe.processes.world import World
@@ -155,7 +155,7 @@ def measure(
     )
     samples = load_samples(
         chosen.data, modality=loaded.modality, column=chosen.column, label_column=chosen.label_column,
-        samples=chosen.samples, fits=long_enough(loaded, chosen.special_tokens),
+        samples=samples_of(model, chosen.samples), fits=long_enough(loaded, chosen.special_tokens),
     )  # fmt: skip
     made = batches(
         samples, loaded, length=chosen.length, batch_size=chosen.batch_size,

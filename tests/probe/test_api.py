@@ -1,22 +1,29 @@
 """The whole measurement: the same numbers however it is cut, and the paper's figure."""
 
 import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from support import zoo
+from support import tiny, zoo
 
 import rc_probe
+from rc_probe import RcProbeError, api
+from rc_probe.cli.app import main
 from rc_probe.data.batches import batches
 from rc_probe.data.samples import load_samples
+from rc_probe.difference import diff
 from rc_probe.hooks.attach import find_structure
 from rc_probe.interventions.paper import paper_variants
 from rc_probe.measures.variant_passes import measure_variants
 from rc_probe.metrics.stream_metrics import residual
 from rc_probe.models.load import Loaded
+from rc_probe.models.packaged import DEMOS
 
 TEXTS = [
     "One short text.",
@@ -173,3 +180,34 @@ def test_bert_at_initialisation_is_the_papers_figure(demo: Loaded) -> None:
         assert 0.25 < values[12] < values[0]
         assert all(later < earlier + 0.1 for earlier, later in itertools.pairwise(values))
         assert -0.03 < np.polyfit(range(13), values, 1)[0] < -0.005  # slowly falling
+
+
+def test_a_packaged_model_says_how_many_samples_it_is_measured_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By name, from Python and the command, of `diff`, too; a number that is asked for wins."""
+    seen: list[int] = []
+
+    def taken(data: Any, *, samples: int, **options: Any) -> Any:
+        seen.append(samples)
+        raise RcProbeError("enough was seen")
+
+    monkeypatch.setattr(api, "load_samples", taken)
+    monkeypatch.setattr(diff, "load_samples", taken)
+    monkeypatch.setitem(DEMOS, "demo", replace(DEMOS["demo"], samples=5))
+
+    def call(run: Callable[[], Any]) -> int:
+        with pytest.raises(RcProbeError, match="enough"):
+            run()
+        return seen.pop()
+
+    assert DEMOS["demo-decoder"].samples == 16
+    assert call(lambda: rc_probe.probe("demo")) == 5
+    assert call(lambda: rc_probe.probe("demo", samples=32)) == 32
+    model = tiny.bert()
+    assert call(lambda: rc_probe.probe(model, processor=tiny.tokenizer())) == 32
+    assert call(lambda: rc_probe.diff("demo", "demo")) == 5
+    for more, wanted in (([], 5), (["--samples", "7"], 7)):
+        with pytest.raises(SystemExit):
+            main(["demo", *more, "--out", str(tmp_path / "out")])
+        assert seen.pop() == wanted

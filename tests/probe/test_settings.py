@@ -106,7 +106,7 @@ OTHER: dict[str, Any] = {  # of options whose default cannot be turned into anot
     "revision": "main", "dtype": "bfloat16", "device": "cpu", "device_map": "auto", "offload_folder": "off load",
     "stack": "encoder", "blocks": "encoder.layer.*", "data": "my texts.txt", "column": "text", "label_column": "folder",
     "metrics": ("residual", "cosine"), "ablate": ("mlp@3", "head@2:5+mlp@1=0.5"), "path_draws": (5, 20), "max_length": 3, "path_samples": 5, "svd_samples": 3,
-    "chains": True, "embeddings": True, "importance": "parts", "importance_samples": 5, "drop": 2, "drop_until": "loss>+0.1",
+    "samples": 5, "chains": True, "embeddings": True, "importance": "parts", "importance_samples": 5, "drop": 2, "drop_until": "loss>+0.1",
     "truncation": "2,5", "truncation_ranks": (1, 4), "drop_parts": ("attention", "mlp"), "map": ("temperature@all=0.5,2", "skip"),
 }  # fmt: skip
 

@@ -90,7 +90,7 @@ class Importance(Measurement):
     shared = True
 
     def wanted(self, settings: Any) -> bool:
-        return bool(settings.parts_of(settings.samples) != "none")
+        return bool(settings.parts_of(settings.samples or ENOUGH) != "none")
 
     def plan(self, loaded: Loaded, samples: Samples, settings: Any) -> Plan | None:
         from rc_probe.tasks import first
