@@ -38,7 +38,7 @@ class Found:
     kept: Any = None
 
 
-OFF = "none"  # of an option with several values: nothing is measured, and nothing more is said
+OFF = "none"  # of an option with several values, as False is of others: nothing is measured, and nothing more is said
 
 
 class Measurement:
@@ -111,7 +111,7 @@ class _Whole(Options):
         given = [each for each in mine if getattr(self, each.name) != each.default]
         off = [each for each in given if unwanted.wanted(replace(self, **{each.name: each.default}))]
         for each in given:
-            idle = each not in off and getattr(self, each.name) != OFF
+            idle = each not in off and getattr(self, each.name) not in (OFF, False)
             if idle and not about(each).hidden:  # what is hidden belongs to another option
                 todo = (
                     f"Leave it out, or leave {' '.join(word for one in off for word in self._words(one))} out"

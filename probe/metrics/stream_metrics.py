@@ -35,6 +35,7 @@ from rc_probe.registry import select
 from .tokens import Reading, Tokens, ratio
 
 SVD_NOISE = 8.0  # of a singular value, in eps of σ₁; of equal rows (400, 150) LAPACK's are off by up to 4.5
+APART = 2**21  # entries of a stream from which on the CPU measures its samples one after the other
 ONE_THREAD = 2**22  # entries of a stream up to which one CPU thread measures it (16 MiB of float32)
 
 MetricFunction = Callable[..., Tensor]  # (x (B, T, D), mask (B, T) or None) -> values (B,)
@@ -51,16 +52,29 @@ def measure(
     `useful_mask`). noise: how far rounding moves a token, relative to its length, where that is more than its dtype says
     Returns name -> (values (B,), rounding floors (B,)), float64, on the device of x.
     Takes memory for at most five tensors of the size of x (two of them for the bulk), for the SVD metrics a few
-    more.
+    more; on the CPU, of a large stream, of the size of one sample.
     Raises RcProbeError for wrong shapes and for a name that is not in the registry.
     """
+    chosen = select(names)
+    fits = x.ndim == 3 and (mask is None or mask.shape == x.shape[:2])
+    if fits and x.device.type == "cpu" and len(x) > 1 and x.numel() > APART:
+        rows = range(len(x))
+        found = [
+            measure(x[i : i + 1], None if mask is None else mask[i : i + 1], chosen, noise) for i in rows
+        ]
+        return {name: _together([one[name] for one in found]) for name in chosen}
     readings = {}
     with _one_thread(x):
         tokens = Tokens(x, mask, noise)
-        for name in select(names):
+        for name in chosen:
             values, floors = _READERS[name](tokens)
             readings[name] = values.where(tokens.count > 0, torch.nan), floors
     return readings
+
+
+def _together(samples: list[Reading]) -> Reading:
+    values, floors = zip(*samples, strict=True)
+    return torch.cat(values), torch.cat(floors)
 
 
 @contextmanager

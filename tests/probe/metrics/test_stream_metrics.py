@@ -447,3 +447,33 @@ def test_rows_of_one_token_are_no_samples() -> None:
     for one, other in zip(both.rows(), alone.rows(), strict=True):
         assert one["count"] == other["count"] == 1
         assert one["mean"] == pytest.approx(other["mean"], rel=1e-12), one["metric"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_samples_of_large_streams_are_measured_one_after_the_other(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bitwise the same, for padding, a massive token, equal rows and what is not finite; a mask that does not fit is refused."""
+    torch.manual_seed(0)
+    x = torch.randn(5, 7, 6).to(dtype)
+    x[1, 3] *= 200
+    x[2] = x[2, :1]
+    x[3, 2, 1] = math.inf
+    mask = torch.ones(5, 7, dtype=torch.bool)
+    mask[0, 4:] = mask[4] = False
+    names = [name for name in METRICS if METRICS[name].cost != "solver"]
+    sizes: list[int] = []
+    for real in (None, mask):
+        whole = measure(x, real, names)
+        with monkeypatch.context() as patch:
+            patch.setattr(metrics, "APART", 100)
+            patch.setattr(metrics, "Tokens", lambda x, *rest: (sizes.append(len(x)), Tokens(x, *rest))[1])
+            apart = measure(x, real, names)
+        for name in names:
+            for one, other in zip(whole[name], apart[name], strict=True):
+                assert torch.equal(one.nan_to_num(-1), other.nan_to_num(-1)), name
+    assert sizes == [1] * 10
+    monkeypatch.setattr(metrics, "APART", 100)
+    for rows in (4, 6):
+        with pytest.raises(RcProbeError, match="does not fit"):
+            measure(x, torch.ones(rows, 7))
