@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rc_probe import engine
 from rc_probe.hooks.edits.attention.masks import looks_ahead
 from rc_probe.hooks.edits.edits import Edits
 from rc_probe.hooks.edits.model_state import measuring
@@ -121,6 +123,11 @@ def _map(context: Context, trying: _Trying) -> Iterator[Cell]:
         return
     x, y = axes
     tried = [point.intervention for axis in axes for point in axis.points if point.intervention is not None]
+    with suppress(RcProbeError):  # of heads that cannot be read: trying says why
+        engine.prepare(
+            context.structure, context.batches.of(context.numbers), tried,
+            lambda sums: context.world.gather(sums, what="plain readings"),
+        )  # fmt: skip
     possible = trying.possible(tried)
     if not all(any(point.intervention in possible for point in axis.points) for axis in axes):
         return  # of one of them no value can be tried

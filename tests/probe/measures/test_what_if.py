@@ -139,6 +139,19 @@ def test_the_map_has_every_pair_and_what_the_model_has(model: Any, found: ProbeR
     assert set(both["spec"]) == {"temperature@all=2.0+skip@2=0.5"}
 
 
+def test_a_map_of_ranks_by_the_data(model: Any) -> None:
+    """The subspaces are those of all samples, as `--ablate` chooses them."""
+    options: dict[str, Any] = {"processor": tokenizer(), "batch_size": 3, "importance": "none", **LESS}
+    found = rc_probe.probe(model, TEXTS, map=("rank@1=0:data,1:data", "skip@2=0.5"), **options)
+    specs = ("rank@1=1:data", "rank@1=1:data+skip@2=0.5")
+    wanted = rc_probe.probe(model, TEXTS, ablate=specs, **options).tables["residuals"]
+    for spec in specs:
+        curve = wanted[(wanted["variant"] == spec) & (wanted["metric"] == "residual_bulk")]
+        last = float(curve.set_index("layer")["mean"][2])
+        assert value(found.tables["phase"], spec, 2, "residual_bulk") == pytest.approx(last, rel=1e-9)
+    assert not [note for note in found.model["notes"] if "Not tried" in note]
+
+
 def test_what_is_said_and_drawn(found: ProbeResult, tmp_path: Any) -> None:
     said = found.verdict["what_if"]
     sentences = " ".join([said["sentence"], *said["reasons"]])
