@@ -4,7 +4,8 @@
 
 BERT-base shape with random weights, the 32 bundled samples of up to 128 tokens in batches of 8, float32, two threads.
 The nominal passes are eight plain passes over all samples: four variants × {pretrained, init}. A run has everything in
-it: proofs, fresh weights, curves, recursion, bounds, paths, chains, importance, and the report with all files written. Imports and
+it: proofs, fresh weights, curves, recursion, bounds, corollary, the model's own attention, embeddings (the model has no head, so that its
+task is retrieval: one more plain pass over halves), paths, chains, importance, and the report with all files written. Imports and
 one small run are made before. --tiny measures the default run of two blocks on eight texts, in seconds.
 """
 
@@ -63,6 +64,11 @@ def main() -> None:
     for name, options, limit in (
         ("default", {}, 2.8),
         ("--no-paths --importance none", {"paths": False, "importance": "none"}, 1.0),
+        (
+            "--no-paths --importance none --no-attention --no-embeddings",
+            {"paths": False, "importance": "none", "attention": False, "embeddings": False},
+            1.0,
+        ),
     ):
         ratios = []
         for _ in range(given.pairs):
