@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -120,16 +120,20 @@ def summary(result: ProbeResult, target: Path) -> None:
         console.print(_curve_table(rows, METRICS[verdict["metric"]].title, console.width))
     colour = COLOURS.get(str(verdict.get("level")), "default")
     console.print(f"[bold {colour}]{escape(one_line(verdict['sentence']))}[/]", soft_wrap=True)
-    for reason in verdict.get("reasons", ()):
-        console.print(escape(one_line(reason)), soft_wrap=True)
+    print_reasons(console, verdict)
     for found in (each for each in verdict.values() if isinstance(each, dict)):  # of single measurements
         console.print(f"[bold]{escape(one_line(found['sentence']))}[/]", soft_wrap=True)
-        for reason in found.get("reasons", ()):
-            console.print(escape(one_line(reason)), soft_wrap=True)
+        print_reasons(console, found)
     notes = [*result.model.get("notes", ()), *result.settings.get("notes", ())]
     for note in notes:
         console.print(f"[dim]{escape(one_line(note))}[/]", soft_wrap=True)
     console.print(f"Report: [bold]{escape(one_line(target / 'report.html'))}[/]", soft_wrap=True)
+
+
+def print_reasons(console: Console, found: Mapping[str, Any]) -> None:
+    """What stands behind a bold sentence, indented, so that one can read the bold ones alone."""
+    for reason in found.get("reasons", ()):
+        console.print(f"  {escape(one_line(reason))}", soft_wrap=True)
 
 
 def _curve_table(rows: pd.DataFrame, title: str, width: int) -> Table:

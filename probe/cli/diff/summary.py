@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rc_probe.cli.terminal import sparkline
+from rc_probe.cli.terminal import print_reasons, sparkline
 from rc_probe.results.findings.difference_words import by_place
 from rc_probe.results.words import number, one_line
 
@@ -46,8 +46,7 @@ def summary(result: DiffResult, target: Path) -> None:
     if table.row_count:
         console.print(table)
     console.print(f"[bold]{escape(one_line(result.verdict['sentence']))}[/]", soft_wrap=True)
-    for reason in result.verdict["reasons"]:
-        console.print(escape(one_line(reason)), soft_wrap=True)
+    print_reasons(console, result.verdict)
     both = [note for one in (result.a, result.b) for note in one.get("notes", ())]
     for note in dict.fromkeys([*both, *result.settings["notes"]]):
         console.print(f"[dim]{escape(one_line(note))}[/]", soft_wrap=True)
