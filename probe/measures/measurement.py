@@ -61,6 +61,12 @@ class Measurement:
     shared: ClassVar[bool] = False
     needed: ClassVar[bool] = False
 
+    @property
+    def now(self) -> str:
+        """The subject within a sentence: `paths are`."""
+        things, _, was = self.subject.rpartition(" ")
+        return f"{things[0].lower()}{things[1:]} {'is' if was == 'was' else 'are'}"
+
     def wanted(self, settings: Any) -> bool:
         """Whether these settings ask for it."""
         return True
@@ -116,7 +122,7 @@ class _Whole(Options):
                 todo = (
                     f"Leave it out, or leave {' '.join(word for one in off for word in self._words(one))} out"
                 )
-                what = f"it changes nothing: {unwanted.name} are not measured"
+                what = f"it changes nothing: {unwanted.now} not measured"
                 raise RcProbeError(what, where=flag(each), todo=todo if off else "Leave it out")
 
 

@@ -110,7 +110,7 @@ def test_gates(given: tuple[Any, ...], says: str) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"samples": "x"}, "samples: 'x' is not a whole number"), ({"samples": None}, "samples: None is not a whole number"),
+        ({"samples": "x"}, "samples: 'x' is not a whole number"), ({"length": None}, "length: None is not a whole number"),
         ({"seed": 1.5}, "seed: 1.5 is not a whole number"), ({"init": "no"}, "init: 'no' is not True or False"),
         ({"stack": 5}, "stack: 5 is not a text"), ({"column": 5}, "column: 5 is not a text"),
         ({"metrics": 5}, "metrics: 5 is not a text"), ({"metrics": ["residual", 5]}, "metrics: 5 is not a text"),

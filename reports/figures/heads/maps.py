@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import MaxNLocator
+from matplotlib.axis import Axis
 
 from rc_probe.registry import HEAD_METRICS
 from rc_probe.reports.figures.canvas import Panel, panel_of
@@ -55,8 +55,8 @@ def draw_map(panel: Panel, grid: pd.DataFrame, title: str, low: float, high: flo
     colours = sns.color_palette("vlag_r", SHADES).as_hex() if low < 0 else HEAT
     xs, ys = np.arange(len(blocks) + 1) + 0.5, np.arange(len(heads) + 1) + 0.5
     draw_heat(panel, values, np.linspace(low, high, SHADES + 1), colours, xs=xs, ys=ys, texts=texts)
-    axes.xaxis.set_major_locator(_within(len(blocks)))
-    axes.yaxis.set_major_locator(_within(len(heads)))
+    _number_cells(axes.xaxis, blocks)
+    _number_cells(axes.yaxis, heads)
     axes.set_xlabel("block")
     axes.set_ylabel("head")
     known = values[np.isfinite(values)]
@@ -64,8 +64,12 @@ def draw_map(panel: Panel, grid: pd.DataFrame, title: str, low: float, high: flo
         panel.words.append(f"{title} {number(float(known.min()))} to {number(float(known.max()))}")
 
 
-def _within(last: int) -> MaxNLocator:
-    return MaxNLocator(nbins=max(1, min(7, last)), integer=True, min_n_ticks=1)
+def _number_cells(axis: Axis, numbers: list[int]) -> None:
+    """Label the cells, which lie at 1, 2, …, by their own numbers: round ones where all are there, else every few."""
+    step = math.ceil(len(numbers) / 7)
+    whole = numbers == [*range(1, len(numbers) + 1)]
+    shown = range(step if whole else 1, len(numbers) + 1, step)
+    axis.set_ticks([*shown], [str(numbers[place - 1]) for place in shown])
 
 
 def pair_figure(frame: pd.DataFrame) -> Figure | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -211,6 +212,30 @@ def test_figures(run: tuple[Any, rc_probe.ProbeResult]) -> None:
     assert small is not None and "head 4, block 2" in small.panels[0]
 
 
+@pytest.mark.parametrize(
+    ("blocks", "shown"),
+    [
+        ((2,), "2"),
+        ((1, 6), "1 6"),
+        (tuple(range(1, 30, 2)), "1 7 13 19 25"),
+        ((1, 2, 3), "1 2 3"),
+        (tuple(range(1, 13)), "2 4 6 8 10 12"),
+    ],
+)
+def test_columns_of_a_map_have_the_numbers_of_their_blocks(blocks: tuple[int, ...], shown: str) -> None:
+    from rc_probe.reports.figures.heads.truncation import smallest_figure
+
+    rows = [
+        {"block": block, "head": head, "metric": "smallest_rank", "value": 1.0}
+        for block in blocks
+        for head in (1, 2)
+    ]
+    figure = smallest_figure(pd.DataFrame(rows), WIDTH)
+    assert figure is not None
+    found = re.findall(r'text-anchor="middle" fill="var\(--muted[^>]*>(\d+)</text>', figure.panels[0])
+    assert " ".join(found) == shown
+
+
 def test_batches_change_nothing(run: tuple[Any, rc_probe.ProbeResult]) -> None:
     other = probed(run[0], batch_size=4, head_tolerance=TOLERANCE).tables["truncation"]
     assert other["value"].to_numpy() == pytest.approx(
@@ -225,7 +250,7 @@ def test_batches_change_nothing(run: tuple[Any, rc_probe.ProbeResult]) -> None:
         ({"truncation": "x"}, "'x' is not a number or a range"),
         ({"truncation_ranks": (9,)}, "heads are 8 wide, and none has rank 9"),
         ({"head_tolerance": -1.0}, "is no cost"),
-        ({"truncation": None}, "it changes nothing: truncation are not measured"),
+        ({"truncation": None}, "it changes nothing: truncation of heads is not measured"),
     ],
 )
 def test_bad_options_end_before_anything_is_measured(
