@@ -24,7 +24,7 @@ from rc_probe.hooks.errors import RcProbeError
 from rc_probe.measures import MEASUREMENTS
 from rc_probe.measures.coarse_rounding import name_of_rounding
 from rc_probe.models.load import Loaded, hold_model, load_model
-from rc_probe.models.packaged import is_here, samples_of
+from rc_probe.models.packaged import SAMPLES, is_here, with_defaults
 from rc_probe.options import flag, in_python
 from rc_probe.processes.agreement import facts, own_device
 from rc_probe.processes.world import World
@@ -139,6 +139,7 @@ def measure(
     """
     started = time.monotonic()
     chosen.check()
+    asked, chosen = chosen, with_defaults(model, chosen)
     check_place(chosen.data)
     together = world or World()
 
@@ -155,7 +156,7 @@ def measure(
     )
     samples = load_samples(
         chosen.data, modality=loaded.modality, column=chosen.column, label_column=chosen.label_column,
-        samples=samples_of(model, chosen.samples), fits=long_enough(loaded, chosen.special_tokens),
+        samples=chosen.samples or SAMPLES, fits=long_enough(loaded, chosen.special_tokens),
     )  # fmt: skip
     made = batches(
         samples, loaded, length=chosen.length, batch_size=chosen.batch_size,
@@ -169,7 +170,7 @@ def measure(
         proved(run.structure.depth)
     together.same(facts(chosen, samples, made, run.structure))
     settings = _settings(
-        chosen, loaded, samples, made, command or _as_command(model, loaded, chosen), together
+        chosen, loaded, samples, made, command or _as_command(model, loaded, asked), together
     )
     del loaded, made  # the run alone holds the weights, and lets go of them
     run.measure()

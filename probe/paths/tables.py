@@ -26,6 +26,7 @@ from .sample import stream_size
 SAMPLES = 16  # that paths are measured on by default
 FEW = 4  # fewer only where shorter texts do not help
 PASSES = 8  # plain passes over all samples that the exact numbers may cost
+FROM_HALF = 1.5  # of a half-precision model: what its weights, made float32 again and again, cost beside the same in float32
 DEEP, LONGEST = 12, 8  # in models of more than DEEP blocks, paths longer than LONGEST are one part by default
 
 
@@ -118,7 +119,8 @@ def affordable(shape: Shape, most: int, parts: int, *, cut: bool) -> tuple[int, 
     """Samples and tokens: the first within the limits of rc_probe.budget of half as many samples, a quarter … down to FEW,
     then of half of the tokens, …, at last of fewer samples.
 
-    A sample costs half as many plain passes as its stream has parts, two of the proofs, and three runs of the head a part.
+    A sample costs half as many plain passes as its stream has parts, two of the proofs, and three runs of the head a part; of
+    a half-precision model half as much again, since each operation's weights are made float32 when it runs.
     cut: whether the first tokens of a sample can be had alone
     """
     tokens = shape.halved() if cut else [shape.tokens]
@@ -130,7 +132,8 @@ def affordable(shape: Shape, most: int, parts: int, *, cut: bool) -> tuple[int, 
 
     def work(choice: tuple[int, int]) -> float:
         n, t = choice
-        return n * (shape.plain(t) * (parts / 2 + 2) + 3.0 * parts * shape.head * t)
+        one = shape.plain(t) * (parts / 2 + 2) + 3.0 * parts * shape.head * t
+        return n * one * (FROM_HALF if shape.half else 1)
 
     def memory(choice: tuple[int, int]) -> float:
         return 8.0 * _numbers(parts, choice[1], shape.dim, max(shape.heads, default=0))

@@ -23,7 +23,8 @@ from rc_probe.interventions.paper import paper_variants
 from rc_probe.measures.variant_passes import measure_variants
 from rc_probe.metrics.stream_metrics import residual
 from rc_probe.models.load import Loaded
-from rc_probe.models.packaged import DEMOS
+from rc_probe.models.packaged import DEMOS, with_defaults
+from rc_probe.settings import Settings
 
 TEXTS = [
     "One short text.",
@@ -194,14 +195,16 @@ def test_a_packaged_model_says_how_many_samples_it_is_measured_on(
 
     monkeypatch.setattr(api, "load_samples", taken)
     monkeypatch.setattr(diff, "load_samples", taken)
-    monkeypatch.setitem(DEMOS, "demo", replace(DEMOS["demo"], samples=5))
+    monkeypatch.setitem(DEMOS, "demo", replace(DEMOS["demo"], defaults={"samples": 5}))
 
     def call(run: Callable[[], Any]) -> int:
         with pytest.raises(RcProbeError, match="enough"):
             run()
         return seen.pop()
 
-    assert DEMOS["demo-decoder"].samples == 16
+    assert DEMOS["demo-decoder"].defaults == {"samples": 16, "importance_samples": 8, "path_samples": 8}
+    own = with_defaults("demo-decoder", Settings(path_samples=3))
+    assert (own.samples, own.importance_samples, own.path_samples) == (16, 8, 3)
     assert call(lambda: rc_probe.probe("demo")) == 5
     assert call(lambda: rc_probe.probe("demo", samples=32)) == 32
     model = tiny.bert()
