@@ -15,7 +15,7 @@ from rc_probe.data.places import check_place
 from rc_probe.data.samples import Samples, load_samples
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.models.load import Loaded
-from rc_probe.models.packaged import with_defaults
+from rc_probe.models.packaged import SAMPLES, with_defaults
 from rc_probe.options import in_python
 from rc_probe.processes.agreement import facts
 from rc_probe.processes.world import World
@@ -102,7 +102,7 @@ def difference(
     loaded = load_pair(a, b, chosen, processor, processor_b, world)
     samples = load_samples(
         chosen.data, modality=loaded[0].modality, column=chosen.column, label_column=chosen.label_column,
-        samples=with_defaults(a, chosen).samples, fits=long_enough(loaded[0], chosen.special_tokens),
+        samples=with_defaults(a, chosen).samples or SAMPLES, fits=long_enough(loaded[0], chosen.special_tokens),
     )  # fmt: skip
     report("proving both structures", 0, 1)
     pair = pair_of(loaded, samples, chosen)
