@@ -1,4 +1,4 @@
-"""The long runs: `python tests/abuse interrupts`, an hour for every line; `python tests/abuse gates`, minutes for 1,000 models;
+"""The long runs: `python tests/abuse interrupts`, hours; `python tests/abuse gates`, minutes for 1,000 models;
 `python tests/abuse kills`, minutes for 400 kills and 200 double writers; `python tests/abuse malformed`, a few minutes."""
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ def interrupts(
     scenes: Annotated[
         list[str] | None, typer.Argument(help="attach, ablate, watch, probe. (default: all)")
     ] = None,
-    stride: Annotated[int, typer.Option(help="Only every so many lines.")] = 1,
+    stride: Annotated[
+        int | None,
+        typer.Option(help="At every so many-th line that runs; there are 7,000 to 420,000 in a scene."),
+    ] = None,
 ) -> None:
-    """Interrupt at every line of rc-probe that a scene goes through, and look whether all is as before."""
+    """Interrupt at each line of rc-probe that a scene goes through, where it runs first and where it runs last: all is as before."""
     from abuse.interrupts import SCENES, Scene, prove
 
     warnings.simplefilter("ignore")

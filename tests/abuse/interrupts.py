@@ -5,7 +5,7 @@ from __future__ import annotations
 import copyreg
 import gc
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,20 @@ FOLDERS = tuple(str(Path(module.__file__ or "").resolve().parent) for module in 
 Run = Callable[[], object]
 
 
+Lines = list[tuple[str, int]]  # file and number of each line that runs, in order
+
+
 def counted(run: Run) -> int:
     """How many lines of rc-probe's own `run` goes through."""
-    return _traced(run, -1)
+    return len(_traced(run, -1))
+
+
+def first_and_last(run: Run) -> list[int]:
+    """When each line of rc-probe's own that `run` goes through runs for the first and for the last time, counted from 1."""
+    lines = _traced(run, -1)
+    first = {line: at for at, line in reversed([*enumerate(lines, 1)])}
+    last = {line: at for at, line in enumerate(lines, 1)}
+    return sorted({*first.values(), *last.values()})
 
 
 def interrupted(run: Run, line: int) -> bool:
@@ -38,14 +49,13 @@ def interrupted(run: Run, line: int) -> bool:
     return False
 
 
-def _traced(run: Run, line: int) -> int:
-    seen = 0
+def _traced(run: Run, line: int) -> Lines:
+    seen: Lines = []
 
     def inside(frame: Any, event: str, arg: Any) -> Any:
-        nonlocal seen
         if event == "line":
-            seen += 1
-            if seen == line:
+            seen.append((frame.f_code.co_filename, frame.f_lineno))
+            if len(seen) == line:
                 sys.settrace(None)
                 raise KeyboardInterrupt
         return inside
@@ -147,10 +157,12 @@ class Scene:
 SCENES = ("attach", "ablate", "watch", "probe")
 
 
-def prove(scene: Scene, name: str, *, anew: bool, stride: int = 1, times: int | None = None) -> Iterator[int]:
-    """Interrupt it at every `stride`-th line, or at so many that lie apart alike; yield each once all was found as before.
+def prove(
+    scene: Scene, name: str, *, anew: bool, stride: int | None = None, times: int | None = None
+) -> Iterator[int]:
+    """Interrupt it where each line runs for the first and for the last time; yield each once all was found as before.
 
-    anew: the model is proved again each time
+    stride: at every so many-th line that runs; times: at so many that lie apart alike; anew: the model is proved again each time
     """
     run = getattr(scene, name)
     run()  # what the library makes once is there
@@ -161,10 +173,13 @@ def prove(scene: Scene, name: str, *, anew: bool, stride: int = 1, times: int | 
         del scene.before["random"]  # the loader of an evaluation draws its seed, watched or not
     if anew:
         scene.forget()
-    lines = counted(run)
-    chosen = range(1, lines + 1, stride)
-    if times is not None:
-        chosen = range(lines // (2 * times) + 1, lines + 1, lines // times)[:times]
+    chosen: Sequence[int]
+    if times is not None or stride is not None:
+        lines = counted(run)
+        step, start = (stride, 1) if times is None else (lines // times, lines // (2 * times) + 1)
+        chosen = range(start, lines + 1, step or 1)[:times]
+    else:
+        chosen, lines = first_and_last(run), 0
     for line in chosen:
         if anew:
             scene.forget()
@@ -172,6 +187,8 @@ def prove(scene: Scene, name: str, *, anew: bool, stride: int = 1, times: int | 
         try:
             scene.check()
         except AssertionError as error:
-            raise AssertionError(f"{name}, interrupted at line {line} of {lines}: {error}") from error
+            raise AssertionError(
+                f"{name}, interrupted at line {line} of {lines or chosen[-1]}: {error}"
+            ) from error
         yield line
     gc.unfreeze()

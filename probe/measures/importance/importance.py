@@ -57,9 +57,9 @@ class ImportanceOptions(Options):
             todo = f"Choose one of {', '.join(CHOICES)}"
             raise RcProbeError(f"no parts are called {self.importance!r}", where="--importance", todo=todo)
 
-    def parts_of(self, samples: int) -> str:
-        """One of CHOICES, for a run on so many samples."""
-        return self.importance or ("blocks" if samples >= ENOUGH else "none")
+    def parts_of(self, samples: int | None) -> str:
+        """One of CHOICES, for a run on so many samples; None: as many as there are by default."""
+        return self.importance or ("blocks" if samples is None or samples >= ENOUGH else "none")
 
 
 def affordable(shape: Shape, most: int, *, texts: bool) -> tuple[int, int]:
@@ -90,7 +90,7 @@ class Importance(Measurement):
     shared = True
 
     def wanted(self, settings: Any) -> bool:
-        return bool(settings.parts_of(settings.samples or ENOUGH) != "none")
+        return bool(settings.parts_of(settings.samples) != "none")
 
     def plan(self, loaded: Loaded, samples: Samples, settings: Any) -> Plan | None:
         from rc_probe.tasks import first
