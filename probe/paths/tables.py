@@ -26,7 +26,7 @@ from .sample import stream_size
 SAMPLES = 16  # that paths are measured on by default
 FEW = 4  # fewer only where shorter texts do not help
 PASSES = 8  # plain passes over all samples that the exact numbers may cost
-FROM_HALF = 1.5  # of a half-precision model: what its weights, made float32 again and again, cost beside the same in float32
+FROM_HALF = 1.7  # of a half-precision model: what its weights, made float32 again and again, cost beside the same in float32
 DEEP, LONGEST = 12, 8  # in models of more than DEEP blocks, paths longer than LONGEST are one part by default
 
 
@@ -120,7 +120,7 @@ def affordable(shape: Shape, most: int, parts: int, *, cut: bool) -> tuple[int, 
     then of half of the tokens, …, at last of fewer samples.
 
     A sample costs half as many plain passes as its stream has parts, two of the proofs, and three runs of the head a part; of
-    a half-precision model half as much again, since each operation's weights are made float32 when it runs.
+    a half-precision model FROM_HALF times as much, since each operation's weights are made float32 when it runs.
     cut: whether the first tokens of a sample can be had alone
     """
     tokens = shape.halved() if cut else [shape.tokens]

@@ -80,7 +80,9 @@ def test_what_is_affordable() -> None:
     assert costs[2] <= 8 * 4 * plain[0] < costs[1]
     assert affordable(long, 4, 11, cut=True) == (4, 256)
     assert affordable(long, 4, 11, cut=False) == (1, 1024)
-    assert affordable(replace(long, half=True), 4, 11, cut=True) == (4, 128)
+    half = [1.7 * 4 * (p * 7.5 + 33 * 136_192_000 * t) for p, t in ((plain[2] / 2, 128), (plain[2] / 4, 64))]
+    assert half[1] < 8 * 7e11 < half[0], "a pass counts as some ten seconds at least"
+    assert affordable(replace(long, half=True), 4, 11, cut=True) == (4, 64)
     assert affordable(replace(long, samples=16), 16, 11, cut=True) == (4, 1024), (
         "fewer samples before fewer tokens"
     )
