@@ -117,7 +117,8 @@ class _Whole(Options):
         given = [each for each in mine if getattr(self, each.name) != each.default]
         off = [each for each in given if unwanted.wanted(replace(self, **{each.name: each.default}))]
         for each in given:
-            idle = each not in off and getattr(self, each.name) not in (OFF, False)
+            value = getattr(self, each.name)
+            idle = each not in off and value is not False and value != OFF  # 0 is a number, and not off
             if idle and not about(each).hidden:  # what is hidden belongs to another option
                 todo = (
                     f"Leave it out, or leave {' '.join(word for one in off for word in self._words(one))} out"

@@ -135,5 +135,7 @@ def test_what_is_off_anyway_may_be_said_to_be_off() -> None:
     Settings(samples=8, importance="none").check()  # too few samples for it by default
     Settings(recursion=False, bounds=False).check()
     Settings(paths=False, chains=False).check()
+    with pytest.raises(RcProbeError, match="--max-length: it changes nothing"):
+        Settings(paths=False, max_length=0).check()
     with pytest.raises(RcProbeError, match="--importance-samples: it changes nothing"):
         Settings(samples=8, importance="none", importance_samples=4).check()
