@@ -46,8 +46,7 @@ class Traced(Tensor):
         kwargs = kwargs or {}
         name, key, in_place = called(func)
         if key in META:
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **kwargs)
+            return torch._C._disabled_torch_function_impl(func, types, args, kwargs)
         return cls._operate(func, name, key, in_place, args, kwargs)
 
     @classmethod

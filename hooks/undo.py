@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Self
 
 import torch
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 _MISSING = object()
 
@@ -26,6 +27,38 @@ def undoing(undo: Callable[[], object]) -> Iterator[None]:
             undo()
     finally:
         undo()
+
+
+@contextmanager
+def hook(register: Callable[..., Any], run: Callable[..., Any], **how: Any) -> Iterator[None]:
+    """Inside, a module calls `run`: `hook(module.register_forward_hook, run)`."""
+    held: list[tuple[Any, list[Any]]] = []  # the handle, and where it is
+
+    def back() -> None:
+        for handle, places in held:
+            handle.remove()
+            for (
+                place
+            ) in places:  # the handle's own references are gone where the collector closes a dropped context
+                place.pop(handle.id, None)
+
+    with undoing(back):
+        handle = register(run, **how)
+        held.append((handle, [ref() for ref in (handle.hooks_dict_ref, *handle.extra_dict_ref)]))
+        yield
+
+
+@contextmanager
+def entered(mode: TorchFunctionMode) -> Iterator[None]:
+    """Inside, the mode sees what is computed. A plain `with` that is interrupted as it ends would leave it on."""
+
+    def leave() -> None:
+        if mode in _get_current_function_mode_stack():
+            mode.__exit__(None, None, None)
+
+    with undoing(leave):
+        mode.__enter__()
+        yield
 
 
 @contextmanager

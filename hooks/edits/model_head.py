@@ -12,7 +12,7 @@ from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.module_calls import Call
 from rc_probe.hooks.structure.example_inputs import with_no_cache
 from rc_probe.hooks.structure.structure import CandidateBlock, Structure
-from rc_probe.hooks.undo import undoing
+from rc_probe.hooks.undo import hook, undoing
 
 from .block_watch import BlockWatch, fetch, replace
 from .model_state import measuring
@@ -102,11 +102,9 @@ class NarrowHead:
     @contextmanager
     def installed(self) -> Iterator[None]:
         def back() -> None:
-            handle.remove()
             self.at = None
 
-        handle = self.head.register_forward_pre_hook(self._narrow)
-        with undoing(back):
+        with undoing(back), hook(self.head.register_forward_pre_hook, self._narrow):
             yield
 
     def _narrow(self, module: nn.Module, args: Any) -> Any:

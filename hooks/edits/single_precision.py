@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from rc_probe.hooks.linear_maps import TABLE, linear_in_single
+from rc_probe.hooks.undo import entered
 
 from .model_state import full_precision
 
@@ -27,7 +28,7 @@ def single_precision(model: nn.Module) -> Iterator[None]:
     """
     with full_precision(model):
         halves = any(p.dtype in HALVES for p in model.parameters())
-        with _Float32() if halves else nullcontext():
+        with entered(_Float32()) if halves else nullcontext():
             yield
 
 

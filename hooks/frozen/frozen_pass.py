@@ -8,6 +8,7 @@ operands of junctions: parts.py has the arithmetic.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from rc_probe.hooks.operator_rules import become
 from rc_probe.hooks.structure.example_inputs import with_no_cache
 from rc_probe.hooks.structure.structure import AttentionOp, Branch, Candidate, CandidateBlock, Site, Structure
 from rc_probe.hooks.structure.tape import walk
+from rc_probe.hooks.undo import hook
 
 from .head_choice import kept_heads
 from .parts import NO_PARTS, Ledger, Parts, Unknown, plain
@@ -127,7 +129,7 @@ class _Pass(BlockWatch):
         with ExitStack() as stack:
             for name in names:
                 hold = self._hold(last=name == names[-1])
-                stack.callback(self.model.get_submodule(name).register_forward_hook(hold).remove)
+                stack.enter_context(hook(self.model.get_submodule(name).register_forward_hook, hold))
             yield
 
     def enter(self, block: CandidateBlock, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -154,17 +156,21 @@ class _Pass(BlockWatch):
             self.outputs[block.index] = plain(output)
 
     def _hold(self, *, last: bool) -> Callable[..., None]:
-        def hook(module: Any, args: Any, output: Any) -> None:
+        mine = weakref.ref(self)  # what is dropped, interrupted, must not be kept by the model
+
+        def hold(module: Any, args: Any, output: Any) -> None:
+            if (me := mine()) is None:
+                return
             named = getattr(output, "last_hidden_state", None)
-            found = _only(output, self.stream) if named is None else named
-            like = self.stream
+            found = _only(output, me.stream) if named is None else named
+            like = me.stream
             if isinstance(found, Parts) and like is not None and _alike(found, like, named is not None):
                 _ = found.parts
-                self.hidden, self.named = found, named is not None
+                me.hidden, me.named = found, named is not None
             if last and like is not None:
                 raise StreamDone
 
-        return hook
+        return hold
 
 
 def _holders(structure: Candidate) -> list[str]:

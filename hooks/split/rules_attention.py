@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rc_probe.hooks.operator_rules import Rules, Traced, attention_scores
+from rc_probe.hooks.undo import undoing
 
 from .tensors import Pattern, Rows, Scores, Split, double, shared
 
@@ -59,11 +60,13 @@ def watching(
     result: replaces each attention's result; token(i, x): replaces what enters the i-th weight matrix.
     """
     observer = Observer(result=result, token=token)
-    _observers.append(observer)
-    try:
+
+    def back() -> None:
+        _observers[:] = [each for each in _observers if each is not observer]
+
+    with undoing(back):
+        _observers.append(observer)
         yield observer
-    finally:
-        _observers.remove(observer)
 
 
 def enter_projection(x: Split) -> tuple[Split, int]:

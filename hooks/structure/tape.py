@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from rc_probe.hooks.module_calls import Call as MakeCall
 from rc_probe.hooks.module_calls import around_calls, hooked
+from rc_probe.hooks.undo import hook
 
 Place = tuple[Any, ...]  # keys and indices, from the outside in, of a tensor in nested arguments
 
@@ -162,8 +163,8 @@ class Tape(TorchFunctionMode):
             self._paused += 1
 
         with ExitStack() as stack:
-            stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(leave, prepend=True).remove)
+            stack.enter_context(hook(module.register_forward_pre_hook, enter, with_kwargs=True))
+            stack.enter_context(hook(module.register_forward_hook, leave, prepend=True))
             self._paused += 1
             output = call()
             self._paused -= 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from math import gcd
 from numbers import Real
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from rc_probe.hooks.errors import RcProbeError
+from rc_probe.hooks.undo import undoing
 from rc_probe.models.libraries import first_line
 
 if TYPE_CHECKING:
@@ -180,8 +182,6 @@ def _extractor(loaded: Loaded) -> tuple[Any, int]:
 def _same_crops() -> Iterator[None]:
     """CLAP's extractor cuts long sounds at random places: the same ones each time; then as before."""
     before = np.random.get_state()
-    np.random.seed(0)
-    try:
+    with undoing(partial(np.random.set_state, before)):
+        np.random.seed(0)
         yield
-    finally:
-        np.random.set_state(before)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from rc_probe.hooks.errors import RcProbeError
+from rc_probe.hooks.undo import undoing
 from rc_probe.models.libraries import first_line
 from rc_probe.models.load import Loaded
 
@@ -51,12 +52,14 @@ def _as_before(tokenizer: Any) -> Iterator[None]:
     """A call sets the tokenizer's truncation and padding for good, even in what save_pretrained writes."""
     rust = getattr(tokenizer, "backend_tokenizer", None)
     truncation, padding = getattr(rust, "truncation", None), getattr(rust, "padding", None)
-    try:
-        yield
-    finally:
+
+    def back() -> None:
         if rust is not None:
             rust.enable_truncation(**truncation) if truncation else rust.no_truncation()
             rust.enable_padding(**padding) if padding else rust.no_padding()
+
+    with undoing(back):
+        yield
 
 
 def length_of(text: Ids) -> int:

@@ -110,8 +110,7 @@ def refuse_encoders(model: Any) -> None:
     if getattr(config, "is_encoder_decoder", False):
         given["decoder_input_ids"] = given["input_ids"]
     try:
-        with torch.no_grad():
-            logits = getattr(model(**given), "logits", None)
+        logits = getattr(torch.no_grad()(model)(**given), "logits", None)
     except Exception as error:
         raise RcProbeError(f"it takes no plain text ({first_line(error)})", where=kind) from error
     if logits is None or logits.ndim != 3 or logits.shape[-1] < vocabulary:

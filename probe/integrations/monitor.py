@@ -21,6 +21,7 @@ from rc_probe.hooks.edits.stream_taps import run_stopped
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.structure.example_inputs import with_no_cache
 from rc_probe.hooks.structure.unwrap import check_module, unwrapped
+from rc_probe.hooks.undo import undoing
 from rc_probe.measures.coarse_rounding import noise_on
 from rc_probe.models.load import hold_model
 from rc_probe.models.model_inputs import input_device
@@ -241,9 +242,10 @@ def same_random() -> Iterator[None]:
     """Random numbers of torch, numpy and Python go on afterwards as if nothing had been drawn."""
     python, numpy = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
+
+    def back() -> None:
         random.setstate(python)
         np.random.set_state(numpy)
+
+    with undoing(back), torch.random.fork_rng(devices=devices):
+        yield

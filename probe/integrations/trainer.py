@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from rc_probe.contexts import DEFAULT_METRICS
 from rc_probe.hooks.errors import RcProbeError
+from rc_probe.hooks.undo import undoing
 from rc_probe.models.model_inputs import accepts
 
 from .monitor import Monitor, same_random
@@ -103,12 +104,17 @@ class Watch(CollapseCallback):
             what = f"{best} chooses the best model, and would be missing from evaluations"
             raise RcProbeError(what, where="watch", todo="Measure at every=1")
         self._before = vars(trainer).get("evaluation_loop")
-        trainer.evaluation_loop = self._evaluation_loop
-        trainer.add_callback(self)
+        self._watching = True
+        try:
+            trainer.evaluation_loop = self._evaluation_loop
+            trainer.add_callback(self)
+        except BaseException:
+            self.remove()
+            raise
 
     def _evaluation_loop(self, *args: Any, **given: Any) -> Any:
         output = self._loop(*args, **given)
-        if given.get("metric_key_prefix", "eval").startswith("eval"):
+        if self._watching and given.get("metric_key_prefix", "eval").startswith("eval"):
             trainer = self.trainer
             output.metrics.update(
                 self.read(trainer.model, trainer.processing_class, trainer.state.global_step)
@@ -124,12 +130,25 @@ class Watch(CollapseCallback):
         return self.monitor.frame()
 
     def remove(self) -> None:
-        """Leave the trainer as it was found."""
-        self.trainer.remove_callback(self)
-        if self._before is None:
+        """Leave the trainer as it was found, whatever interrupts this. Other watches stay, and may end before or later."""
+        with undoing(self._leave):
+            pass
+
+    def _leave(self) -> None:
+        self._watching = False
+        if self in self.trainer.callback_handler.callbacks:
+            self.trainer.remove_callback(self)
+        if vars(self.trainer).get("evaluation_loop") != self._evaluation_loop:
+            return  # put back already; or another watch's, which calls this one, and puts back what stands before both
+        if (before := self._before_all()) is None:
             vars(self.trainer).pop("evaluation_loop", None)
         else:
-            self.trainer.evaluation_loop = self._before
+            self.trainer.evaluation_loop = before
+
+    def _before_all(self) -> Any:
+        """The loop before this watch and before those that have ended since."""
+        owner = getattr(self._before, "__self__", None)
+        return owner._before_all() if isinstance(owner, Watch) and not owner._watching else self._before
 
 
 def watch(

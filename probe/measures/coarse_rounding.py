@@ -19,6 +19,7 @@ from rc_probe.hooks.edits.model_state import measuring
 from rc_probe.hooks.edits.stream_taps import each_stream
 from rc_probe.hooks.structure.example_inputs import example_inputs, small
 from rc_probe.hooks.structure.structure import Structure, decodes
+from rc_probe.hooks.undo import hook
 
 from .variant_passes import stream_pass
 
@@ -51,7 +52,7 @@ def _in_floats(model: nn.Module) -> Iterator[None]:
 
     with ExitStack() as stack:
         for module in quantised(model).values():
-            stack.callback(module.register_forward_hook(instead).remove)
+            stack.enter_context(hook(module.register_forward_hook, instead))
         yield
 
 

@@ -6,11 +6,15 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._device import DeviceContext
+
+from rc_probe.hooks.undo import entered, undoing
 
 from .libraries import quiet
 from .load import Loaded
@@ -62,14 +66,14 @@ class Blueprint:
     def _drawn(self, seed: int) -> Any:
         if self.dtype in HALF:
             try:
-                with _default_dtype(self.dtype), _InFloat32():
+                with _default_dtype(self.dtype), entered(_InFloat32()):
                     return self._made(seed)
             except RuntimeError:  # some initialisers, such as orthogonal ones, know no half precision
                 pass
         return self._made(seed)
 
     def _made(self, seed: int) -> Any:
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        with torch.random.fork_rng(devices=[]), entered(DeviceContext(torch.device("cpu"))):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
             return self.model_class(copy.deepcopy(self.config))
 
@@ -112,12 +116,17 @@ class _InFloat32(TorchFunctionMode):
         x = args[0] if args else kwargs.get("tensor")
         if not (getattr(func, "__name__", "") in IN_PLACE and isinstance(x, Tensor) and x.dtype in HALF):
             return func(*args, **kwargs)
-        with torch.no_grad():
-            if self.tensor is not x or self.version != x._version:
-                self.tensor, self.exact = x, x.detach().float()
-            given = (self.exact, *args[1:]) if args else ()
-            func(*given, **kwargs if args else kwargs | {"tensor": self.exact})
-            x.copy_(self.exact)
+        return self._drawn(func, x, args[1:], kwargs, named=not args)
+
+    @torch.no_grad()
+    def _drawn(self, func: Any, x: Tensor, args: Any, kwargs: Any, *, named: bool) -> Tensor:
+        if self.tensor is not x or self.version != x._version:
+            self.tensor, self.exact = x, x.detach().float()
+        if named:
+            func(**kwargs | {"tensor": self.exact})
+        else:
+            func(self.exact, *args, **kwargs)
+        x.copy_(self.exact)
         self.version = x._version
         return x
 
@@ -125,11 +134,9 @@ class _InFloat32(TorchFunctionMode):
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
     before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
+    with undoing(partial(torch.set_default_dtype, before)):
+        torch.set_default_dtype(dtype)
         yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def _plain(name: str) -> str:

@@ -17,6 +17,8 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     enable_progress_bars,
 )
 
+from rc_probe.hooks.undo import undoing
+
 
 def hub_problem() -> str | None:
     """Why the Hub cannot be asked, or None. Found out quickly: the library itself retries for 23 seconds."""
@@ -35,22 +37,23 @@ def quiet() -> Iterator[None]:
     disabled = logging.root.manager.disable
     log, hub_off = transformers.utils.logging, are_progress_bars_disabled()
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    with warnings.catch_warnings():
+
+    def back() -> None:
+        logging.disable(disabled)
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()
+        if hub_off:
+            disable_progress_bars()
+
+    with undoing(back), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(max(disabled, logging.WARNING))  # some libraries log as they are imported
         log.set_verbosity_error()
         log.disable_progress_bar()
         if not hub_off:
             enable_progress_bars()
-        try:
-            yield
-        finally:
-            logging.disable(disabled)
-            log.set_verbosity(verbosity)
-            if bars:
-                log.enable_progress_bar()
-            if hub_off:
-                disable_progress_bars()
+        yield
 
 
 @contextmanager
@@ -59,11 +62,13 @@ def gguf_read_once() -> Iterator[None]:
     import gguf
 
     real = gguf.GGUFReader, gguf.get_tensor_name_map
-    gguf.GGUFReader, gguf.get_tensor_name_map = map(cache, real)
-    try:
-        yield
-    finally:
+
+    def back() -> None:
         gguf.GGUFReader, gguf.get_tensor_name_map = real
+
+    with undoing(back):
+        gguf.GGUFReader, gguf.get_tensor_name_map = map(cache, real)
+        yield
 
 
 def first_line(error: BaseException) -> str:

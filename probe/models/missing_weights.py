@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._device import DeviceContext
+
+from rc_probe.hooks.undo import entered
 
 from .locate import Source
 
@@ -52,7 +55,7 @@ def check_size(cls: Any, config: Any, source: Source) -> None:
         file.stat().st_size for file in source.folder.iterdir() if file.suffix in (".safetensors", ".bin")
     )
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        with torch.random.fork_rng(devices=[]), entered(DeviceContext(torch.device("meta"))):
             model = cls.from_config(config) if cls.__name__.startswith("Auto") else cls(config)
         asked = sum(weight.numel() for weight in model.parameters())
     except Exception:  # loading will say what is wrong with it

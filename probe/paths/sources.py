@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.frozen.parts import Ledger, Parts
 from rc_probe.hooks.structure.structure import Structure
+from rc_probe.hooks.undo import entered
 
 
 def in_parts(
@@ -27,8 +28,8 @@ def in_parts(
             f"the batch has no {main}", where=type(structure.model).__name__, todo="Leave by_source out"
         )
     if data.is_floating_point():
-        return {**batch, main: Parts(data, _first_of_three(data), ledger)}, _Embeddings(None, ledger)
-    return batch, _Embeddings(data, ledger)
+        return {**batch, main: Parts(data, _first_of_three(data), ledger)}, entered(_Embeddings(None, ledger))
+    return batch, entered(_Embeddings(data, ledger))
 
 
 def decodes(structure: Structure, batch: dict[str, Any]) -> bool:

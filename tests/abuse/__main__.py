@@ -1,4 +1,4 @@
-"""The long runs: `python tests/abuse interrupts`, hours; `python tests/abuse gates`, minutes for 1,000 models;
+"""The long runs: `python tests/abuse interrupts`, half an hour; `python tests/abuse gates`, minutes for 1,000 models;
 `python tests/abuse kills`, minutes for 400 kills and 200 double writers; `python tests/abuse malformed`, a few minutes."""
 
 from __future__ import annotations
@@ -22,10 +22,6 @@ def interrupts(
     scenes: Annotated[
         list[str] | None, typer.Argument(help="attach, ablate, watch, probe. (default: all)")
     ] = None,
-    stride: Annotated[
-        int | None,
-        typer.Option(help="At every so many-th line that runs; there are 7,000 to 420,000 in a scene."),
-    ] = None,
 ) -> None:
     """Interrupt at each line of rc-probe that a scene goes through, where it runs first and where it runs last: all is as before."""
     from abuse.interrupts import SCENES, Scene, prove
@@ -34,7 +30,7 @@ def interrupts(
     for name in scenes or SCENES:
         for anew in (False, True):
             with contextlib.redirect_stdout(None), tempfile.TemporaryDirectory() as folder:
-                done = sum(1 for _ in prove(Scene(Path(folder)), name, stride=stride, anew=anew))
+                done = prove(Scene(Path(folder)), name, anew=anew)
             typer.echo(f"{name}, {'proved anew' if anew else 'known'}: as before after {done} interrupts")
 
 

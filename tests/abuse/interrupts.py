@@ -1,9 +1,10 @@
-"""Interrupt what rc-probe does at each of its lines in turn: the model, and all that is changed for it, is as before."""
+"""Interrupt what rc-probe does at each of its lines: the model, and all that is changed for it, is as before."""
 
 from __future__ import annotations
 
 import copyreg
 import gc
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,42 +23,86 @@ from rc_probe.hooks.edits import attention_interface, model_state
 
 FOLDERS = tuple(str(Path(module.__file__ or "").resolve().parent) for module in (rc_probe, attaching))
 Run = Callable[[], object]
+Moment = tuple[
+    str, int, int
+]  # the file and the number of a line, and the how-manieth time that it runs, from 1
 
 
-Lines = list[tuple[str, int]]  # file and number of each line that runs, in order
+def moments(run: Run) -> list[Moment]:
+    """Each line of rc-probe's own that `run` goes through, in order, each time it runs."""
+    seen: list[Moment] = []
+    _traced(run, seen.append)
+    return seen
 
 
-def counted(run: Run) -> int:
-    """How many lines of rc-probe's own `run` goes through."""
-    return len(_traced(run, -1))
+def first_and_last(seen: Sequence[Moment]) -> list[Moment]:
+    """Of these moments, those at which a line runs for the first or for the last time."""
+    last = {(file, line): time for file, line, time in seen}
+    return [moment for moment in seen if moment[2] in (1, last[moment[:2]])]
 
 
-def first_and_last(run: Run) -> list[int]:
-    """When each line of rc-probe's own that `run` goes through runs for the first and for the last time, counted from 1."""
-    lines = _traced(run, -1)
-    first = {line: at for at, line in reversed([*enumerate(lines, 1)])}
-    last = {line: at for at, line in enumerate(lines, 1)}
-    return sorted({*first.values(), *last.values()})
+def interrupted(run: Run, chosen: Sequence[Moment], then: Callable[[], None]) -> Iterator[tuple[Moment, str]]:
+    """Run it, with a KeyboardInterrupt at each of these moments; yield each, and what was wrong then ('': nothing).
 
+    The process forks at each moment: the child is interrupted, and does what comes `then`; its parent runs on. A run of
+    seconds is so interrupted thousands of times within minutes.
+    """
+    waiting, told = set(chosen), []
 
-def interrupted(run: Run, line: int) -> bool:
-    """Run it, with a KeyboardInterrupt before that line; whether it came out."""
+    def at(moment: Moment) -> None:
+        if moment not in waiting:
+            return
+        waiting.discard(moment)
+        reader, writer = os.pipe()
+        if pid := os.fork():
+            os.close(writer)
+            with open(reader, encoding="utf-8") as answer:
+                told.append((moment, answer.read()))
+            os.waitpid(pid, 0)
+            return
+        os.close(reader)
+        sys.settrace(None)
+        nonlocal child
+        child = writer
+        raise KeyboardInterrupt
+
+    child = None
     try:
-        _traced(run, line)
+        _traced(run, at)
     except KeyboardInterrupt:
-        return True
-    return False
+        if child is None:
+            raise
+    except BaseException as other:
+        if child is None:
+            raise
+        _answer(child, f"{type(other).__name__} came out: {other}")
+    if child is not None:
+        _answer(child, then)
+    yield from told
+    yield from ((moment, "this moment did not come again") for moment in chosen if moment in waiting)
 
 
-def _traced(run: Run, line: int) -> Lines:
-    seen: Lines = []
+def _answer(writer: int, then: Callable[[], None] | str) -> None:
+    """The end of a child: it tells its parent what was wrong."""
+    error = then if isinstance(then, str) else ""
+    try:
+        if not isinstance(then, str):
+            then()
+    except BaseException as wrong:
+        error = f"{type(wrong).__name__}: {wrong}"
+    finally:
+        os.write(writer, error.encode()[:4096])
+        os._exit(0)
+
+
+def _traced(run: Run, at: Callable[[Moment], None]) -> None:
+    times: dict[tuple[str, int], int] = {}
 
     def inside(frame: Any, event: str, arg: Any) -> Any:
         if event == "line":
-            seen.append((frame.f_code.co_filename, frame.f_lineno))
-            if len(seen) == line:
-                sys.settrace(None)
-                raise KeyboardInterrupt
+            line = frame.f_code.co_filename, frame.f_lineno
+            times[line] = times.get(line, 0) + 1
+            at((*line, times[line]))
         return inside
 
     def calls(frame: Any, event: str, arg: Any) -> Any:
@@ -69,7 +114,6 @@ def _traced(run: Run, line: int) -> Lines:
         run()
     finally:
         sys.settrace(before)
-    return seen
 
 
 class Scene:
@@ -84,6 +128,7 @@ class Scene:
         self.tokens = tokenizer(special=False)
         self.folder = str(folder)
         self.trainer = self._trainer()
+        self.watched: Any = None
         with torch.no_grad():
             self.plain = self.model(**self.inputs).logits
 
@@ -120,6 +165,9 @@ class Scene:
 
     def check(self) -> None:
         """All is as before, and the model gives what it gave."""
+        callbacks, loop = self.trainer.callback_handler.callbacks, vars(self.trainer).get("evaluation_loop")
+        if self.watched in callbacks and loop == self.watched._evaluation_loop:
+            self.watched.remove()  # its end had not begun
         gc.collect()
         untouched.same(self.before, self.state())
         with torch.no_grad():
@@ -141,11 +189,11 @@ class Scene:
             self.model(**self.inputs)
 
     def watch(self) -> None:
-        watched = rc_probe.watch(self.trainer, [self.inputs])
+        self.watched = rc_probe.watch(self.trainer, [self.inputs])
         try:
             self.trainer.evaluate()
         finally:
-            watched.remove()
+            self.watched.remove()
 
     def probe(self) -> None:
         rc_probe.probe(
@@ -157,38 +205,36 @@ class Scene:
 SCENES = ("attach", "ablate", "watch", "probe")
 
 
-def prove(
-    scene: Scene, name: str, *, anew: bool, stride: int | None = None, times: int | None = None
-) -> Iterator[int]:
-    """Interrupt it where each line runs for the first and for the last time; yield each once all was found as before.
+def prove(scene: Scene, name: str, *, anew: bool, times: int | None = None) -> int:
+    """Interrupt it where each line runs for the first and for the last time; all must be as before. How often it was.
 
-    stride: at every so many-th line that runs; times: at so many that lie apart alike; anew: the model is proved again each time
+    times: as many of these moments, that lie apart alike; anew: the model is proved again in it
     """
-    run = getattr(scene, name)
-    run()  # what the library makes once is there
-    gc.collect()
-    gc.freeze()  # and is not looked through each time
-    scene.before = scene.state()
-    if name == "watch":
-        del scene.before["random"]  # the loader of an evaluation draws its seed, watched or not
-    if anew:
-        scene.forget()
-    chosen: Sequence[int]
-    if times is not None or stride is not None:
-        lines = counted(run)
-        step, start = (stride, 1) if times is None else (lines // times, lines // (2 * times) + 1)
-        chosen = range(start, lines + 1, step or 1)[:times]
-    else:
-        chosen, lines = first_and_last(run), 0
-    for line in chosen:
+    threads, run = torch.get_num_threads(), getattr(scene, name)
+    torch.set_num_threads(1)  # threads do not survive a fork
+    try:
+        run()  # what the library makes once is there
+        run()  # a trainer prepares the model in its first evaluation, so that it is proved in the second, too
+        gc.collect()
+        gc.freeze()  # and is not looked through each time
+        scene.before = scene.state()
+        if name == "watch":
+            del scene.before["random"]  # the loader of an evaluation draws its seed, watched or not
         if anew:
             scene.forget()
-        interrupted(run, line)
-        try:
-            scene.check()
-        except AssertionError as error:
-            raise AssertionError(
-                f"{name}, interrupted at line {line} of {lines or chosen[-1]}: {error}"
-            ) from error
-        yield line
-    gc.unfreeze()
+        chosen = first_and_last(moments(run))
+        if times is not None:
+            step = len(chosen) // times
+            chosen = chosen[step // 2 :: step][:times]
+        if anew:
+            scene.forget()
+        wrong = [
+            f"{Path(file).name}:{line}, time {time}: {error}"
+            for (file, line, time), error in interrupted(run, chosen, scene.check)
+            if error
+        ]
+    finally:
+        gc.unfreeze()
+        torch.set_num_threads(threads)
+    assert not wrong, f"{name}, interrupted at {len(wrong)} of {len(chosen)} moments:\n" + "\n".join(wrong)
+    return len(chosen)

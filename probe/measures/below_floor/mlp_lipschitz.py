@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from rc_probe.hooks.edits.edits import Edits
 from rc_probe.hooks.proofs.replay import Replay
 from rc_probe.hooks.structure.structure import Block, Branch, Junction
+from rc_probe.hooks.undo import entered
 from rc_probe.metrics.norms import composite_norm, norm_1, norm_inf
 
 AGREE = 1e-4  # relative; two linear maps and an activation must give the MLP back
@@ -115,7 +116,8 @@ def mlp_of(replay: Replay, block: Block, edits: Edits, x: Tensor) -> tuple[Mlp, 
     watching = edits.then(Edits())
     for name, site in (("before", junction.skip), ("value", branch.site)):
         watching.at(site, partial(_kept, seen, name))
-    with _LinearMaps() as maps:
+    maps = _LinearMaps()
+    with entered(maps):
         out = replay.run(block, x, watching)
     before, value = (seen[name].detach().flatten(0, -2).double() for name in ("before", "value"))
     return _read(before, value, maps.calls), out

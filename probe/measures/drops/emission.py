@@ -17,6 +17,7 @@ from rc_probe.hooks.edits.model_state import measuring
 from rc_probe.hooks.errors import reason
 from rc_probe.hooks.structure.example_inputs import with_no_cache
 from rc_probe.hooks.structure.structure import Structure
+from rc_probe.hooks.undo import undoing
 from rc_probe.interventions.gate import Gated
 from rc_probe.interventions.intervention import Variant, span
 from rc_probe.measures.importance.scored import Plan, prepared_batches
@@ -120,7 +121,16 @@ def smaller(model: Any, stack: str, kept: Sequence[int]) -> Iterator[None]:
         for module in block.modules()
         if hasattr(module, "layer_idx")
     ]
-    try:
+
+    def back() -> None:
+        setattr(owner, name, blocks)
+        for module, number in numbers:
+            module.layer_idx = number
+        for key, value in settings.items():
+            setattr(config, key, value)
+        config.num_hidden_layers = depth
+
+    with undoing(back):
         setattr(owner, name, nn.ModuleList(blocks[i] for i in kept))
         for new, i in enumerate(kept):
             for module in blocks[i].modules():
@@ -130,13 +140,6 @@ def smaller(model: Any, stack: str, kept: Sequence[int]) -> Iterator[None]:
             setattr(config, key, [value[i] for i in kept])
         config.num_hidden_layers = len(kept)
         yield
-    finally:
-        setattr(owner, name, blocks)
-        for module, number in numbers:
-            module.layer_idx = number
-        for key, value in settings.items():
-            setattr(config, key, value)
-        config.num_hidden_layers = depth
 
 
 def _check(context: Context, plan: Plan, parts: Sequence[Gated], stack: str, kept: Sequence[int]) -> None:

@@ -88,6 +88,37 @@ def test_the_numbers_are_those_of_the_model_then(tmp_path: Path) -> None:
     assert "evaluation_loop" not in vars(trainer)
 
 
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("own", [False, True])
+def test_two_watches_end_in_any_order(first: int, own: bool, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    if own:  # a loop that the user has set
+        trainer.evaluation_loop = lambda *args, **given: type(trainer).evaluation_loop(
+            trainer, *args, **given
+        )
+    before = vars(trainer).get("evaluation_loop")
+    watches = [rc_probe.watch(trainer, TEXTS[:2], metrics=[name]) for name in ("cosine", "norm")]
+    watches.pop(first).remove()
+    told = trainer.evaluate()
+    assert ("eval_cosine_last" in told, "eval_norm_last" in told) == (first == 1, first == 0)
+    watches[0].remove()
+    assert not MINE & trainer.evaluate().keys()
+    assert vars(trainer).get("evaluation_loop") is before
+    assert not any(isinstance(callback, type(watches[0])) for callback in trainer.callback_handler.callbacks)
+
+
+def test_a_watch_that_cannot_begin_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(tmp_path)
+
+    def interrupted(callback: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "add_callback", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        rc_probe.watch(trainer, TEXTS[:2])
+    assert "evaluation_loop" not in vars(trainer)
+
+
 def test_rows_and_texts_say_the_same(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     by_rows, by_texts = rc_probe.watch(trainer).monitor, rc_probe.watch(trainer, TEXTS).monitor
