@@ -65,7 +65,7 @@ def narrow_massive() -> dict[str, Mode]:
 
 
 def tapped_modes(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, Mode]:
-    """The plain pass, and the same with taps at every layer, for two sets of metrics and none."""
+    """The plain pass, and the same with taps at every layer, for three sets of metrics and none."""
     structure = find_structure(model, inputs)
 
     def tapped(metrics: list[str]) -> Mode:
@@ -74,6 +74,7 @@ def tapped_modes(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> dic
     return {
         "plain": lambda: model(**inputs),
         "residual": tapped(["residual"]),
+        "residual, and of the bulk": tapped(["residual", "residual_bulk"]),
         "all cheap metrics": tapped(CHEAP),
         "no metric": tapped([]),
     }

@@ -58,7 +58,7 @@ class MassiveReader(PlainReader):
         if not isinstance(ids, Tensor) or ids.shape != x.shape[:2]:
             ids = torch.full(x.shape[:2], -1)
         b, t = places.unbind(1)
-        vectors, norms = tokens.x[b, t].double(), tokens.lengths[b, t]
+        vectors, norms = x[b, t].double(), tokens.lengths[b, t]
         largest, coordinate = vectors.abs().max(1)
         columns = (
             positions[b, t], ids.to(x.device)[b, t], norms / tokens.median[b],

@@ -19,4 +19,9 @@ def composite_norm(x: Tensor) -> Tensor:
     Two square roots, since the product of the norms underflows first. Not a norm (no triangle inequality).
     """
     size = x.abs()
-    return size.sum(-2).amax(-1).double().sqrt() * size.sum(-1).amax(-1).double().sqrt()
+    return composite(size.sum(-2), size.sum(-1))
+
+
+def composite(columns: Tensor, rows: Tensor) -> Tensor:
+    """‖X‖₁,∞ from the sums of the columns (..., m) and of the rows (..., n) of |X|, (...) float64."""
+    return columns.amax(-1).double().sqrt() * rows.amax(-1).double().sqrt()

@@ -25,17 +25,18 @@ to the metric.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 
 import torch
 from torch import Tensor
 
+from rc_probe.hooks.undo import undoing
 from rc_probe.registry import select
 
 from .tokens import Reading, Tokens, ratio
 
 SVD_NOISE = 8.0  # of a singular value, in eps of σ₁; of equal rows (400, 150) LAPACK's are off by up to 4.5
-APART = 2**21  # entries of a stream from which on the CPU measures its samples one after the other
+NORMS = {"residual", "residual_bulk", "residual_absolute", "norm", "massive_share"}  # that need no angles
 ONE_THREAD = 2**22  # entries of a stream up to which one CPU thread measures it (16 MiB of float32)
 
 MetricFunction = Callable[..., Tensor]  # (x (B, T, D), mask (B, T) or None) -> values (B,)
@@ -51,30 +52,17 @@ def measure(
     x: (B, T, D) floating; mask: (B, T), nonzero = real token, or None when there is no padding (see
     `useful_mask`). noise: how far rounding moves a token, relative to its length, where that is more than its dtype says
     Returns name -> (values (B,), rounding floors (B,)), float64, on the device of x.
-    Takes memory for at most five tensors of the size of x (two of them for the bulk), for the SVD metrics a few
-    more; on the CPU, of a large stream, of the size of one sample.
+    Takes memory for one tensor of the size of x, on the CPU of one sample; for the slow metrics a few more.
     Raises RcProbeError for wrong shapes and for a name that is not in the registry.
     """
     chosen = select(names)
-    fits = x.ndim == 3 and (mask is None or mask.shape == x.shape[:2])
-    if fits and x.device.type == "cpu" and len(x) > 1 and x.numel() > APART:
-        rows = range(len(x))
-        found = [
-            measure(x[i : i + 1], None if mask is None else mask[i : i + 1], chosen, noise) for i in rows
-        ]
-        return {name: _together([one[name] for one in found]) for name in chosen}
     readings = {}
     with _one_thread(x):
-        tokens = Tokens(x, mask, noise)
+        tokens = Tokens(x, mask, noise, angles=not NORMS.issuperset(chosen))
         for name in chosen:
             values, floors = _READERS[name](tokens)
             readings[name] = values.where(tokens.count > 0, torch.nan), floors
     return readings
-
-
-def _together(samples: list[Reading]) -> Reading:
-    values, floors = zip(*samples, strict=True)
-    return torch.cat(values), torch.cat(floors)
 
 
 @contextmanager
@@ -88,11 +76,9 @@ def _one_thread(x: Tensor) -> Iterator[None]:
     if x.device.type != "cpu" or threads == 1 or x.numel() > ONE_THREAD:
         yield
         return
-    torch.set_num_threads(1)
-    try:
+    with undoing(partial(torch.set_num_threads, threads)):
+        torch.set_num_threads(1)
         yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def useful_mask(mask: Tensor | None) -> Tensor | None:
@@ -199,7 +185,7 @@ def cosine_centred(t: Tokens) -> Reading:
     Floor: as for `cosine`, but the noise is that of the whole token and of the mean, and the vector may be
     short, so it nears 2 when the stream has collapsed.
     """
-    return t.mean_cosine(t.centred, t.centred_lengths, t.centred_moved)
+    return t.cosine_centred
 
 
 @_metric

@@ -1,6 +1,7 @@
 """One stream, and what the metrics share of it."""
 
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,37 +10,65 @@ from rc_probe.hooks.errors import RcProbeError
 from rc_probe.registry import MASSIVE
 
 from .best_residual import argmin_residual
-from .norms import composite_norm
+from .norms import composite
+from .pieces import divisors, pieces
 
 NOISE = 4.0  # rounding noise of a stream, in eps of its dtype, relative to its size
 
 Reading = tuple[Tensor, Tensor]  # values (B,) and rounding floors (B,), float64
 
 
-class Tokens:
-    """One stream and what the metrics share of it; each quantity is computed once, when first asked for."""
+class Sums(NamedTuple):
+    """Of X and of res X: their norms ‖·‖₁,∞ (2, B), and the sums of their rows, each at length 1, (2, B, D).
 
-    def __init__(self, x: Tensor, mask: Tensor | None = None, noise: float = 0.0) -> None:
+    centred_lengths: ‖x_i - mean‖₂ (B, T), float64, padding 0
+    """
+
+    sizes: Tensor
+    directions: Tensor
+    centred_lengths: Tensor
+
+
+class Tokens:
+    """One stream and what the metrics share of it; each quantity is computed once, when first asked for.
+
+    angles: cosines and `centred_lengths` will be asked for
+    """
+
+    def __init__(
+        self, x: Tensor, mask: Tensor | None = None, noise: float = 0.0, *, angles: bool = True
+    ) -> None:
         if x.ndim != 3 or not x.is_floating_point():
             what = f"a stream must be floating of shape (batch, tokens, dim), not {x.dtype} {tuple(x.shape)}"
             raise RcProbeError(what, where="metrics")
         if mask is not None and mask.shape != x.shape[:2]:
             what = f"a mask of shape {tuple(mask.shape)} does not fit a stream of shape {tuple(x.shape)}"
             raise RcProbeError(what, where="metrics")
-        self.noise = max(NOISE * _eps(x), noise)
+        self.noise, self.angles = max(NOISE * _eps(x), noise), angles
         real = None if mask is None else mask.bool()
         x = x.detach()
         x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        self._hold(x if real is None else x.masked_fill(~real[..., None], 0), real)
+        self._hold(x, real)
 
     def _hold(self, x: Tensor, real: Tensor | None) -> None:
-        """x: (B, T, D), zero where not `real` (B, T), None: all are."""
-        self.x, self.real = x, real
-        self._keep = None if real is None else real[..., None].to(x.dtype)  # (B, T, 1)
+        """x: (B, T, D), anything where not `real` (B, T), None: all are."""
+        self._given, self.real = x, real
         if real is None:
             self.count = torch.full(x.shape[:1], x.shape[1], dtype=torch.float64, device=x.device)
         else:
             self.count = real.sum(1).double()  # (B,) real tokens
+        self._pieces = list(pieces(x, real, self.count))
+
+    @cached_property
+    def _room(self) -> Tensor:
+        """Room for two of the largest piece."""
+        piece = self._given if self._pieces[0].sample is ... else self._given[0]
+        return torch.stack([piece, piece])
+
+    @cached_property
+    def x(self) -> Tensor:
+        """X (B, T, D), padding 0."""
+        return self._given if self.real is None else self._given.masked_fill(~self.real[..., None], 0)
 
     @cached_property
     def massive(self) -> Tensor:
@@ -73,42 +102,56 @@ class Tokens:
         if left_out.device.type == "cpu" and not bool(left_out.any()):
             return self
         rest = Tokens.__new__(Tokens)
-        rest.noise = self.noise
-        real = ~left_out if self.real is None else self.real & ~left_out
-        rest._hold(self.x * real[..., None].to(self.x.dtype), real)
+        rest.noise, rest.angles = self.noise, self.angles
+        rest._hold(self._given, ~left_out if self.real is None else self.real & ~left_out)
+        rest.lengths = self.lengths.masked_fill(left_out, 0)
+        rest._room = self._room
         return rest
 
     @cached_property
-    def centred(self) -> Tensor:
-        """res(X) = X - 1 mean(X)ᵀ (B, T, D), padding 0.
+    def _sums(self) -> Sums:
+        """Of X and of res X, in one go through the samples."""
+        samples, tokens, dim = self._given.shape
+        columns, rows = self._given.new_empty(2, samples, dim), self._given.new_zeros(2, samples, tokens)
+        directions = columns.clone()
+        centred_lengths = self.count.new_zeros(samples, tokens)
+        for piece in self._pieces:
+            room, size = self._room[:, : len(piece.x)]
+            for which in (0, 1):
+                y = piece.centred(room) if which else piece.x
+                piece.clear(torch.abs(y, out=size))
+                torch.sum(size, -2, out=columns[which][piece.sample])
+                rows[which][piece.tokens] = size.sum(-1)
+                if self.angles:
+                    lengths = piece.lengths(y) if which else self.lengths[piece.tokens]
+                    torch.div(y, divisors(lengths, y), out=size)
+                    torch.sum(piece.clear(size), -2, out=directions[which][piece.sample])
+                    if which:
+                        centred_lengths[piece.tokens] = lengths
+        return Sums(composite(columns, rows), directions, centred_lengths)
 
-        The mean is subtracted twice. The first mean is rounded, and that error, the same in all rows, would
-        alone show as a residual of 1.6e-7 in float32; the second mean is that error, and takes it away.
-        """
-        residual = self._clear(self.x - self._mean(self.x))
-        return self._clear(residual.sub_(self._mean(residual)))
-
-    @cached_property
+    @property
     def size(self) -> Tensor:
         """‖X‖₁,∞ (B,)."""
-        return composite_norm(self.x)
+        return self._sums.sizes[0]
 
-    @cached_property
+    @property
     def centred_size(self) -> Tensor:
         """‖res X‖₁,∞ (B,)."""
-        return composite_norm(self.centred)
+        return self._sums.sizes[1]
 
     @cached_property
     def lengths(self) -> Tensor:
-        """‖x_i‖₂ (B, T), float64, in which squares of float32 neither overflow nor vanish; padding 0."""
-        lengths: Tensor = torch.linalg.vector_norm(self.x, dim=2, dtype=torch.float64)
+        """‖x_i‖₂ (B, T), float64, padding 0."""
+        lengths = self.count.new_zeros(self._given.shape[:2])
+        for piece in self._pieces:
+            lengths[piece.tokens] = piece.lengths(piece.x)
         return lengths
 
-    @cached_property
+    @property
     def centred_lengths(self) -> Tensor:
         """‖x_i - mean‖₂ (B, T), float64, padding 0."""
-        lengths: Tensor = torch.linalg.vector_norm(self.centred, dim=2, dtype=torch.float64)
-        return lengths
+        return self._sums.centred_lengths
 
     @cached_property
     def moved(self) -> Tensor:
@@ -123,7 +166,12 @@ class Tokens:
     @cached_property
     def cosine(self) -> Reading:
         """Mean cosine over pairs of different tokens (B,), and its floor."""
-        return self.mean_cosine(self.x, self.lengths, self.moved)
+        return self._mean_cosine(self._sums.directions[0], self.lengths, self.moved)
+
+    @property
+    def cosine_centred(self) -> Reading:
+        """The same after the token mean is subtracted."""
+        return self._mean_cosine(self._sums.directions[1], self.centred_lengths, self.centred_moved)
 
     @cached_property
     def singular_values(self) -> Tensor:
@@ -149,17 +197,16 @@ class Tokens:
         """(B,) of one value."""
         return torch.full_like(self.count, value)
 
-    def mean_cosine(self, vectors: Tensor, lengths: Tensor, noise: Tensor) -> Reading:
+    def _mean_cosine(self, directions: Tensor, lengths: Tensor, noise: Tensor) -> Reading:
         """Mean cosine over pairs of different real tokens (B,), in O(T D).
 
         The squared length of the sum of the unit vectors is the sum of all cosines, the diagonal included.
-        vectors: (B, T, D) and their lengths (B, T), padding 0; noise (B, T): how far rounding moves a vector.
+        directions: that sum, (B, D); lengths of the vectors (B, T), padding 0; noise (B, T): how far rounding moves a vector.
         That turns it by at most noise / length (at most 1 is counted), and a cosine moves by no more than its
         two angles: the floor.
         """
         absent = lengths == 0
-        units = vectors / lengths.masked_fill(absent, 1)[..., None].to(vectors.dtype)
-        total = units.sum(1).double().square().sum(1)  # (B,)
+        total = directions.double().square().sum(1)  # (B,)
         cosine = (total - (~absent).sum(1)) / (self.count * (self.count - 1))
         turn = (noise / lengths).clamp(max=1).masked_fill(absent, 1)[..., None]
         floor = 2 * (turn if self.real is None else turn * self.real[..., None]).sum(dim=(1, 2)) / self.count
@@ -167,18 +214,11 @@ class Tokens:
 
     def mean_absolute_cosine(self, vectors: Tensor, lengths: Tensor) -> Tensor:
         """Mean |cosine| over pairs of different real tokens (B,), NaN where there is no pair; sample by sample, T² numbers each."""
-        units = vectors / lengths.masked_fill(lengths == 0, 1)[..., None].to(vectors.dtype)
+        units = vectors / divisors(lengths, vectors)
         with torch.autocast(units.device.type, enabled=False):
             every = torch.stack([(u @ u.T).abs().sum(dtype=torch.float64) for u in units])
         pairs = self.count * (self.count - 1)
         return ((every - (lengths > 0).sum(1)) / pairs).clamp(0, 1).where(self.count != 1, torch.nan)
-
-    def _clear(self, y: Tensor) -> Tensor:
-        """Zero the padding of y (B, T, n), in place. By a product, many times faster than a broadcast fill."""
-        return y if self._keep is None else y.mul_(self._keep)
-
-    def _mean(self, y: Tensor) -> Tensor:
-        return y.sum(1, keepdim=True) / self.count.to(y.dtype)[:, None, None]  # (B, 1, D)
 
 
 def _eps(x: Tensor) -> float:

