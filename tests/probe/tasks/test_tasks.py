@@ -141,7 +141,7 @@ def test_masked_token(trained_masked: Loaded) -> None:
             expected[key].append(numbers(logits[places], full[places], targets))
     found = tally(trained_masked, task)
     check(found, expected)
-    assert found.scores()[FULL]["accuracy"].mean() > 0.6
+    assert found.scores()[FULL]["accuracy"].mean() > 0.7
 
 
 def test_masks_are_those_of_the_text(trained_masked: Loaded) -> None:
@@ -207,7 +207,9 @@ def test_classification(trained_classifier: Loaded) -> None:
             expected[key].append(numbers(logits, full, [kind]))
     found = tally(trained_classifier, task)
     check(found, expected)
-    assert found.scores()[FULL]["accuracy"].mean() > 0.7
+    assert (
+        found.scores()[FULL]["accuracy"].mean() > 0.6
+    )  # 9 to 11 of 13, by the rounding of the processor that trained it
     assert found.baselines()["accuracy"] == pytest.approx(max(Counter(KINDS).values()) / 13)
     assert chosen(trained_classifier).metrics == ("agreement",)
 
