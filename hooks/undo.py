@@ -29,22 +29,31 @@ def undoing(undo: Callable[[], object]) -> Iterator[None]:
         undo()
 
 
+class Hook:
+    """A hook of a module, by torch's handle. The collector, which closes dropped contexts, may have taken the handle's references."""
+
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+        self.places = [ref() for ref in (handle.hooks_dict_ref, *handle.extra_dict_ref)]
+
+    def remove(self) -> None:
+        """It is gone; does no harm a second time."""
+        self.handle.remove()
+        for place in self.places:
+            place.pop(self.handle.id, None)
+
+
 @contextmanager
 def hook(register: Callable[..., Any], run: Callable[..., Any], **how: Any) -> Iterator[None]:
     """Inside, a module calls `run`: `hook(module.register_forward_hook, run)`."""
-    held: list[tuple[Any, list[Any]]] = []  # the handle, and where it is
+    hooks: list[Hook] = []
 
     def back() -> None:
-        for handle, places in held:
-            handle.remove()
-            for (
-                place
-            ) in places:  # the handle's own references are gone where the collector closes a dropped context
-                place.pop(handle.id, None)
+        for each in hooks:
+            each.remove()
 
     with undoing(back):
-        handle = register(run, **how)
-        held.append((handle, [ref() for ref in (handle.hooks_dict_ref, *handle.extra_dict_ref)]))
+        hooks.append(Hook(register(run, **how)))
         yield
 
 

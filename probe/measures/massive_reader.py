@@ -47,7 +47,7 @@ class MassiveReader(PlainReader):
     def plain(self, layer: int, x: Tensor) -> None:
         mask = self.batch.mask
         mask = None if mask is None or mask.shape != x.shape[:2] else mask.to(x.device)
-        tokens = Tokens(x, mask)
+        tokens = Tokens(x, mask, angles=False)
         self._residuals(layer, tokens)
         places = tokens.massive.nonzero()
         if not len(places):

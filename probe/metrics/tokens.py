@@ -32,7 +32,7 @@ class Sums(NamedTuple):
 class Tokens:
     """One stream and what the metrics share of it; each quantity is computed once, when first asked for.
 
-    angles: cosines and `centred_lengths` will be asked for
+    angles: cosines and `centred_lengths` will be asked for; else they are NaN
     """
 
     def __init__(
@@ -113,8 +113,10 @@ class Tokens:
         """Of X and of res X, in one go through the samples."""
         samples, tokens, dim = self._given.shape
         columns, rows = self._given.new_empty(2, samples, dim), self._given.new_zeros(2, samples, tokens)
-        directions = columns.clone()
-        centred_lengths = self.count.new_zeros(samples, tokens)
+        directions = torch.full_like(columns, torch.nan)
+        centred_lengths = torch.full_like(
+            self.count[:, None].expand(-1, tokens), 0 if self.angles else torch.nan
+        )
         for piece in self._pieces:
             room, size = self._room[:, : len(piece.x)]
             for which in (0, 1):
