@@ -67,14 +67,16 @@ def numbers(logits: Any, full: Any, targets: Any) -> dict[str, float]:
     }
 
 
-def check(found: Tally, expected: dict[Any, list[dict[str, float]]]) -> None:
+def check(found: Tally, expected: dict[Any, list[dict[str, float]]], largest: float = 0.0) -> None:
+    """largest: a logit, of which the last digits of float32 may differ between a batch and a text alone"""
+    exact = max(2e-6, 2 * float(np.finfo(np.float32).eps) * largest)
     scores = found.scores()
     assert scores.keys() == expected.keys() == {FULL, "twist"}
     for key, rows in expected.items():
         assert scores[key].keys() == rows[0].keys()
         for metric, values in scores[key].items():
             assert values.dtype == torch.float64
-            np.testing.assert_allclose(values, [row[metric] for row in rows], atol=5e-6)
+            np.testing.assert_allclose(values, [row[metric] for row in rows], atol=exact)
 
 
 def test_next_token(trained_causal: Loaded) -> None:
@@ -132,15 +134,17 @@ def test_masked_token(trained_masked: Loaded) -> None:
     task = chosen(trained_masked)
     assert task.name == "masked token"
     expected: dict[Any, list[Any]] = {FULL: [], "twist": []}
+    largest = 0.0
     for text, places in hidden_places(task, trained_masked).items():
         ids = trained_ids(text)
         hidden = [trained.MASK if i in places else token for i, token in enumerate(ids)]
         full, twist = alone(trained_masked, hidden)
         targets = [ids[i] for i in places]
+        largest = max(largest, np.abs(full).max(), np.abs(twist).max())
         for key, logits in ((FULL, full), ("twist", twist)):
             expected[key].append(numbers(logits[places], full[places], targets))
     found = tally(trained_masked, task)
-    check(found, expected)
+    check(found, expected, largest)
     assert found.scores()[FULL]["accuracy"].mean() > 0.7
 
 
@@ -207,9 +211,9 @@ def test_classification(trained_classifier: Loaded) -> None:
             expected[key].append(numbers(logits, full, [kind]))
     found = tally(trained_classifier, task)
     check(found, expected)
-    assert (
-        found.scores()[FULL]["accuracy"].mean() > 0.6
-    )  # 9 to 11 of 13, by the rounding of the processor that trained it
+    many, kinds = trained.walks(200, seed=6)  # it has learned something
+    answers = [alone(trained_classifier, trained_ids(text))[0].argmax() for text in many]
+    assert np.mean(np.equal(answers, kinds)) > 0.7
     assert found.baselines()["accuracy"] == pytest.approx(max(Counter(KINDS).values()) / 13)
     assert chosen(trained_classifier).metrics == ("agreement",)
 
