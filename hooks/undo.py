@@ -12,9 +12,14 @@ from functools import partial
 from typing import Any, Self
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 _MISSING = object()
+HOOKS = (
+    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)  # fmt: skip
 
 
 @contextmanager
@@ -29,31 +34,24 @@ def undoing(undo: Callable[[], object]) -> Iterator[None]:
         undo()
 
 
-class Hook:
-    """A hook of a module, by torch's handle. The collector, which closes dropped contexts, may have taken the handle's references."""
+def unhook(module: nn.Module, run: Callable[..., Any]) -> None:
+    """The module does not call `run` any more; does no harm a second time.
 
-    def __init__(self, handle: Any) -> None:
-        self.handle = handle
-        self.places = [ref() for ref in (handle.hooks_dict_ref, *handle.extra_dict_ref)]
-
-    def remove(self) -> None:
-        """It is gone; does no harm a second time."""
-        self.handle.remove()
-        for place in self.places:
-            place.pop(self.handle.id, None)
+    Torch's handle comes only after the hook is there, and the collector, which closes dropped contexts, may have taken its
+    references.
+    """
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for number in [number for number, each in hooks.items() if each is run]:
+            for kind in HOOKS:
+                getattr(module, kind).pop(number, None)
 
 
 @contextmanager
 def hook(register: Callable[..., Any], run: Callable[..., Any], **how: Any) -> Iterator[None]:
     """Inside, a module calls `run`: `hook(module.register_forward_hook, run)`."""
-    hooks: list[Hook] = []
-
-    def back() -> None:
-        for each in hooks:
-            each.remove()
-
-    with undoing(back):
-        hooks.append(Hook(register(run, **how)))
+    module: nn.Module = register.__self__  # type: ignore[attr-defined]
+    with undoing(partial(unhook, module, run)):
+        register(run, **how)
         yield
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from rc_probe.hooks.module_calls import Call, around_calls
 from rc_probe.hooks.structure.structure import Candidate, CandidateBlock
 from rc_probe.hooks.structure.tape import Place
-from rc_probe.hooks.undo import Hook, Living, undoing
+from rc_probe.hooks.undo import Living, undoing, unhook
 
 from .model_state import Level, eager, recomputing
 
@@ -99,17 +99,16 @@ class BlockWatch(Living):
         if block is None:
             return call()
         self.called_with: tuple[Any, Any] = (args, kwargs)
-        handles: list[Hook] = []
+        before, after = partial(self._run_enter, block), partial(self._run_leave, block)
 
         def end() -> None:
-            for handle in handles:
-                handle.remove()
+            unhook(module, before)
+            unhook(module, after)
             self.ended(block)
 
         with undoing(end):
-            before, after = partial(self._run_enter, block), partial(self._run_leave, block)
-            handles.append(Hook(module.register_forward_pre_hook(before, with_kwargs=True)))
-            handles.append(Hook(module.register_forward_hook(after, prepend=True)))
+            module.register_forward_pre_hook(before, with_kwargs=True)
+            module.register_forward_hook(after, prepend=True)
             output = self.instead(block, call)
         self.returned(block, output)
         return output

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
-from rc_probe.hooks.undo import Hook, entered, hook
+from rc_probe.hooks.undo import entered, hook, unhook
 
 
 class Plain(TorchFunctionMode):
@@ -14,15 +14,21 @@ class Plain(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_hook_goes_without_the_references_of_its_handle() -> None:
-    """The garbage collector clears them before it closes the context that holds the handle."""
+def test_a_hook_goes_without_its_handle() -> None:
+    """An interrupt may come before the handle is there; other hooks stay."""
     module = nn.Linear(2, 2)
-    handle = module.register_forward_pre_hook(lambda module, args, kwargs: None, with_kwargs=True)
-    mine = Hook(handle)
-    handle.hooks_dict_ref, handle.extra_dict_ref = (lambda: None), ()
+
+    def mine(module: Any, args: Any, kwargs: Any) -> None:
+        """A hook."""
+
+    module.register_forward_pre_hook(lambda *given: None, with_kwargs=True)
+    before = dict(module._forward_pre_hooks), dict(module._forward_pre_hooks_with_kwargs)
+    module.register_forward_pre_hook(mine, with_kwargs=True)
+    module.register_forward_hook(mine, always_call=True)
     for _ in range(2):
-        mine.remove()
-        assert not module._forward_pre_hooks and not module._forward_pre_hooks_with_kwargs
+        unhook(module, mine)
+        assert (dict(module._forward_pre_hooks), dict(module._forward_pre_hooks_with_kwargs)) == before
+        assert not module._forward_hooks and not module._forward_hooks_always_called
 
 
 def test_dropped_contexts_take_back_what_they_did() -> None:
