@@ -93,6 +93,7 @@ def _texts_of(
     return [each for each in given if each["input_ids"].shape[1] > 1]
 
 
+@torch.no_grad()
 def refuse_encoders(model: Any) -> None:
     """RcProbeError for a model that gives no probabilities of next tokens from the tokens before.
 
@@ -110,7 +111,7 @@ def refuse_encoders(model: Any) -> None:
     if getattr(config, "is_encoder_decoder", False):
         given["decoder_input_ids"] = given["input_ids"]
     try:
-        logits = getattr(torch.no_grad()(model)(**given), "logits", None)
+        logits = getattr(model(**given), "logits", None)
     except Exception as error:
         raise RcProbeError(f"it takes no plain text ({first_line(error)})", where=kind) from error
     if logits is None or logits.ndim != 3 or logits.shape[-1] < vocabulary:

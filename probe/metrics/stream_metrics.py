@@ -52,7 +52,8 @@ def measure(
     x: (B, T, D) floating; mask: (B, T), nonzero = real token, or None when there is no padding (see
     `useful_mask`). noise: how far rounding moves a token, relative to its length, where that is more than its dtype says
     Returns name -> (values (B,), rounding floors (B,)), float64, on the device of x.
-    Takes memory for one tensor of the size of x, on the CPU of one sample; for the slow metrics a few more.
+    Takes memory for two tensors of the size of x, of a large stream on the CPU of one of its samples, and for a copy of samples
+    whose real tokens have gaps; for the slow metrics a few more.
     Raises RcProbeError for wrong shapes and for a name that is not in the registry.
     """
     chosen = select(names)

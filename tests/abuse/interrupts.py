@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copyreg
 import gc
+import logging
 import os
+import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from support import untouched
@@ -54,6 +57,7 @@ def interrupted(run: Run, chosen: Sequence[Moment], then: Callable[[], None]) ->
             return
         waiting.discard(moment)
         reader, writer = os.pipe()
+        drawn = random.getstate()
         if pid := os.fork():
             os.close(writer)
             with open(reader, encoding="utf-8") as answer:
@@ -62,6 +66,7 @@ def interrupted(run: Run, chosen: Sequence[Moment], then: Callable[[], None]) ->
             return
         os.close(reader)
         sys.settrace(None)
+        random.setstate(drawn)  # Python seeds it anew in each child
         nonlocal child
         child = writer
         raise KeyboardInterrupt
@@ -146,6 +151,10 @@ class Scene:
                 for cls in self.classes
                 for name in ("forward", "generate", "__reduce_ex__")
             ],
+            "dtype": torch.get_default_dtype(),
+            "random of others": (random.getstate(), str(np.random.get_state())),
+            "tokenizer": (self.tokens.backend_tokenizer.truncation, self.tokens.backend_tokenizer.padding),
+            "logs": (logging.root.manager.disable, transformers.utils.logging.get_verbosity()),
             "copies": dict(copyreg.dispatch_table),
             "fast path": torch.backends.mha.get_fastpath_enabled(),
             "held": (dict(undo._replaced), dict(attention_interface._held), dict(model_state._before)),

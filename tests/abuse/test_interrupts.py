@@ -6,8 +6,8 @@ import pytest
 from abuse.interrupts import Scene, prove
 
 TIMES = [
-    ("attach", False, 40), ("attach", True, 40), ("ablate", False, 40), ("ablate", True, 40), ("watch", False, 40),
-    ("watch", True, 20), ("probe", False, 60), ("probe", True, 20),
+    ("attach", False, 20), ("attach", True, 20), ("ablate", False, 20), ("ablate", True, 20), ("watch", False, 20),
+    ("watch", True, 10), ("probe", False, 30), ("probe", True, 10),
 ]  # fmt: skip
 
 
