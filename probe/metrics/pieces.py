@@ -1,36 +1,33 @@
-"""A batch of streams in pieces: on the CPU sample by sample, so that what is computed of one stays in the processor's cache."""
+"""A batch of streams in pieces: on the CPU a few samples at a time, so that what is computed of them stays in the processor's cache."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import EllipsisType
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
-CACHED = 2**18  # entries of a batch that fit into a processor's cache
-DEAR = 2**14  # entries of a sample on which operations cost more than their calls
+CACHED = (
+    2**19
+)  # entries of a piece: few enough for a processor's cache, enough that operations cost more than their calls
+DEAR = 2**14  # entries of a sample from which on it is dearer to go around padding than to take samples apart
 WIDE = 2048  # dimensions up to which float32 sums squares more exactly than a stream is known
 LEAST, MOST = 1e-12, 1e18  # lengths whose squares float32 holds, and the squares of all that counts in them
 
 
 class Piece:
-    """The real tokens x (n, D) of one sample, or all tokens (B, T, D) of a batch, some of them absent.
+    """Some samples of a batch: the real tokens x (k, n, D) of each, or all tokens (B, T, D), some of them absent.
 
-    sample: where it is in what is (B, …); tokens: where its tokens are in what is (B, T)
-    count: real tokens, to divide by; absent: (B, T) bool, None: none is
+    samples: where they are in what is (B, …); tokens: where theirs are in what is (B, T)
+    count: real tokens of each, to divide by; absent: (B, T) bool, None: none is
     """
 
     def __init__(
-        self,
-        x: Tensor,
-        sample: int | EllipsisType,
-        tokens: Any,
-        count: Tensor | int,
-        absent: Tensor | None = None,
+        self, x: Tensor, samples: slice, tokens: Any, count: Tensor | int, absent: Tensor | None = None
     ) -> None:
-        self.x, self.sample, self.tokens, self.count, self.absent = x, sample, tokens, count, absent
+        self.x, self.samples, self.tokens, self.count, self.absent = x, samples, tokens, count, absent
 
     def centred(self, out: Tensor) -> Tensor:
         """res(X) = X - 1 mean(X)ᵀ, absent tokens 0, in `out`.
@@ -56,7 +53,7 @@ class Piece:
         return self.clear(lengths)
 
     def clear(self, y: Tensor) -> Tensor:
-        """Make what y (…, n) or (…) has of absent tokens 0."""
+        """Make what y (k, n, …) has of absent tokens 0."""
         if self.absent is None:
             return y
         return y.masked_fill_(self.absent if y.ndim == 2 else self.absent[..., None], 0)
@@ -65,22 +62,39 @@ class Piece:
         return y.sum(-2, keepdim=True) / self.count
 
 
+def whole(x: Tensor, real: Tensor | None, count: Tensor) -> Piece:
+    """The batch as one piece."""
+    absent = None if real is None else ~real
+    return Piece(x, slice(None), (slice(None), slice(None)), count.to(x.dtype)[:, None, None], absent)
+
+
 def pieces(x: Tensor, real: Tensor | None, count: Tensor) -> Iterator[Piece]:
     """x: (B, T, D), anything where tokens are not `real` (B, T), None: all are; count (B,): how many."""
-    if x.device.type != "cpu" or x.numel() <= CACHED or x[0].numel() < DEAR:
-        yield Piece(x, ..., ..., count.to(x.dtype)[:, None, None], None if real is None else ~real)
+    samples, tokens, dim = x.shape
+    if x.device.type != "cpu" or not samples or tokens * dim < DEAR:
+        yield whole(x, real, count)
         return
-    for sample, one in enumerate(x):
-        if real is None:
-            yield Piece(one, sample, sample, len(one))
-            continue
-        places = real[sample].nonzero()[:, 0]
-        n, first = len(places), int(places[0]) if len(places) else 0
-        if not n or int(places[-1]) == first + n - 1:
-            run = slice(first, first + n)
-            yield Piece(one[run], sample, (sample, run), n)
-        else:
-            yield Piece(one[places], sample, (sample, places), n)
+    runs = [(0, tokens, tokens)] * samples if real is None else _runs(real, count)
+    start = 0
+    for (first, end, n), alike in groupby(runs):
+        stop = start + len(list(alike))
+        # where tokens come first in memory, the order of sums depends on how many samples there are
+        most = max(1, CACHED // max(n * dim, 1)) if end - first == n and x.is_contiguous() else 1
+        for at in range(start, stop, most):
+            here = slice(at, min(at + most, stop))
+            those: Any = slice(first, end)
+            if end - first != n and real is not None:
+                those = real[at].nonzero()[:, 0]
+            yield Piece(x[here, those], here, (here, those), n)
+        start = stop
+
+
+def _runs(real: Tensor, count: Tensor) -> list[tuple[int, int, int]]:
+    """Of each sample the first real token, the end of the last one, and how many there are."""
+    marks = real.byte()
+    ends = real.shape[1] - marks.flip(1).argmax(1)
+    columns = (marks.argmax(1), ends.where(count > 0, 0), count.long())
+    return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 def divisors(lengths: Tensor, y: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from rc_probe.registry import MASSIVE
 
 from .best_residual import argmin_residual
 from .norms import composite
-from .pieces import divisors, pieces
+from .pieces import WIDE, divisors, pieces, whole
 
 NOISE = 4.0  # rounding noise of a stream, in eps of its dtype, relative to its size
 
@@ -61,9 +61,8 @@ class Tokens:
 
     @cached_property
     def _room(self) -> Tensor:
-        """Room for two of the largest piece."""
-        piece = self._given if self._pieces[0].sample is ... else self._given[0]
-        return torch.stack([piece, piece])
+        """Room for the largest piece, for two of it where there are angles."""
+        return self._given.new_empty(2 if self.angles else 1, max(piece.x.numel() for piece in self._pieces))
 
     @cached_property
     def x(self) -> Tensor:
@@ -118,16 +117,17 @@ class Tokens:
             self.count[:, None].expand(-1, tokens), 0 if self.angles else torch.nan
         )
         for piece in self._pieces:
-            room, size = self._room[:, : len(piece.x)]
+            rooms = self._room[:, : piece.x.numel()].unflatten(1, piece.x.shape)
+            room, size, many = rooms[0], rooms[-1], piece.x.shape[1]
             for which in (0, 1):
                 y = piece.centred(room) if which else piece.x
                 piece.clear(torch.abs(y, out=size))
-                torch.sum(size, -2, out=columns[which][piece.sample])
-                rows[which][piece.tokens] = size.sum(-1)
+                torch.sum(size, -2, out=columns[which, piece.samples])
+                torch.sum(size, -1, out=rows[which, piece.samples, :many])
                 if self.angles:
                     lengths = piece.lengths(y) if which else self.lengths[piece.tokens]
                     torch.div(y, divisors(lengths, y), out=size)
-                    torch.sum(piece.clear(size), -2, out=directions[which][piece.sample])
+                    torch.sum(piece.clear(size), -2, out=directions[which, piece.samples])
                     if which:
                         centred_lengths[piece.tokens] = lengths
         return Sums(composite(columns, rows), directions, centred_lengths)
@@ -145,6 +145,8 @@ class Tokens:
     @cached_property
     def lengths(self) -> Tensor:
         """‖x_i‖₂ (B, T), float64, padding 0."""
+        if self._given.shape[-1] <= WIDE:  # no copy is made
+            return whole(self._given, self.real, self.count).lengths(self._given)
         lengths = self.count.new_zeros(self._given.shape[:2])
         for piece in self._pieces:
             lengths[piece.tokens] = piece.lengths(piece.x)

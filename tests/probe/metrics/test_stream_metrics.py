@@ -453,8 +453,9 @@ def test_rows_of_one_token_are_no_samples() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("scale", [1.0, 1e-25, 1e25])
 @pytest.mark.parametrize("turned", [False, True])
-def test_samples_of_large_streams_are_measured_one_after_the_other(
-    dtype: torch.dtype, scale: float, turned: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("cached", [0, 100, 2**19])  # one sample at a time, two, all that are alike
+def test_samples_of_large_streams_are_measured_a_few_at_a_time(
+    dtype: torch.dtype, scale: float, turned: bool, cached: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the batch at once; and bitwise as each without its padding.
 
@@ -474,7 +475,7 @@ def test_samples_of_large_streams_are_measured_one_after_the_other(
     for real in (None, mask):
         whole = measure(x, real, names)
         with monkeypatch.context() as patch:
-            patch.setattr(pieces, "CACHED", 0)
+            patch.setattr(pieces, "CACHED", cached)
             patch.setattr(pieces, "DEAR", 0)
             apart = measure(x, real, names)
             alone = [
@@ -494,13 +495,34 @@ def test_samples_of_large_streams_are_measured_one_after_the_other(
 
 
 @pytest.mark.parametrize(
+    ("samples", "tokens", "dim"), [(7, 128, 384), (9, 33, 510), (3, 64, 2050), (2, 300, 2048)]
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_sample_is_bitwise_what_it_is_alone(samples: int, tokens: int, dim: int, turned: bool) -> None:
+    """At the sizes at which samples go together, alike or not, with a massive token at the start or within."""
+    torch.manual_seed(0)
+    x = torch.randn(samples, tokens, dim)
+    x[1:, 0] *= 200
+    x[-1, 5] *= 300
+    if turned:
+        x = x.transpose(0, 1).contiguous().transpose(0, 1)
+    mask = torch.ones(samples, tokens, dtype=torch.bool)
+    mask[0, 20:] = False
+    names = ["residual", "residual_bulk", "residual_absolute", "norm", "massive_share"]
+    for real in (None, mask):
+        together = measure(x, real, names)
+        for i, one in enumerate(x):
+            alone = measure(one[None] if real is None else one[real[i]][None], None, names)
+            for name in names:
+                assert float(together[name][0][i]) == float(alone[name][0]), (name, i)
+
+
+@pytest.mark.parametrize(
     ("size", "quick"), [(1.0, True), (1e-11, True), (1e-13, False), (1e17, True), (1e19, False)]
 )
 def test_lengths_are_as_exact_as_in_float64(
     size: float, quick: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pieces, "CACHED", 0)
-    monkeypatch.setattr(pieces, "DEAR", 0)
     torch.manual_seed(0)
     x = torch.randn(2, 9, 2048) * size / 2048**0.5
     dtypes: list[torch.dtype | None] = []
@@ -512,6 +534,6 @@ def test_lengths_are_as_exact_as_in_float64(
             lambda *a, dtype=None, **k: (dtypes.append(dtype), norm(*a, dtype=dtype, **k))[1],
         )
         found = Tokens(x).lengths
-    assert dtypes == ([None] * 2 if quick else [None, torch.float64] * 2)
+    assert dtypes == ([None] if quick else [None, torch.float64])
     wanted = x.double().square().sum(2).sqrt()
     assert float((found / wanted - 1).abs().max()) < 2e-7
