@@ -1,11 +1,12 @@
 """What measuring costs, against the plain forward pass, in one process.
 
-    python benchmarks/overhead.py [--rounds 9] [--part taps|narrow|massive|narrow-massive|attach|memory]
+    python benchmarks/overhead.py [--rounds 9] [--part taps|narrow|massive|narrow-massive|attach|memory] [--allocator command|yours]
 
 BERT-base shape (narrow: 384 wide, 6 blocks), 8 × 128 tokens, float32, 2 threads. massive: a GPT-2 of that shape whose
 first position is a massive token in every sample and at every layer. Modes alternate within each round, in turned order every
 other round; reported is the median of the paired ratios of process CPU time, with the quartiles. Memory is the
-peak resident set of a process of its own for each mode.
+peak resident set of a process of its own for each mode. --allocator: plain pass and taps alike in a process that keeps freed memory,
+as that of the command `rc-probe` does (see rc_probe.processes.allocator), or in one that is left as it is, as yours.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from rc_probe.hooks.attach import find_structure
 from rc_probe.hooks.edits.edits import Edits
 from rc_probe.measures.variant_passes import stream_pass
 from rc_probe.metrics.layer_curves import Curves
+from rc_probe.processes.allocator import keep_freed_memory
 from rc_probe.registry import METRICS, select
 
 CHEAP = [name for name in select() if METRICS[name].cost == "cheap"]
@@ -141,9 +143,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--part", choices=[*PARTS, "memory"], action="append")
+    parser.add_argument("--allocator", choices=["command", "yours"], default="command")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(2)
+    if given.allocator == "command" and not keep_freed_memory():
+        print("the allocator is left as it is")
     if given.one:
         modes = taps()  # they share one model, which the plain mode holds
         mode = modes[given.one]

@@ -20,6 +20,7 @@ from .stream_metrics import measure
 Measured = dict[str, tuple[Tensor, Tensor]]  # metric: its values and floors, (batch,)
 Kept = dict[tuple[int, str], Moments]
 K = TypeVar("K")
+LAYERS = 64  # whose statistics are kept in one tensor
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Curves:
     def __post_init__(self) -> None:
         self._seen: Tensor | None = None
         self._counted: Tensor | None = None  # samples (batch,) of the batch that is running; None: all
+        self._rooms: dict[tuple[torch.device, int], list[Tensor]] = {}
         self.cheap = [name for name in self.metrics if METRICS[name].cost == "cheap"]
         self.slow = [name for name in self.metrics if METRICS[name].cost != "cheap"]
 
@@ -81,7 +83,19 @@ class Curves:
             if both:
                 stacked = torch.stack(both).T  # (batch, 2 · metrics)
                 counted = self._counted if self._counted is None else self._counted[: len(stacked)]
-                self.sums.setdefault((layer, tuple(names)), Moments(stacked.device)).add(stacked, counted)
+                key = (layer, tuple(names))
+                if key not in self.sums:
+                    self.sums[key] = Moments(kept=self._room(stacked))
+                self.sums[key].add(stacked, counted)
+
+    def _room(self, stacked: Tensor) -> Tensor:
+        """Zeros (3, numbers). Those of many layers are made at once, when the first comes: small tensors that stay, made one by
+        one between the blocks of a pass, would break up the memory of its large ones, which cost a tenth more then."""
+        rooms = self._rooms.setdefault((stacked.device, stacked.shape[1]), [])
+        if not rooms:
+            made = torch.zeros(LAYERS, 3, stacked.shape[1], dtype=torch.float64, device=stacked.device)
+            rooms.extend(made.unbind())
+        return rooms.pop()
 
     def each(self) -> Kept:
         """The statistics (2,) of each metric at each layer: of the value, and of its floor."""

@@ -11,7 +11,7 @@ Packed = tuple[list[Key], Tensor]  # and (n, 3, …): count, mean, m2; on the ho
 
 
 class Moments:
-    """Running count, mean and sum of squared deviations (m2), float64, on one device.
+    """Running count, mean and sum of squared deviations (m2), float64, on one device, each of one tensor that stays where it is.
 
     No number is kept, nothing is copied to the host. Updates and merges are those of Chan, Golub and LeVeque
     (1983, "Algorithms for computing the sample variance"): no difference of large sums, so the result does
@@ -19,10 +19,13 @@ class Moments:
     in the mean.
     """
 
-    def __init__(self, device: torch.device | str | None = None) -> None:
-        self.count = torch.zeros((), dtype=torch.float64, device=device)
-        self.mean = torch.zeros((), dtype=torch.float64, device=device)
-        self.m2 = torch.zeros((), dtype=torch.float64, device=device)
+    def __init__(self, device: torch.device | str | None = None, kept: Tensor | None = None) -> None:
+        """kept: zeros (3, …), to keep them in; None: made here, on `device`."""
+        self._keep(torch.zeros(3, dtype=torch.float64, device=device) if kept is None else kept)
+
+    def _keep(self, kept: Tensor) -> None:
+        self._kept = kept
+        self.count, self.mean, self.m2 = kept.unbind()
 
     def add(self, values: Tensor, counted: Tensor | None = None) -> None:
         """Take in values (B,), one per sample; further dimensions (B, ...) are kept apart. B may be 0.
@@ -50,16 +53,16 @@ class Moments:
         total = self.count + count
         share = count / total.clamp_min(1)  # 0 when both are empty
         delta = mean - self.mean
-        self.m2 = self.m2 + m2 + delta.square() * self.count * share
-        self.mean = self.mean + delta * share
-        self.count = total
+        m2 = self.m2 + m2 + delta.square() * self.count * share
+        joined = torch.stack([total.expand_as(m2), self.mean + delta * share, m2])
+        if joined.shape == self._kept.shape:
+            self._kept.copy_(joined)
+        else:
+            self._keep(joined)
 
     def part(self, index: int | slice) -> "Moments":
-        """Those of some of the numbers that were kept apart."""
-        one = Moments(self.mean.device)
-        one.count = self.count[index] if self.count.ndim else self.count
-        one.mean, one.m2 = self.mean[index], self.m2[index]
-        return one
+        """Those of some of the numbers that were kept apart, as they are now."""
+        return Moments(kept=self._kept[:, index].clone())
 
     @property
     def std(self) -> Tensor:
@@ -71,11 +74,7 @@ def pack(moments: dict[Key, Moments]) -> Packed[Key]:
     """What `moments` have seen, to be sent to another process: one copy from each device."""
     rows: dict[Key, Tensor] = {}
     for device in {m.count.device for m in moments.values()}:
-        here = {
-            key: torch.stack([m.count.expand_as(m.mean), m.mean, m.m2])
-            for key, m in moments.items()
-            if m.count.device == device
-        }
+        here = {key: m._kept.clone() for key, m in moments.items() if m.count.device == device}
         rows |= dict(zip(here, torch.stack(list(here.values())).cpu(), strict=True))
     return list(rows), torch.stack(list(rows.values())) if rows else torch.zeros(0, 3, dtype=torch.float64)
 
