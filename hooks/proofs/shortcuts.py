@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,11 +32,18 @@ def shortcut_problem(
     """
     if why := _not_meant(structure, inputs):
         return why
+    return _once(structure, model, signature(inputs), lambda: _problem(structure, inputs, model))
+
+
+def _once(
+    structure: Structure, model: nn.Module | None, form: Any, prove: Callable[[], str | None]
+) -> str | None:
+    """What `prove` found for this model, as it is set now, and such a form of input."""
     runs = structure.model if model is None else model
-    key = weakref.ref(runs), signature(inputs), switches(runs), implementation_name(runs)
+    key = weakref.ref(runs), form, switches(runs), implementation_name(runs)
     known = _known.setdefault(structure, {})
     if key not in known:
-        known[key] = _problem(structure, inputs, model)
+        known[key] = prove()
     return known[key]
 
 
@@ -83,18 +91,23 @@ def batch_problem(
 ) -> str | None:
     """The same on the first samples of a batch, at their whole length, without the last branch of the last block.
 
+    Runs once for such a batch, except under a `base`.
     stop: whether passes end behind the last block, and no output is compared
     """
-    edits = _last_branch_off(structure.blocks[-1])
-    try:
-        with measuring(structure.model), full_precision(structure.model):
-            passes = Passes(
-                structure, small(inputs, tokens=None), [edits], base=base, model=model, proving=True
-            )
-            passes.plain(stop=True)
-            return _difference(passes, edits, stop=stop)
-    except Exception as error:  # the model's own, of any kind
-        return _line(error)
+    first = small(inputs, tokens=None)
+
+    def prove() -> str | None:
+        edits = _last_branch_off(structure.blocks[-1])
+        try:
+            with measuring(structure.model), full_precision(structure.model):
+                passes = Passes(structure, first, [edits], base=base, model=model, proving=True)
+                passes.plain(stop=True)
+                return _difference(passes, edits, stop=stop)
+        except Exception as error:  # the model's own, of any kind
+            return _line(error)
+
+    shapes = tuple((name, v.shape) for name, v in first.items() if isinstance(v, Tensor))
+    return prove() if base is not None else _once(structure, model, (signature(first), shapes, stop), prove)
 
 
 def _not_meant(structure: Structure, inputs: dict[str, Any]) -> str | None:

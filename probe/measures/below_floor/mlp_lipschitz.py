@@ -25,7 +25,7 @@ from rc_probe.hooks.edits.edits import Edits
 from rc_probe.hooks.proofs.replay import Replay
 from rc_probe.hooks.structure.structure import Block, Branch, Junction
 from rc_probe.hooks.undo import entered
-from rc_probe.metrics.norms import composite_norm, norm_1, norm_inf
+from rc_probe.metrics.norms import composite, composite_norm, norm_1, norm_inf
 
 AGREE = 1e-4  # relative; two linear maps and an activation must give the MLP back
 GATED = (
@@ -72,10 +72,10 @@ class Mlp:
             return None
         if torch.equal(self.entered, self.before):
             return lipschitz(self.inner, self.outer, self.slopes)
-        own = _largest(self.inner, self.outer, self.slopes, skip=False)
+        own_columns, own_rows = _largest(self.inner, self.outer, self.slopes, skip=False)
         residuals = [x - x.mean(0) for x in (self.entered, self.before)]
         columns, rows = (float(norm(residuals[0]) / norm(residuals[1])) for norm in (norm_1, norm_inf))
-        return math.sqrt((1 + columns * float(norm_inf(own))) * (1 + rows * float(norm_1(own))))
+        return math.sqrt((1 + columns * float(own_rows.max())) * (1 + rows * float(own_columns.max())))
 
 
 def lipschitz(inner: Tensor, outer: Tensor, slopes: tuple[float, float]) -> float:
@@ -84,17 +84,21 @@ def lipschitz(inner: Tensor, outer: Tensor, slopes: tuple[float, float]) -> floa
     >>> lipschitz(torch.zeros(4, 2), torch.zeros(2, 4), (0, 1))
     1.0
     """
-    return float(composite_norm(_largest(inner, outer, slopes, skip=True)))
+    return float(composite(*_largest(inner, outer, slopes, skip=True)))
 
 
-def _largest(inner: Tensor, outer: Tensor, slopes: tuple[float, float], *, skip: bool) -> Tensor:
-    """G (D, D): what no entry of the derivative exceeds."""
+def _largest(
+    inner: Tensor, outer: Tensor, slopes: tuple[float, float], *, skip: bool
+) -> tuple[Tensor, Tensor]:
+    """The sums of the columns and of the rows (D,) of G (D, D): what no entry of the derivative exceeds."""
     inner, outer = inner.double(), outer.double()
     middle, half = (slopes[0] + slopes[1]) / 2, (slopes[1] - slopes[0]) / 2
     straight = middle * (outer @ inner)
     if skip:
         straight = straight + torch.eye(len(straight), dtype=torch.float64, device=straight.device)
-    return straight.abs() + half * (outer.abs() @ inner.abs())
+    straight, inner, outer = straight.abs(), inner.abs(), outer.abs()
+    columns = straight.sum(0) + half * (outer.sum(0) @ inner)
+    return columns, straight.sum(1) + half * (outer @ inner.sum(1))
 
 
 @cache

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from rc_probe.hooks.errors import RcProbeError
 from rc_probe.hooks.split.rules import Split
-from rc_probe.metrics.norms import composite_norm, norm_1, norm_inf
+from rc_probe.metrics.norms import composite_norm, norm_1
 
 from .layer_weights import Heads, one_sample, take_apart
 
@@ -48,7 +48,9 @@ def layer_bound(residual: Tensor, heads: Heads) -> dict[str, Any]:
         w = w_v @ w_o
         e = (r @ w_q) @ (r @ w_k).mT / math.sqrt(d_qk)
         d = e.amax(-1) - e.amin(-1)
-        found.append(torch.stack([norm_1(w_q @ w_k.mT), norm_1(w), norm_inf(w), norm_1(e), d.max(), d.sum()]))
+        entries = w.abs()
+        of_w = entries.sum(-2).amax(), entries.sum(-1).amax()  # ||w||_1 and ||w||_inf
+        found.append(torch.stack([norm_1(w_q @ w_k.mT), *of_w, norm_1(e), d.max(), d.sum()]))
     beta, spread = 0.0, 0.0
     columns, rows, plain_columns, plain_rows = 0.0, 0.0, 0.0, 0.0  # ||·||_1 and ||·||_inf, summed over heads
     for w_qk, w_1, w_inf, e_1, widest, total in torch.stack(found).tolist():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rc_probe.hooks.attach import find_structure
 from rc_probe.hooks.edits import passes as module
+from rc_probe.hooks.edits.edits import Edits
 from rc_probe.hooks.edits.passes import Passes
 from rc_probe.hooks.proofs.shortcuts import batch_problem, shortcut_problem
 from rc_probe.hooks.structure.structure import Structure
@@ -165,3 +166,24 @@ def test_what_a_model_keeps_outside_of_its_blocks_is_found() -> None:
     blocks = (replace(b, flow=replace(b.flow, closed=True)) for b in structure.blocks)
     unseen = replace(structure, blocks=tuple(blocks))  # as where the tape does not see it
     assert "does not give what the whole one gives" in (shortcut_problem(unseen, inputs) or "")
+
+
+def test_a_batch_is_proved_once_for_its_form_and_each_time_under_a_base(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, inputs, structure = attached("gpt2_lm")
+    plain, made = Passes.plain, []
+    monkeypatch.setattr(Passes, "plain", lambda self, *a, **k: (made.append(self), plain(self, *a, **k))[1])
+
+    def proved(inputs: dict[str, Tensor], **how: Any) -> bool:
+        made.clear()
+        assert batch_problem(structure, inputs, **how) is None
+        return bool(made)
+
+    shorter = {name: value[:, :-1] for name, value in inputs.items()}
+    assert proved(inputs) and not proved(inputs)
+    assert proved(shorter) and not proved(shorter)
+    assert proved(inputs, stop=True) and not proved(inputs)
+    structure.model.transformer.h[0].switched = True
+    assert proved(inputs), "the model is set to something else"
+    assert all(proved(inputs, base=Edits()) for _ in range(2))

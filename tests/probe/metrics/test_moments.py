@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rc_probe.metrics.layer_curves import Curves
+from rc_probe.metrics.layer_curves import LAYERS, Curves
 from rc_probe.metrics.moments import Moments, pack, unpack
 from rc_probe.metrics.stream_metrics import measure
 
@@ -120,3 +120,24 @@ def test_curves_are_the_statistics_of_each_metric_by_itself() -> None:
     rows = {row["metric"]: row for row in curves.rows()}
     assert rows["cosine"]["std"] == float(curves.values[1, "cosine"].std)
     assert rows["norm"]["floor"] == float(curves.floors[1, "norm"].mean)
+
+
+def test_what_was_read_of_the_statistics_stays_when_more_comes() -> None:
+    curves = Curves(["norm"])
+    curves.on_stream(1, torch.ones(2, 3, 4))
+    before, sent = curves.values[1, "norm"], pack(curves.each())
+    curves.on_stream(1, torch.zeros(2, 3, 4))
+    assert state(before) == [2.0, 2.0, 0.0]
+    assert unpack([sent])[1, "norm"].mean[0] == 2.0
+    assert state(curves.values[1, "norm"]) == [4.0, 1.0, 4.0]
+
+
+def test_however_many_layers_there_are_each_has_its_own_statistics() -> None:
+    curves, layers = Curves(["norm", "effective_rank"]), 2 * LAYERS + 1
+    for _ in range(2):
+        for layer in range(layers):
+            curves.on_stream(layer, torch.full((2, 3, 4), float(layer)))
+    assert [row["mean"] for row in curves.rows() if row["metric"] == "norm"] == [
+        2.0 * layer for layer in range(layers)
+    ]
+    assert {row["count"] for row in curves.rows()} == {4}
