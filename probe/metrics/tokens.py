@@ -80,10 +80,12 @@ class Tokens:
     @cached_property
     def median(self) -> Tensor:
         """The median norm (B,) of the real tokens, the mean of the two middle ones."""
-        norms = self.lengths if self.real is None else self.lengths.masked_fill(~self.real, torch.inf)
-        ordered = norms.sort(1).values
+        tokens = self.lengths.shape[1]
+        if self.real is None:
+            return self.lengths.sort(1).values[:, (tokens - 1) // 2 : tokens // 2 + 1].mean(1)
+        ordered = self.lengths.masked_fill(~self.real, torch.inf).sort(1).values
         count = self.count.long()
-        ends = torch.stack([((count - 1) // 2).clamp_min(0), (count // 2).clamp_max(norms.shape[1] - 1)], 1)
+        ends = torch.stack([((count - 1) // 2).clamp_min(0), (count // 2).clamp_max(tokens - 1)], 1)
         return ordered.gather(1, ends).mean(1)
 
     def longer(self, factor: float) -> Tensor:
@@ -112,9 +114,10 @@ class Tokens:
         """Of X and of res X, in one go through the samples."""
         samples, tokens, dim = self._given.shape
         columns, rows = self._given.new_empty(2, samples, dim), self._given.new_zeros(2, samples, tokens)
-        directions = torch.full_like(columns, torch.nan)
-        centred_lengths = torch.full_like(
-            self.count[:, None].expand(-1, tokens), 0 if self.angles else torch.nan
+        unknown = columns.new_full((1,), torch.nan)
+        directions = torch.empty_like(columns) if self.angles else unknown.expand_as(columns)
+        centred_lengths = (
+            self.count.new_zeros(rows[0].shape) if self.angles else unknown.double().expand_as(rows[0])
         )
         for piece in self._pieces:
             rooms = self._room[:, : piece.x.numel()].unflatten(1, piece.x.shape)
