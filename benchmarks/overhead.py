@@ -1,6 +1,6 @@
 """What measuring costs, against the plain forward pass, in one process.
 
-    python benchmarks/overhead.py [--rounds 9] [--part taps|narrow|massive|narrow-massive|attach|memory] [--allocator command|yours]
+    python benchmarks/overhead.py [--rounds 9] [--part taps|narrow|massive|narrow-massive|attach|memory] [--mode 'residual'] [--allocator command|yours]
 
 BERT-base shape (narrow: 384 wide, 6 blocks), 8 × 128 tokens, float32, 2 threads. massive: a GPT-2 of that shape whose
 first position is a massive token in every sample and at every layer. Modes alternate within each round, in turned order every
@@ -143,6 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--part", choices=[*PARTS, "memory"], action="append")
+    parser.add_argument("--mode", action="append", help="Of a part, such as 'residual'. (default: all)")
     parser.add_argument("--allocator", choices=["command", "yours"], default="command")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -162,7 +163,10 @@ def main() -> None:
         if part == "memory":
             memory(min(given.rounds, 3))
         else:
-            ratios(PARTS[part](), given.rounds)
+            modes = PARTS[part]()
+            plain = next(iter(modes))
+            wanted = [name for name in modes if name in (plain, *(given.mode or modes))]
+            ratios({name: modes[name] for name in wanted}, given.rounds)
 
 
 if __name__ == "__main__":
