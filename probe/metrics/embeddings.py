@@ -76,13 +76,13 @@ def pair_cosines(embeddings: Tensor, same: Sequence[int] | None = None) -> Cosin
 
 def _jackknife(mean: float, without: Tensor) -> Interval:
     """The 95 % interval of a mean, from what it is without each of the samples."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     n = len(without)
     if n < ENOUGH or not bool(without.isfinite().all()):
         return NO_INTERVAL
     error = math.sqrt((n - 1) / n * float((without - without.mean()).square().sum()))
-    half = float(t.ppf((1 + LEVEL) / 2, n - 1)) * error
+    half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * error
     return max(-1.0, mean - half), min(1.0, mean + half)
 
 

@@ -96,7 +96,7 @@ def student(values: ArrayLike, weights: ArrayLike | None = None) -> Interval:
     Σ wᵢ (xᵢ − m) to first order: n / (n − 1) Σ wᵢ² (xᵢ − m)² / (Σ wᵢ)² (Cochran 1977, "Sampling
     Techniques", chapter 6). Of 1, 2, 3, 4, 5 it gives 1.0368 to 4.9632; (NaN, NaN) for one value.
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     x = np.asarray(values, dtype=np.float64)
     w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -105,7 +105,7 @@ def student(values: ArrayLike, weights: ArrayLike | None = None) -> Interval:
         return NO_INTERVAL
     mean = float((w * x).sum() / w.sum())
     error = np.sqrt(n / (n - 1) * np.square(w * (x - mean)).sum()) / w.sum()
-    half = float(t.ppf((1 + LEVEL) / 2, n - 1) * error)
+    half = float(stdtrit(n - 1, (1 + LEVEL) / 2) * error)
     return mean - half, mean + half
 
 
@@ -117,13 +117,13 @@ def bootstrap(values: ArrayLike) -> Interval:
     the expanded percentile interval). The draws depend on n alone and the values are sorted first, so
     that the same samples give the same interval in any order and any batches.
     """
-    from scipy.stats import norm, t
+    from scipy.special import ndtr, stdtrit
 
     x = np.sort(np.asarray(values, dtype=np.float64))
     n = len(x)
     if n < 2 or not np.isfinite(x).all():
         return NO_INTERVAL
-    out = float(norm.cdf(t.ppf((1 - LEVEL) / 2, n - 1) * np.sqrt(n / (n - 1))))
+    out = float(ndtr(stdtrit(n - 1, (1 - LEVEL) / 2) * np.sqrt(n / (n - 1))))
     low, high = np.quantile(_drawn(n) @ (x - x[0]) / n, [out, 1 - out]) + x[0]
     return float(np.clip(low, x[0], x[-1])), float(np.clip(high, x[0], x[-1]))
 
@@ -136,6 +136,6 @@ def _drawn(n: int) -> Floats:
 
 
 def _normal() -> float:
-    from scipy.stats import norm
+    from scipy.special import ndtri
 
-    return float(norm.ppf((1 + LEVEL) / 2))
+    return float(ndtri((1 + LEVEL) / 2))
