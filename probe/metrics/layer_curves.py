@@ -20,7 +20,6 @@ from .stream_metrics import measure
 Measured = dict[str, tuple[Tensor, Tensor]]  # metric: its values and floors, (batch,)
 Kept = dict[tuple[int, str], Moments]
 K = TypeVar("K")
-LAYERS = 64  # whose statistics are kept in one tensor
 
 
 @dataclass
@@ -44,7 +43,6 @@ class Curves:
     def __post_init__(self) -> None:
         self._seen: Tensor | None = None
         self._counted: Tensor | None = None  # samples (batch,) of the batch that is running; None: all
-        self._rooms: dict[tuple[torch.device, int], list[Tensor]] = {}
         self.cheap = [name for name in self.metrics if METRICS[name].cost == "cheap"]
         self.slow = [name for name in self.metrics if METRICS[name].cost != "cheap"]
 
@@ -85,17 +83,8 @@ class Curves:
                 counted = self._counted if self._counted is None else self._counted[: len(stacked)]
                 key = (layer, tuple(names))
                 if key not in self.sums:
-                    self.sums[key] = Moments(kept=self._room(stacked))
+                    self.sums[key] = Moments(stacked.device)
                 self.sums[key].add(stacked, counted)
-
-    def _room(self, stacked: Tensor) -> Tensor:
-        """Zeros (3, numbers). Those of many layers are made at once, when the first comes: small tensors that stay, made one by
-        one between the blocks of a pass, would break up the memory of its large ones, which cost a tenth more then."""
-        rooms = self._rooms.setdefault((stacked.device, stacked.shape[1]), [])
-        if not rooms:
-            made = torch.zeros(LAYERS, 3, stacked.shape[1], dtype=torch.float64, device=stacked.device)
-            rooms.extend(made.unbind())
-        return rooms.pop()
 
     def each(self) -> Kept:
         """The statistics (2,) of each metric at each layer: of the value, and of its floor."""

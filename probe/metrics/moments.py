@@ -11,7 +11,7 @@ Packed = tuple[list[Key], Tensor]  # and (n, 3, …): count, mean, m2; on the ho
 
 
 class Moments:
-    """Running count, mean and sum of squared deviations (m2), float64, on one device, each of one tensor that stays where it is.
+    """Running count, mean and sum of squared deviations (m2), float64, on one device, updated in place.
 
     No number is kept, nothing is copied to the host. Updates and merges are those of Chan, Golub and LeVeque
     (1983, "Algorithms for computing the sample variance"): no difference of large sums, so the result does
@@ -20,7 +20,7 @@ class Moments:
     """
 
     def __init__(self, device: torch.device | str | None = None, kept: Tensor | None = None) -> None:
-        """kept: zeros (3, …), to keep them in; None: made here, on `device`."""
+        """kept: (3, …), count, mean and m2 so far; None: of nothing yet, on `device`."""
         self._keep(torch.zeros(3, dtype=torch.float64, device=device) if kept is None else kept)
 
     def _keep(self, kept: Tensor) -> None:

@@ -12,7 +12,7 @@ def keep_freed_memory() -> bool:
     """Let this process keep up to 256 MiB that it has freed; whether that was possible: with glibc, where the user set nothing.
 
     glibc gives freed memory back whenever the end of its heap is free, and takes it again, page by page, for the next large tensor.
-    In passes on the CPU whose streams are measured between blocks that happens at each block: up to a fifth of their time.
+    In passes on the CPU whose streams are measured between blocks that happens at each block: up to a quarter of their time.
     For processes of our own alone: what glibc does by itself cannot be had back.
 
     Source: mallopt(3).

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rc_probe.metrics.layer_curves import LAYERS, Curves
+from rc_probe.metrics.layer_curves import Curves
 from rc_probe.metrics.moments import Moments, pack, unpack
 from rc_probe.metrics.stream_metrics import measure
 
@@ -130,14 +130,3 @@ def test_what_was_read_of_the_statistics_stays_when_more_comes() -> None:
     assert state(before) == [2.0, 2.0, 0.0]
     assert unpack([sent])[1, "norm"].mean[0] == 2.0
     assert state(curves.values[1, "norm"]) == [4.0, 1.0, 4.0]
-
-
-def test_however_many_layers_there_are_each_has_its_own_statistics() -> None:
-    curves, layers = Curves(["norm", "effective_rank"]), 2 * LAYERS + 1
-    for _ in range(2):
-        for layer in range(layers):
-            curves.on_stream(layer, torch.full((2, 3, 4), float(layer)))
-    assert [row["mean"] for row in curves.rows() if row["metric"] == "norm"] == [
-        2.0 * layer for layer in range(layers)
-    ]
-    assert {row["count"] for row in curves.rows()} == {4}
