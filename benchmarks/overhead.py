@@ -116,16 +116,16 @@ def ratios(modes: dict[str, Mode], rounds: int) -> None:
         print(f"{name}: × {middle:.3f}  [{low:.3f} – {high:.3f}]")
 
 
-def peak(mode: str, passes: int) -> float:
+def peak(mode: str, passes: int, allocator: str) -> float:
     """Peak resident MiB of a fresh process that runs `mode` so many times."""
-    command = [sys.executable, __file__, "--one", mode, "--rounds", str(passes)]
+    command = [sys.executable, __file__, "--one", mode, "--rounds", str(passes), "--allocator", allocator]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 
 
-def memory(rounds: int) -> None:
+def memory(rounds: int, allocator: str) -> None:
     def middle(mode: str, passes: int) -> float:
-        return statistics.median(peak(mode, passes) for _ in range(rounds))
+        return statistics.median(peak(mode, passes, allocator) for _ in range(rounds))
 
     for samples in (16, 96):
         base = middle("plain", samples // 8)
@@ -161,7 +161,7 @@ def main() -> None:
     for part in given.part or [*PARTS, "memory"]:
         print(f"\n{part}")
         if part == "memory":
-            memory(min(given.rounds, 3))
+            memory(min(given.rounds, 3), given.allocator)
         else:
             modes = PARTS[part]()
             plain = next(iter(modes))

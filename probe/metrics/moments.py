@@ -74,7 +74,7 @@ def pack(moments: dict[Key, Moments]) -> Packed[Key]:
     """What `moments` have seen, to be sent to another process: one copy from each device."""
     rows: dict[Key, Tensor] = {}
     for device in {m.count.device for m in moments.values()}:
-        here = {key: m._kept.clone() for key, m in moments.items() if m.count.device == device}
+        here = {key: m._kept for key, m in moments.items() if m.count.device == device}
         rows |= dict(zip(here, torch.stack(list(here.values())).cpu(), strict=True))
     return list(rows), torch.stack(list(rows.values())) if rows else torch.zeros(0, 3, dtype=torch.float64)
 

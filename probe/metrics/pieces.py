@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CACHED = (
-    2**19
-)  # entries of a piece: few enough for a processor's cache, enough that operations cost more than their calls
+CACHED = 2**19  # entries of a piece: they fit into a cache, and operations cost more than their calls
 DEAR = 2**14  # entries of a sample from which on it is dearer to go around padding than to take samples apart
 WIDE = 2048  # dimensions up to which float32 sums squares more exactly than a stream is known
 LEAST, MOST = 1e-12, 1e18  # lengths whose squares float32 holds, and the squares of all that counts in them
