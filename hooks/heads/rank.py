@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rc_probe.hooks.edits.edits import Edits
+from rc_probe.hooks.one_thread import small_matrices
 from rc_probe.hooks.structure.structure import Structure
 from rc_probe.hooks.undo import unseen
 
@@ -77,13 +78,15 @@ def _project(
 
 def projector(a: Tensor, kept: Tensor) -> Tensor:
     """a⁺ U_r U_rᵀ a, (heads, width, width). kept: U_r (heads, width, r)."""
-    found: Tensor = torch.linalg.pinv(a, rtol=LEAST) @ kept @ kept.mT @ a
+    with small_matrices(a):
+        found: Tensor = torch.linalg.pinv(a, rtol=LEAST) @ kept @ kept.mT @ a
     return found
 
 
 def _left(a: Tensor, b: Tensor) -> Tensor:
     """The left singular vectors of a bᵀ, the largest first."""
-    left: Tensor = torch.linalg.svd(a @ b.mT).U
+    with small_matrices(a):
+        left: Tensor = torch.linalg.svd(a @ b.mT).U
     return left
 
 
@@ -111,7 +114,8 @@ def _data(structure: Structure, heads: Heads, rank: int) -> Tensor:
 
 def _root(moment: Tensor) -> Tensor:
     """The symmetric root of second moments (heads, width, width); what rounding leaves below 0 is 0."""
-    values, vectors = torch.linalg.eigh(moment)
+    with small_matrices(moment):
+        values, vectors = torch.linalg.eigh(moment)
     values = values.where(values > LEAST * values.amax(-1, keepdim=True), 0)
     root: Tensor = (vectors * values.sqrt()[..., None, :]) @ vectors.mT
     return root

@@ -27,7 +27,7 @@ from rc_probe.registry import CHAIN_METRICS
 from rc_probe.results.tables import Row
 
 from .attention.first_patterns import FirstPatterns, Pattern, Sample
-from .chained_products import SQUARINGS, distances, draw_paths, identity, multiplied
+from .chained_products import SQUARINGS, distances, draw_paths, multiplied, single
 
 BYTES = 2**22  # of products that are measured at a time: they stay near the processor
 NO_CHAIN = "Chained attention is left out for this model"
@@ -124,9 +124,10 @@ def chained_products(
     for sample in read.samples(chosen.samples, chosen.tokens):
         paths = draw_paths(layers.heads, chosen.draws, generator)
         lengths.append((paths > 0).sum(1))
-        for found in _measured(layers.of(sample), paths, chosen):
-            for name, kept in values.items():
-                kept.append(found[name].cpu())
+        different, which = paths.unique(dim=0, return_inverse=True)  # few heads have few paths
+        made = [*_measured(layers.of(sample), different, chosen)]
+        for name, kept in values.items():
+            kept.append(torch.cat([found[name] for found in made]).cpu()[which])
     return _rows(torch.cat(lengths), {name: torch.cat(found) for name, found in values.items()})
 
 
@@ -134,17 +135,17 @@ def _measured(sample: list[Tensor], paths: Tensor, chosen: Chosen) -> Iterator[d
     """The metrics of the products along `paths`, some at a time."""
     T = sample[0].shape[-1]
     for some in paths.split(max(1, BYTES // (8 * T * T))):
-        made = [_product(sample, path, T) for path in some.tolist()]
+        made = [_product(sample, path) for path in some.tolist()]
         mean, deviation = (torch.stack(each) for each in zip(*made, strict=True))
         yield distances(mean, deviation, spread=chosen.spread)
 
 
-def _product(sample: list[Tensor], path: list[int], T: int) -> tuple[Tensor, Tensor]:
-    mean, deviation = identity(T, sample[0].device)
-    for pattern, head in zip(sample, path, strict=True):
-        if head:
-            mean, deviation = multiplied(pattern[head - 1].double(), mean, deviation)
-    return mean, deviation
+def _product(sample: list[Tensor], path: list[int]) -> tuple[Tensor, Tensor]:
+    first, *others = (pattern[head - 1].double() for pattern, head in zip(sample, path, strict=True) if head)
+    product = single(first)
+    for pattern in others:
+        product = multiplied(pattern, *product)
+    return product
 
 
 # ---- along the layers of a model

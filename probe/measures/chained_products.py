@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rc_probe.hooks.one_thread import small_matrices
 from rc_probe.metrics.norms import composite_norm
+from rc_probe.metrics.pattern_metrics import furthest_rows
 
 SQUARINGS = 8
 
@@ -30,6 +32,13 @@ def identity(T: int, device: torch.device | None = None) -> tuple[Tensor, Tensor
     return mean, torch.eye(T, dtype=torch.float64, device=device) - mean
 
 
+def single(pattern: Tensor) -> tuple[Tensor, Tensor]:
+    """The product of one pattern (T, T): what `multiplied` makes of it and the identity, without a product of matrices."""
+    moved = pattern - pattern.mean(1, keepdim=True)  # as rows that sum to one exactly
+    shift = moved.mean(0)
+    return 1 / len(shift) + shift, moved.sub_(shift)
+
+
 def multiplied(pattern: Tensor, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
     """pattern (T, T), whose rows sum to one, times a product (from the left)."""
     moved = pattern @ deviation
@@ -50,8 +59,7 @@ def distances(mean: Tensor, deviation: Tensor, *, spread: bool = True) -> dict[s
         "mean_row": mean_row,
     }
     if spread:
-        apart = torch.cdist(deviation, deviation, p=1)
-        found["dobrushin"] = (apart.amax((1, 2)) / 2).clamp(max=1)
+        found["dobrushin"] = furthest_rows(deviation).clamp(max=1)
     return found
 
 
@@ -85,6 +93,7 @@ def first_eigenvector(square: Tensor) -> Tensor:
         found[left[done]] = power.gather(2, column)[done]
         power, left = power[~done], left[~done]
     if len(left):
-        found[left] = torch.linalg.eigh(square[left]).eigenvectors[..., -1:]
+        with small_matrices(square):
+            found[left] = torch.linalg.eigh(square[left]).eigenvectors[..., -1:]
     unit: Tensor = found / torch.linalg.vector_norm(found, dim=1, keepdim=True)
     return unit

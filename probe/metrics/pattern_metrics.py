@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from rc_probe.hooks.one_thread import small_matrices
+
 FEW = 8  # keys or queries; a mean over fewer says nothing
 SINK = 0.3  # mean attention to one key
 
@@ -46,11 +48,15 @@ def received(pattern: Tensor, seen: Tensor) -> Tensor:
 
 def dobrushin(pattern: Tensor) -> Tensor:
     """½ max over i, j of Σ_k |A_ik − A_jk|: 0 all queries do the same, 1 two of them see nothing in common."""
-    windows, heads, queries, _ = pattern.shape
-    if queries < 2:
-        return pattern.new_zeros(heads, dtype=torch.float64)
-    found = [torch.pdist(one, p=1).amax() / 2 for one in pattern.double().flatten(0, 1)]
-    return torch.stack(found).view(windows, heads).amax(0).clamp(max=1)
+    windows, heads = pattern.shape[:2]
+    return furthest_rows(pattern.double().flatten(0, 1)).view(windows, heads).amax(0).clamp(max=1)
+
+
+def furthest_rows(matrices: Tensor) -> Tensor:
+    """½ max over i, j of Σ_k |A_ik − A_jk| of each of the matrices (n, rows, columns), (n,); 0 where there is one row."""
+    if matrices.shape[1] < 2:
+        return matrices.new_zeros(len(matrices))
+    return torch.stack([torch.pdist(one, p=1).amax() / 2 for one in matrices])
 
 
 def singular_gap(pattern: Tensor) -> Tensor:
@@ -62,7 +68,9 @@ def singular_gap(pattern: Tensor) -> Tensor:
     square = a @ a.mT if a.shape[-2] <= a.shape[-1] else a.mT @ a
     if square.shape[-1] < 2:
         return a.new_full((pattern.shape[1],), math.nan)
-    second, first = torch.linalg.eigvalsh(square)[..., -2:].clamp_min(0).sqrt().unbind(-1)
+    with small_matrices(square):
+        values = torch.linalg.eigvalsh(square)
+    second, first = values[..., -2:].clamp_min(0).sqrt().unbind(-1)
     least = torch.finfo(pattern.dtype).eps * first
     gap: Tensor = (first / torch.maximum(second, least)).mean(0)
     return gap

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rc_probe.hooks.one_thread import small_matrices
+
 
 def spectrum(singular: Tensor, width: int, dim: int) -> dict[str, Tensor]:
     """Metrics by name of singular values (heads, width), each (heads,). dim: width of the stream.
@@ -59,7 +61,9 @@ def centred_rank(query: Tensor, key: Tensor, mask: Tensor | None, share: float =
     mean = (key * real).sum(2, keepdim=True) / real.sum(2, keepdim=True)
     key = (key - mean) * real
     # S = q kᵀ: SᵀS has the eigenvalues of √G (kᵀk) √G, G = qᵀq
-    values, vectors = torch.linalg.eigh(query.mT @ query)
-    root = vectors * values.clamp_min(0).sqrt()[..., None, :]
-    energy = torch.linalg.eigvalsh(root.mT @ (key.mT @ key) @ root).clamp_min(0)
+    squares = query.mT @ query, key.mT @ key
+    with small_matrices(squares[0]):
+        values, vectors = torch.linalg.eigh(squares[0])
+        root = vectors * values.clamp_min(0).sqrt()[..., None, :]
+        energy = torch.linalg.eigvalsh(root.mT @ squares[1] @ root).clamp_min(0)
     return rank_of(energy, share)

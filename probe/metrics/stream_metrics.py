@@ -23,14 +23,13 @@ noise of a collapsed stream). Every floor is what noise of that size does
 to the metric.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from functools import partial, wraps
+from collections.abc import Callable, Iterable
+from functools import wraps
 
 import torch
 from torch import Tensor
 
-from rc_probe.hooks.undo import undoing
+from rc_probe.hooks.one_thread import one_thread
 from rc_probe.registry import select
 
 from .tokens import Reading, Tokens, ratio
@@ -58,28 +57,12 @@ def measure(
     """
     chosen = select(names)
     readings = {}
-    with _one_thread(x):
+    with one_thread(x.device.type == "cpu" and x.numel() <= ONE_THREAD):
         tokens = Tokens(x, mask, noise, angles=not NORMS.issuperset(chosen))
         for name in chosen:
             values, floors = _READERS[name](tokens)
             readings[name] = values.where(tokens.count > 0, torch.nan), floors
     return readings
-
-
-@contextmanager
-def _one_thread(x: Tensor) -> Iterator[None]:
-    """Measure small CPU streams on one thread; the thread count is as before on leaving.
-
-    A pass over a few MiB takes about 50 µs, so more threads win nothing; but on a busy machine each pass
-    waits, spinning, until the last thread gets its turn: measured, 20 times the CPU time of one thread.
-    """
-    threads = torch.get_num_threads()
-    if x.device.type != "cpu" or threads == 1 or x.numel() > ONE_THREAD:
-        yield
-        return
-    with undoing(partial(torch.set_num_threads, threads)):
-        torch.set_num_threads(1)
-        yield
 
 
 def useful_mask(mask: Tensor | None) -> Tensor | None:

@@ -55,7 +55,10 @@ def tidy(name: str, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _cells(column: pd.Series) -> list[Any]:
-    return [plain(cell) for cell in column.astype(object).where(column.notna(), None)]
+    cells, dtype = column.tolist(), column.dtype
+    if isinstance(dtype, np.dtype) and dtype.kind == "f":
+        return [cell if math.isfinite(cell) else None for cell in cells]
+    return cells if isinstance(dtype, np.dtype) and dtype.kind in "biu" else [plain(cell) for cell in cells]
 
 
 def to_csv(frame: pd.DataFrame) -> str:

@@ -58,7 +58,10 @@ def rows_of(result: Declaring, **fixed: Any) -> pd.DataFrame:
     kept = frame["mean"].notna()
     for column, value in fixed.items():
         kept &= frame[column] == value
-    return frame[kept].astype(dict.fromkeys(("length", "drawn", "mean", "low", "high"), float))
+    rows = frame[kept]
+    return rows.assign(
+        **{name: rows[name].astype(float) for name in ("length", "drawn", "mean", "low", "high")}
+    )
 
 
 def series(

@@ -32,7 +32,7 @@ BESIDE = {
 LEAST_PAIRS, LEAST = 2, 3  # samples that retrieval needs
 SHORT = 64  # tokens that say what a head is for
 Chosen = tuple[Task | None, list[str]]
-_before: ContextVar[dict[Any, Chosen] | None] = ContextVar("before", default=None)
+_before: ContextVar[dict[Any, Any] | None] = ContextVar("before", default=None)
 
 
 @contextmanager
@@ -43,6 +43,16 @@ def each_once() -> Iterator[None]:
         yield
     finally:
         _before.reset(token)
+
+
+def _once(key: tuple[Any, ...], find: Callable[[], Any]) -> Any:
+    """What `find` gives, or what it gave for this key while `each_once` has been open."""
+    known = _before.get()
+    if known is None:
+        return find()
+    if key not in known:
+        known[key] = find()
+    return known[key]
 
 
 class _UnfitError(Exception):
@@ -68,47 +78,29 @@ def choose_task(
 
     No task where nothing can be scored; a note says why. Raises RcProbeError for labels that cannot be meant.
     """
-    known, given = _before.get(), [*samples.items, *(samples.labels or ())]
+    given = [*samples.items, *(samples.labels or ())]
     key = (id(loaded.model), *map(id, given), length, batch_size, special_tokens, seed)
-    if known is None or key not in known:
-        with measuring(loaded.model):
-            batch = partial(_trial, loaded, samples, batch_size, special_tokens)
-            found = _found_out(
-                loaded,
-                samples,
-                batch(min(length, SHORT)),
-                partial(batch, length),
-                length,
-                special_tokens,
-                seed,
-            )
-        if known is None:
-            return found
-        known[key] = found
-    task, notes = known[key]
+    find = partial(_found_out, loaded, samples, length, batch_size, special_tokens, seed)
+    task, notes = _once(("task", *key), find)
     return task, list(notes)
 
 
 def _found_out(
-    loaded: Loaded,
-    samples: Samples,
-    short: Batch,
-    whole: Callable[[], Batch],
-    length: int,
-    special_tokens: bool,
-    seed: int,
+    loaded: Loaded, samples: Samples, length: int, batch_size: int, special_tokens: bool, seed: int
 ) -> Chosen:
-    """short: the first tokens of two samples, enough to tell most heads; whole(): all of them."""
     notes: list[str] = []
     task: Task | None = None
-    try:
-        task = _by_head(loaded, samples, short, whole, seed, notes)
-    except _UnfitError as why:
-        notes.append(f"Its head was not used: {why}.")
-    try:
-        task = task or _by_embedding(loaded, samples, short, length, special_tokens, notes)
-    except _UnfitError as why:
-        notes.append(f"Nothing was scored: {why}.")
+    with measuring(loaded.model):
+        batch = partial(_trial, loaded, samples, batch_size, special_tokens)
+        short = batch(min(length, SHORT))  # enough to tell most heads
+        try:
+            task = _by_head(loaded, samples, short, partial(batch, length), seed, notes)
+        except _UnfitError as why:
+            notes.append(f"Its head was not used: {why}.")
+        try:
+            task = task or _by_embedding(loaded, samples, short, length, special_tokens, notes)
+        except _UnfitError as why:
+            notes.append(f"Nothing was scored: {why}.")
     if samples.labels and isinstance(task, MaskedToken | NextToken | TokenClasses):
         notes.append(f"The label column was not used: the model's task is the {task.name}.")
     return task, notes
@@ -204,8 +196,9 @@ def _by_embedding(
         notes.append(note)
         return Embedding(model, samples, pooling, labels=samples.labels)
     if kind == "half":
-        read = what_is_read(samples.items, loaded, length=length, special_tokens=special_tokens)
-        samples = replace(samples, items=read)
+        key = ("read", id(loaded.processor), *map(id, samples.items), length, special_tokens)
+        read = partial(what_is_read, samples.items, loaded, length=length, special_tokens=special_tokens)
+        samples = replace(samples, items=_once(key, read))
     fits = long_enough(loaded, special_tokens)
     pairs = [pair for pair in _pairs(samples, kind) if fits is None or (fits(pair[0]) and fits(pair[1]))]
     if len(pairs) < len(samples.items):

@@ -107,10 +107,13 @@ def rows_of(heads: Heads, longest: int, ranks: Tensor | None) -> list[Row]:
 def _metrics(circuit: Circuit) -> dict[str, Tensor]:
     import torch
 
+    from rc_probe.hooks.one_thread import small_matrices
     from rc_probe.metrics.spectra import spectrum
 
     core = circuit.core
-    return spectrum(torch.linalg.svdvals(core), core.shape[-1], circuit.dim)
+    with small_matrices(core):
+        values = torch.linalg.svdvals(core)
+    return spectrum(values, core.shape[-1], circuit.dim)
 
 
 def _scores(context: Context, heads: dict[int, Heads], samples: int) -> dict[int, Tensor]:

@@ -36,6 +36,7 @@ from rc_probe.measures.chained_products import (
     first_eigenvector,
     identity,
     multiplied,
+    single,
 )
 from rc_probe.models.load import Loaded
 from rc_probe.registry import CHAIN_METRICS
@@ -123,6 +124,17 @@ def test_depth_leaves_every_digit() -> None:
         }
     assert wanted["mean_row"] < 1e-45
     assert of_product(factors) == pytest.approx(wanted, rel=1e-8, abs=0)
+
+
+def test_a_path_of_one_head_is_its_pattern() -> None:
+    """As the product with the identity; rows that sum to one but for float32's rounding differ by no more than the pattern does."""
+    A = torch.tensor(stochastic(np.random.default_rng(2), 1, 40, sharp=1e-6)[0]).float().double()
+    A[3] *= 1 + 2e-7
+    mean, deviation = single(A)
+    wanted, rest = multiplied(A, *identity(40))
+    np.testing.assert_allclose(mean, wanted, rtol=1e-12)
+    np.testing.assert_allclose(deviation, rest, atol=1e-16)
+    assert rest.abs().max() < 1e-7  # row 3 is as the others
 
 
 @settings(max_examples=40)

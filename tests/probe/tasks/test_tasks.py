@@ -470,13 +470,31 @@ def test_what_a_model_is_for_is_found_out_on_short_texts_and_once_in_a_run(
     assert choose_task(given, texts)[0] is not first
     assert set(tokens) == {64}
     hook.remove()
-    found: list[str] = []
-    real = choose._found_out
-
-    def counted(*args: Any) -> Any:
-        found.append("asked")
-        return real(*args)
-
-    monkeypatch.setattr(choose, "_found_out", counted)
+    asked_in_a_run = counted(monkeypatch, "_found_out")
     rc_probe.probe(given.model, [tiny.words(9 + n) for n in range(16)], processor=given.processor, init=False)
-    assert len(found) == 1
+    assert len(asked_in_a_run) == 1
+
+
+def test_texts_are_cut_once_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths and embeddings both search with halves of what is read of the texts."""
+    given = hold(make("BertModel", tiny.SIZES | {"max_position_embeddings": 128}), tiny.tokenizer())
+    cut = counted(monkeypatch, "what_is_read")
+    rc_probe.probe(given.model, [tiny.words(9 + n) for n in range(16)], processor=given.processor, init=False)
+    assert len(cut) == 1
+    with each_once():  # of other texts, or to another length, it is another question
+        for texts, length in ((["a b c d"] * 3, 32), (["a b c d"] * 3, 16), (["d c b a"] * 3, 32)):
+            choose.embedding_task(given, samples(texts), length=length)
+    assert len(cut) == 4
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, name: str) -> list[str]:
+    """An entry for each call of a function of `choose`."""
+    calls: list[str] = []
+    real = getattr(choose, name)
+
+    def count(*args: Any, **options: Any) -> Any:
+        calls.append(name)
+        return real(*args, **options)
+
+    monkeypatch.setattr(choose, name, count)
+    return calls
