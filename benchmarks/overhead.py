@@ -71,7 +71,8 @@ def tapped_modes(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> dic
     structure = find_structure(model, inputs)
 
     def tapped(metrics: list[str]) -> Mode:
-        return lambda: stream_pass(structure, inputs, Edits(), Curves(metrics).on_stream)
+        curves = Curves(metrics)  # of all passes, as in a run
+        return lambda: stream_pass(structure, inputs, Edits(), curves.on_stream)
 
     return {
         "plain": lambda: model(**inputs),
@@ -164,9 +165,10 @@ def main() -> None:
             memory(min(given.rounds, 3), given.allocator)
         else:
             modes = PARTS[part]()
-            plain = next(iter(modes))
-            wanted = [name for name in modes if name in (plain, *(given.mode or modes))]
-            ratios({name: modes[name] for name in wanted}, given.rounds)
+            plain, *others = modes
+            if unknown := set(given.mode or []) - set(others):
+                parser.error(f"{part} has no mode {min(unknown)!r}, but {', '.join(map(repr, others))}")
+            ratios({name: modes[name] for name in (plain, *(given.mode or others))}, given.rounds)
 
 
 if __name__ == "__main__":

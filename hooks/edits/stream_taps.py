@@ -40,7 +40,7 @@ class Tap(BlockWatch):
         super().__init__(structure, range(structure.depth), skipped=skipped)
         self.on_stream, self.stop = on_stream, stop
         self._left: tuple[CandidateBlock, Tensor] | None = None  # what hooks before the next block may change
-        self._masks: dict[str, Tensor] = {}  # of what enters block 1: what may say which tokens are real
+        self._first: tuple[Any, Any] | None = None  # (args, kwargs) of block 1, while layer 0 is handed on
 
     def begin(self) -> None:
         self._left = None
@@ -55,9 +55,9 @@ class Tap(BlockWatch):
             changed = before.index + 1 == block.index and fetch(self.called_with, block.entry) is not stream
             self._hand_on(before.index + 1, block if changed else before, stream if changed else left)
         if block.index == 0:
-            self._masks = {name: t for name, t in self._named(block, args, kwargs) if "mask" in name}
+            self._first = args, kwargs
             self._hand_on(0, block, stream)
-            self._masks = {}
+            self._first = None
 
     def returned(self, block: CandidateBlock, output: Any) -> None:
         if recomputing():
@@ -70,9 +70,11 @@ class Tap(BlockWatch):
         if self.stop and block.index + 1 == self.structure.depth:
             raise StreamDone
 
-    def _named(self, block: CandidateBlock, args: Any, kwargs: Any) -> Iterator[tuple[str, Tensor]]:
-        for name, value in given_to(self.structure.module(block).forward, args, kwargs).items():
-            if isinstance(value, Tensor):
+    def _masks(self) -> Iterator[tuple[str, Tensor]]:
+        """Of what enters block 1, by name: what may say which tokens are real."""
+        forward = self.structure.module(self.structure.blocks[0]).forward
+        for name, value in given_to(forward, *self._first).items() if self._first else ():
+            if isinstance(value, Tensor) and "mask" in name:
                 yield name, value
 
     def fit(self, real: Tensor, x: Tensor) -> Tensor | None:
@@ -84,7 +86,7 @@ class Tap(BlockWatch):
         """
         if real.shape == x.shape[:2]:
             return real
-        read = [_read(name, given, *x.shape[:2]) for name, given in self._masks.items()]
+        read = [_read(name, given, *x.shape[:2]) for name, given in self._masks()]
         masks = [mask for mask in read if mask is not None]
         found = [mask for mask in masks if _holds(mask, real.to(x.device))]
         if found and all(torch.equal(mask, found[0]) for mask in found):

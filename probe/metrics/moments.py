@@ -36,9 +36,8 @@ class Moments:
             return
         values = values.detach().to(self.mean)
         if counted is None:
-            mean = values.mean(0)
-            count = torch.full_like(self.count, len(values))  # new_tensor would wait for the device
-            self._join(count, mean, (values - mean).square().sum(0))
+            variance, mean = torch.var_mean(values, 0, correction=0)
+            self._join(len(values), mean, variance * len(values))
             return
         here = counted.to(values.device).view(-1, *[1] * (values.ndim - 1))
         count = here.sum(dtype=torch.float64).expand_as(self.count)
@@ -49,16 +48,16 @@ class Moments:
         """Take in all that `other` has seen; `other` may be empty, or on another device."""
         self._join(other.count.to(self.mean), other.mean.to(self.mean), other.m2.to(self.mean))
 
-    def _join(self, count: Tensor, mean: Tensor, m2: Tensor) -> None:
+    def _join(self, count: Tensor | int, mean: Tensor, m2: Tensor) -> None:
         total = self.count + count
         share = count / total.clamp_min(1)  # 0 when both are empty
         delta = mean - self.mean
-        m2 = self.m2 + m2 + delta.square() * self.count * share
-        joined = torch.stack([total.expand_as(m2), self.mean + delta * share, m2])
-        if joined.shape == self._kept.shape:
-            self._kept.copy_(joined)
+        m2 = torch.addcmul(self.m2 + m2, delta.square(), self.count * share)
+        joined = [total.expand_as(m2), torch.addcmul(self.mean, delta, share), m2]
+        if m2.shape == self.m2.shape:
+            torch.stack(joined, out=self._kept)
         else:
-            self._keep(joined)
+            self._keep(torch.stack(joined))
 
     def part(self, index: int | slice) -> "Moments":
         """Those of some of the numbers that were kept apart, as they are now."""

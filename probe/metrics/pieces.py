@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CACHED = 2**19  # entries of a piece: they fit into a cache, and operations cost more than their calls
+CACHED = 2**20  # entries of a piece: they fit into a cache, and operations cost more than their calls
 DEAR = 2**14  # entries of a sample from which on it is dearer to go around padding than to take samples apart
 WIDE = 2048  # dimensions up to which float32 sums squares more exactly than a stream is known
 LEAST, MOST = 1e-12, 1e18  # lengths whose squares float32 holds, and the squares of all that counts in them
@@ -40,39 +40,47 @@ class Piece:
             self.clear(out.sub_(self._mean(out)))
         return self.clear(out.sub_(self._mean(out)))
 
-    def lengths(self, y: Tensor) -> Tensor:
-        """‖y_i‖₂, float64, of something of the form of x, absent ones 0: of each token from float32 where that is as exact."""
-        if y.device.type != "cpu" or y.dtype != torch.float32 or y.shape[-1] > WIDE:
-            return self.clear(torch.linalg.vector_norm(y, dim=-1, dtype=torch.float64))
-        lengths = torch.linalg.vector_norm(y, dim=-1).double()
-        exact = (lengths > LEAST) & (lengths < MOST)  # false of NaN
-        if not bool((exact if self.absent is None else exact | self.absent).all()):
-            lengths = lengths.where(exact, torch.linalg.vector_norm(y, dim=-1, dtype=torch.float64))
-        return self.clear(lengths)
-
     def clear(self, y: Tensor) -> Tensor:
         """Make what y (k, n, …) has of absent tokens 0."""
-        if self.absent is None:
-            return y
-        return y.masked_fill_(self.absent if y.ndim == 2 else self.absent[..., None], 0)
+        return cleared(y, self.absent)
 
     def _mean(self, y: Tensor) -> Tensor:
         return y.sum(-2, keepdim=True) / self.count
 
 
-def whole(x: Tensor, real: Tensor | None, count: Tensor) -> Piece:
+def cleared(y: Tensor, absent: Tensor | None) -> Tensor:
+    """y (k, n, …), in place, 0 where tokens are absent (k, n)."""
+    if absent is None:
+        return y
+    return y.masked_fill_(absent if y.ndim == 2 else absent[..., None], 0)
+
+
+def lengths_of(y: Tensor, absent: Tensor | None = None) -> Tensor:
+    """‖y_i‖₂ (k, n), float64, of vectors (k, n, D), absent ones 0: of each from float32 where that is as exact."""
+    if y.device.type != "cpu" or y.dtype != torch.float32 or y.shape[-1] > WIDE:
+        return cleared(torch.linalg.vector_norm(y, dim=-1, dtype=torch.float64), absent)
+    found = torch.linalg.vector_norm(y, dim=-1).double()
+    exact = (found > LEAST) & (found < MOST)  # false of NaN
+    if not bool((exact if absent is None else exact | absent).all()):
+        found = found.where(exact, torch.linalg.vector_norm(y, dim=-1, dtype=torch.float64))
+    return cleared(found, absent)
+
+
+def whole(x: Tensor, real: Tensor | None) -> Piece:
     """The batch as one piece."""
-    absent = None if real is None else ~real
-    return Piece(x, slice(None), (slice(None), slice(None)), count.to(x.dtype)[:, None, None], absent)
+    everywhere = slice(None), slice(None)
+    if real is None:
+        return Piece(x, slice(None), everywhere, x.shape[1])
+    return Piece(x, slice(None), everywhere, real.sum(1).to(x.dtype)[:, None, None], ~real)
 
 
-def pieces(x: Tensor, real: Tensor | None, count: Tensor) -> Iterator[Piece]:
-    """x: (B, T, D), anything where tokens are not `real` (B, T), None: all are; count (B,): how many."""
+def pieces(x: Tensor, real: Tensor | None) -> Iterator[Piece]:
+    """x: (B, T, D), anything where tokens are not `real` (B, T), None: all are."""
     samples, tokens, dim = x.shape
     if x.device.type != "cpu" or not samples or tokens * dim < DEAR:
-        yield whole(x, real, count)
+        yield whole(x, real)
         return
-    runs = [(0, tokens, tokens)] * samples if real is None else _runs(real, count)
+    runs = [(0, tokens, tokens)] * samples if real is None else _runs(real)
     start = 0
     for (first, end, n), alike in groupby(runs):
         stop = start + len(list(alike))
@@ -87,11 +95,11 @@ def pieces(x: Tensor, real: Tensor | None, count: Tensor) -> Iterator[Piece]:
         start = stop
 
 
-def _runs(real: Tensor, count: Tensor) -> list[tuple[int, int, int]]:
+def _runs(real: Tensor) -> list[tuple[int, int, int]]:
     """Of each sample the first real token, the end of the last one, and how many there are."""
     marks = real.numpy()  # of so few numbers much faster than torch
     ends = marks.shape[1] - marks[:, ::-1].argmax(1)
-    counts = count.long().tolist()
+    counts = marks.sum(1).tolist()
     return [
         (first, end if n else 0, n)
         for first, end, n in zip(marks.argmax(1).tolist(), ends.tolist(), counts, strict=True)

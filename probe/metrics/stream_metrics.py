@@ -61,7 +61,9 @@ def measure(
         tokens = Tokens(x, mask, noise, angles=not NORMS.issuperset(chosen))
         for name in chosen:
             values, floors = _READERS[name](tokens)
-            readings[name] = values.where(tokens.count > 0, torch.nan), floors
+            if tokens.real is not None or not x.shape[1]:
+                values = values.where(tokens.count > 0, torch.nan)
+            readings[name] = values, floors
     return readings
 
 

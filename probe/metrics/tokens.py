@@ -11,7 +11,7 @@ from rc_probe.registry import MASSIVE
 
 from .best_residual import argmin_residual
 from .norms import composite
-from .pieces import WIDE, divisors, pieces, whole
+from .pieces import WIDE, divisors, lengths_of, pieces
 
 NOISE = 4.0  # rounding noise of a stream, in eps of its dtype, relative to its size
 
@@ -32,7 +32,7 @@ class Sums(NamedTuple):
 class Tokens:
     """One stream and what the metrics share of it; each quantity is computed once, when first asked for.
 
-    angles: cosines and `centred_lengths` will be asked for; else they are NaN
+    angles: cosines and `centred_lengths` will be asked for; else there are none
     """
 
     def __init__(
@@ -53,11 +53,16 @@ class Tokens:
     def _hold(self, x: Tensor, real: Tensor | None) -> None:
         """x: (B, T, D), anything where not `real` (B, T), None: all are."""
         self._given, self.real = x, real
-        if real is None:
-            self.count = torch.full(x.shape[:1], x.shape[1], dtype=torch.float64, device=x.device)
-        else:
-            self.count = real.sum(1).double()  # (B,) real tokens
-        self._pieces = list(pieces(x, real, self.count))
+        self._pieces = list(pieces(x, real))
+
+    @cached_property
+    def count(self) -> Tensor:
+        """How many real tokens there are (B,), float64."""
+        return (
+            self.constant(self._given.shape[1])
+            if self.real is None
+            else self.real.sum(1, dtype=torch.float64)
+        )
 
     @cached_property
     def _room(self) -> Tensor:
@@ -82,7 +87,8 @@ class Tokens:
         """The median norm (B,) of the real tokens, the mean of the two middle ones."""
         tokens = self.lengths.shape[1]
         if self.real is None:
-            return self.lengths.sort(1).values[:, (tokens - 1) // 2 : tokens // 2 + 1].mean(1)
+            upper = self.lengths.topk(tokens // 2 + 1, 1, sorted=False).values
+            return upper.topk(2 - tokens % 2, 1, largest=False).values.mean(1)
         ordered = self.lengths.masked_fill(~self.real, torch.inf).sort(1).values
         count = self.count.long()
         ends = torch.stack([((count - 1) // 2).clamp_min(0), (count // 2).clamp_max(tokens - 1)], 1)
@@ -90,8 +96,8 @@ class Tokens:
 
     def longer(self, factor: float) -> Tensor:
         """(B, T) bool: tokens whose norm is over `factor` times the median."""
-        over = (self.lengths > factor * self.median[:, None]) & (self.median > 0)[:, None]
-        return over & self.lengths.isfinite().all(1, keepdim=True)
+        has_any = (self.median > 0) & (self.lengths.amax(1) < torch.inf)  # false of NaN
+        return self.lengths > (factor * self.median).where(has_any, torch.inf)[:, None]
 
     @cached_property
     def bulk(self) -> "Tokens":
@@ -114,11 +120,8 @@ class Tokens:
         """Of X and of res X, in one go through the samples."""
         samples, tokens, dim = self._given.shape
         columns, rows = self._given.new_empty(2, samples, dim), self._given.new_zeros(2, samples, tokens)
-        unknown = columns.new_full((1,), torch.nan)
-        directions = torch.empty_like(columns) if self.angles else unknown.expand_as(columns)
-        centred_lengths = (
-            self.count.new_zeros(rows[0].shape) if self.angles else unknown.double().expand_as(rows[0])
-        )
+        directions = columns.new_empty(columns.shape if self.angles else 0)
+        centred_lengths = rows.new_zeros(rows[0].shape if self.angles else 0, dtype=torch.float64)
         for piece in self._pieces:
             rooms = self._room[:, : piece.x.numel()].unflatten(1, piece.x.shape)
             room, size, many = rooms[0], rooms[-1], piece.x.shape[1]
@@ -128,11 +131,11 @@ class Tokens:
                 torch.sum(size, -2, out=columns[which, piece.samples])
                 torch.sum(size, -1, out=rows[which, piece.samples, :many])
                 if self.angles:
-                    lengths = piece.lengths(y) if which else self.lengths[piece.tokens]
-                    torch.div(y, divisors(lengths, y), out=size)
+                    long = lengths_of(y, piece.absent) if which else self.lengths[piece.tokens]
+                    torch.div(y, divisors(long, y), out=size)
                     torch.sum(piece.clear(size), -2, out=directions[which, piece.samples])
                     if which:
-                        centred_lengths[piece.tokens] = lengths
+                        centred_lengths[piece.tokens] = long
         return Sums(composite(columns, rows), directions, centred_lengths)
 
     @property
@@ -149,11 +152,11 @@ class Tokens:
     def lengths(self) -> Tensor:
         """‖x_i‖₂ (B, T), float64, padding 0."""
         if self._given.shape[-1] <= WIDE:  # no copy is made
-            return whole(self._given, self.real, self.count).lengths(self._given)
-        lengths = self.count.new_zeros(self._given.shape[:2])
+            return lengths_of(self._given, None if self.real is None else ~self.real)
+        found = self._given.new_zeros(self._given.shape[:2], dtype=torch.float64)
         for piece in self._pieces:
-            lengths[piece.tokens] = piece.lengths(piece.x)
-        return lengths
+            found[piece.tokens] = lengths_of(piece.x, piece.absent)
+        return found
 
     @property
     def centred_lengths(self) -> Tensor:
@@ -202,7 +205,7 @@ class Tokens:
 
     def constant(self, value: float) -> Tensor:
         """(B,) of one value."""
-        return torch.full_like(self.count, value)
+        return self._given.new_full(self._given.shape[:1], value, dtype=torch.float64)
 
     def _mean_cosine(self, directions: Tensor, lengths: Tensor, noise: Tensor) -> Reading:
         """Mean cosine over pairs of different real tokens (B,), in O(T D).
