@@ -166,9 +166,11 @@ def main() -> None:
         else:
             modes = PARTS[part]()
             plain, *others = modes
-            if unknown := set(given.mode or []) - set(others):
-                parser.error(f"{part} has no mode {min(unknown)!r}, but {', '.join(map(repr, others))}")
-            ratios({name: modes[name] for name in (plain, *(given.mode or others))}, given.rounds)
+            wanted = [name for name in others if name in (given.mode or others)]
+            if wanted:
+                ratios({name: modes[name] for name in (plain, *wanted)}, given.rounds)
+            else:
+                print(f"has none of these modes, but {', '.join(map(repr, others))}")
 
 
 if __name__ == "__main__":

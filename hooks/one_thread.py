@@ -1,4 +1,4 @@
-"""Small work on the CPU is done by one thread: more win nothing there, and cost many times its CPU time.
+"""Small work on the CPU is done by one thread: more threads gain nothing there, and cost many times its CPU time.
 
 A pass over a few MiB takes about 50 µs, and LAPACK meets its threads hundreds of times in a small matrix. On a busy machine each
 meeting waits until the last thread gets its turn. Measured on two threads: 20 times the CPU time of one for metrics of a small
@@ -20,8 +20,11 @@ MATRIX = 256  # rows and columns up to which LAPACK takes as long on one thread 
 
 
 @contextmanager
-def one_thread(small: bool = True) -> Iterator[None]:
-    """One CPU thread while it is open, where the work is small; then as many as before."""
+def one_thread(small: bool) -> Iterator[None]:
+    """One CPU thread while it is open, where the work is small; then as many as before.
+
+    The number is the process's: a thread of Python whose very first operation falls inside keeps one.
+    """
     threads = torch.get_num_threads()
     if not small or threads == 1:
         yield

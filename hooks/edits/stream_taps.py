@@ -56,8 +56,10 @@ class Tap(BlockWatch):
             self._hand_on(before.index + 1, block if changed else before, stream if changed else left)
         if block.index == 0:
             self._first = args, kwargs
-            self._hand_on(0, block, stream)
-            self._first = None
+            try:
+                self._hand_on(0, block, stream)
+            finally:
+                self._first = None
 
     def returned(self, block: CandidateBlock, output: Any) -> None:
         if recomputing():

@@ -36,8 +36,8 @@ class Moments:
             return
         values = values.detach().to(self.mean)
         if counted is None:
-            variance, mean = torch.var_mean(values, 0, correction=0)
-            self._join(len(values), mean, variance * len(values))
+            mean = values.mean(0)
+            self._join(len(values), mean, (values - mean).square().sum(0))
             return
         here = counted.to(values.device).view(-1, *[1] * (values.ndim - 1))
         count = here.sum(dtype=torch.float64).expand_as(self.count)

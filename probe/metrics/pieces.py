@@ -69,8 +69,8 @@ def lengths_of(y: Tensor, absent: Tensor | None = None) -> Tensor:
 def whole(x: Tensor, real: Tensor | None) -> Piece:
     """The batch as one piece."""
     everywhere = slice(None), slice(None)
-    if real is None:
-        return Piece(x, slice(None), everywhere, x.shape[1])
+    if real is None:  # a tensor: GPUs multiply by the rounded inverse of a plain number
+        return Piece(x, slice(None), everywhere, x.new_full((), x.shape[1]))
     return Piece(x, slice(None), everywhere, real.sum(1).to(x.dtype)[:, None, None], ~real)
 
 

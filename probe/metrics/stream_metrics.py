@@ -61,7 +61,7 @@ def measure(
         tokens = Tokens(x, mask, noise, angles=not NORMS.issuperset(chosen))
         for name in chosen:
             values, floors = _READERS[name](tokens)
-            if tokens.real is not None or not x.shape[1]:
+            if tokens.real is not None:
                 values = values.where(tokens.count > 0, torch.nan)
             readings[name] = values, floors
     return readings

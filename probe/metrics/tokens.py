@@ -41,6 +41,8 @@ class Tokens:
         if x.ndim != 3 or not x.is_floating_point():
             what = f"a stream must be floating of shape (batch, tokens, dim), not {x.dtype} {tuple(x.shape)}"
             raise RcProbeError(what, where="metrics")
+        if not x.shape[1]:
+            raise RcProbeError(f"a stream of shape {tuple(x.shape)} has no tokens", where="metrics")
         if mask is not None and mask.shape != x.shape[:2]:
             what = f"a mask of shape {tuple(mask.shape)} does not fit a stream of shape {tuple(x.shape)}"
             raise RcProbeError(what, where="metrics")
@@ -67,7 +69,11 @@ class Tokens:
     @cached_property
     def _room(self) -> Tensor:
         """Room for the largest piece, for two of it where there are angles."""
-        return self._given.new_empty(2 if self.angles else 1, max(piece.x.numel() for piece in self._pieces))
+        return self._given.new_empty(2 if self.angles else 1, self._largest)
+
+    @property
+    def _largest(self) -> int:
+        return max(piece.x.numel() for piece in self._pieces)
 
     @cached_property
     def x(self) -> Tensor:
@@ -112,7 +118,8 @@ class Tokens:
         rest.noise, rest.angles = self.noise, self.angles
         rest._hold(self._given, ~left_out if self.real is None else self.real & ~left_out)
         rest.lengths = self.lengths.masked_fill(left_out, 0)
-        rest._room = self._room
+        if rest._largest <= self._room.shape[1]:  # shorter samples may go together in a larger piece
+            rest._room = self._room
         return rest
 
     @cached_property
@@ -131,11 +138,11 @@ class Tokens:
                 torch.sum(size, -2, out=columns[which, piece.samples])
                 torch.sum(size, -1, out=rows[which, piece.samples, :many])
                 if self.angles:
-                    long = lengths_of(y, piece.absent) if which else self.lengths[piece.tokens]
-                    torch.div(y, divisors(long, y), out=size)
+                    each = lengths_of(y, piece.absent) if which else self.lengths[piece.tokens]
+                    torch.div(y, divisors(each, y), out=size)
                     torch.sum(piece.clear(size), -2, out=directions[which, piece.samples])
                     if which:
-                        centred_lengths[piece.tokens] = long
+                        centred_lengths[piece.tokens] = each
         return Sums(composite(columns, rows), directions, centred_lengths)
 
     @property

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from rc_probe.data.batches import Batch, batches, long_enough
 from rc_probe.data.samples import Samples
@@ -32,12 +32,14 @@ BESIDE = {
 LEAST_PAIRS, LEAST = 2, 3  # samples that retrieval needs
 SHORT = 64  # tokens that say what a head is for
 Chosen = tuple[Task | None, list[str]]
+T = TypeVar("T")
 _before: ContextVar[dict[Any, Any] | None] = ContextVar("before", default=None)
 
 
 @contextmanager
 def each_once() -> Iterator[None]:
-    """While it is open, what was asked before is not found out again: the same model, samples and options give the same task."""
+    """While it is open, what was asked before is not found out again: the same model, samples and options give the same task,
+    and the same texts are cut at the same letters."""
     token = _before.set({})
     try:
         yield
@@ -45,14 +47,16 @@ def each_once() -> Iterator[None]:
         _before.reset(token)
 
 
-def _once(key: tuple[Any, ...], find: Callable[[], Any]) -> Any:
-    """What `find` gives, or what it gave for this key while `each_once` has been open."""
-    known = _before.get()
+def _once(kind: str, given: Iterable[object], options: tuple[Any, ...], find: Callable[[], T]) -> T:
+    """What `find` gives, or what it gave for these objects and options while `each_once` has been open."""
+    known, objects = _before.get(), [*given]
     if known is None:
         return find()
+    key = kind, *map(id, objects), options
     if key not in known:
-        known[key] = find()
-    return known[key]
+        known[key] = find(), objects  # which live on, so that an id stays that of this one
+    found: T = known[key][0]
+    return found
 
 
 class _UnfitError(Exception):
@@ -78,10 +82,9 @@ def choose_task(
 
     No task where nothing can be scored; a note says why. Raises RcProbeError for labels that cannot be meant.
     """
-    given = [*samples.items, *(samples.labels or ())]
-    key = (id(loaded.model), *map(id, given), length, batch_size, special_tokens, seed)
-    find = partial(_found_out, loaded, samples, length, batch_size, special_tokens, seed)
-    task, notes = _once(("task", *key), find)
+    given = [loaded.model, *samples.items, *(samples.labels or ())]
+    options = length, batch_size, special_tokens, seed
+    task, notes = _once("task", given, options, partial(_found_out, loaded, samples, *options))
     return task, list(notes)
 
 
@@ -196,9 +199,9 @@ def _by_embedding(
         notes.append(note)
         return Embedding(model, samples, pooling, labels=samples.labels)
     if kind == "half":
-        key = ("read", id(loaded.processor), *map(id, samples.items), length, special_tokens)
+        given = [loaded.model, loaded.processor, *samples.items]
         read = partial(what_is_read, samples.items, loaded, length=length, special_tokens=special_tokens)
-        samples = replace(samples, items=_once(key, read))
+        samples = replace(samples, items=_once("read", given, (length, special_tokens), read))
     fits = long_enough(loaded, special_tokens)
     pairs = [pair for pair in _pairs(samples, kind) if fits is None or (fits(pair[0]) and fits(pair[1]))]
     if len(pairs) < len(samples.items):

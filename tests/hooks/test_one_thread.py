@@ -1,12 +1,18 @@
 """Small work on the CPU is done by one thread, and then there are as many as before."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 
+from rc_probe.hooks.heads.forms import Circuit
+from rc_probe.hooks.heads.rank import projector
 from rc_probe.hooks.one_thread import one_thread, small_matrices
+from rc_probe.measures.chained_products import first_eigenvector
+from rc_probe.measures.heads import spectra
 from rc_probe.metrics.pattern_metrics import singular_gap
+from rc_probe.metrics.spectra import centred_rank
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +24,7 @@ def three_threads() -> Iterator[None]:
 
 
 def test_only_what_is_small() -> None:
-    with one_thread(small=False):
+    with one_thread(False):
         assert torch.get_num_threads() == 3
     small, large, elsewhere = (
         torch.zeros(9, 256, 8),
@@ -32,15 +38,38 @@ def test_only_what_is_small() -> None:
 
 
 def test_an_error_gives_the_threads_back() -> None:
-    with pytest.raises(KeyError), one_thread():
+    with pytest.raises(KeyError), one_thread(True):
         assert torch.get_num_threads() == 1
         raise KeyError
     assert torch.get_num_threads() == 3
 
 
-def test_patterns_are_taken_apart_by_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
-    real = torch.linalg.eigvalsh
-    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda a: seen.append(torch.get_num_threads()) or real(a))  # type: ignore[func-returns-value]
-    singular_gap(torch.rand(1, 2, 8, 8))
-    assert seen == [1] and torch.get_num_threads() == 3
+BOTH = torch.eye(8, dtype=torch.float64).repeat(2, 1, 1)
+WORK: dict[str, tuple[tuple[str, ...], Callable[[], object]]] = {
+    "patterns": (("eigvalsh",), lambda: singular_gap(torch.rand(1, 2, 8, 8))),
+    "scores": (("eigh", "eigvalsh"), lambda: centred_rank(BOTH[None], BOTH[None], None)),
+    "products": (("eigh",), lambda: first_eigenvector(BOTH)),
+    "ranks": (("pinv",), lambda: projector(BOTH, BOTH[..., :2])),
+    "heads": (("svdvals",), lambda: spectra._metrics(Circuit(BOTH, BOTH, BOTH, BOTH[0, 0], 8))),
+}
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_matrices_are_taken_apart_by_one_thread(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    functions, work = WORK[name]
+    seen: dict[str, int] = {}
+
+    def seeing(function: str) -> None:
+        real = getattr(torch.linalg, function)
+
+        def see(*args: Any, **options: Any) -> Any:
+            seen[function] = torch.get_num_threads()
+            return real(*args, **options)
+
+        monkeypatch.setattr(torch.linalg, function, see)
+
+    for function in functions:
+        seeing(function)
+    work()
+    assert seen == dict.fromkeys(functions, 1)
+    assert torch.get_num_threads() == 3

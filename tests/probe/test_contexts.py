@@ -52,6 +52,21 @@ def test_what_a_tap_computes_is_not_counted_as_the_models() -> None:
     assert len(sums) == 4
 
 
+def test_a_tap_whose_reader_fails_keeps_nothing_of_the_pass() -> None:
+    """What entered block 1 is at hand while layer 0 is handed on, and not after."""
+    model, inputs = zoo.build("bert")
+    held: list[object] = []
+
+    def fail(layer: int, x: torch.Tensor) -> None:
+        held.append(tap._first)
+        raise KeyError
+
+    tap = Tap(find_structure(model, inputs), fail)
+    with pytest.raises(KeyError), tap:
+        model(**inputs)
+    assert held[0] is not None and tap._first is None
+
+
 def test_two_ablations_at_once_are_both_applied() -> None:
     model, inputs = zoo.build("bert")
     with torch.no_grad():

@@ -186,6 +186,18 @@ def test_the_seed_decides_the_paths() -> None:
     assert not torch.equal(one, other)
 
 
+def test_a_path_that_is_drawn_again_is_not_multiplied_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """L blocks of H heads have (H + 1)^L - 1 paths. Each draw counts: the statistics are those of all of them."""
+    products: list[list[int]] = []
+    module = rc_probe.measures.chained_attention
+    real = module._product
+    monkeypatch.setattr(module, "_product", lambda s, path: products.append(path) or real(s, path))  # type: ignore[func-returns-value]
+    model, inputs, structure = attached("bert", padded=False, dtype=torch.float64)
+    rows = chained_products(structure, [Batch(inputs, None)], Chosen(samples=1, draws=1000))
+    assert len(products) == (model.config.num_attention_heads + 1) ** structure.depth - 1
+    assert {row["count"] for row in rows} == {1000}
+
+
 # ---- of models
 
 

@@ -495,6 +495,52 @@ def test_samples_of_large_streams_are_measured_a_few_at_a_time(
                     assert torch.equal(values[i].nan_to_num(-1), one[name][k][0].nan_to_num(-1)), (name, i)
 
 
+def test_the_bulk_of_samples_that_are_measured_apart_may_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without their first token samples are shorter, so that more of them make a piece; or they are alike only then."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 9, 8)
+    x[:, 0] *= 1e4
+    padded = torch.ones(4, 9, dtype=torch.bool)
+    padded[1::2, 0] = False
+    names = [name for name in CHEAP if "bulk" not in name]
+    for cached in (130, 2**19):  # of samples of 72 and of 64 entries
+        for real in (None, padded):
+            with monkeypatch.context() as patch:
+                patch.setattr(pieces, "CACHED", cached)
+                patch.setattr(pieces, "DEAR", 0)
+                bulk = measure(x, real, ["residual_bulk", "cosine_bulk"])
+                rest = measure(x[:, 1:].contiguous(), None, names)
+                torch.testing.assert_close(bulk["residual_bulk"][0], rest["residual"][0], rtol=0, atol=0)
+                torch.testing.assert_close(bulk["cosine_bulk"][0], rest["cosine"][0], rtol=1e-6, atol=0)
+    large = torch.randn(4, 257, 1024)  # images of ViT-L: three go together, and four without the class token
+    large[:, 0] *= 1e4
+    values = measure(large, None, ["residual_bulk"])["residual_bulk"][0]
+    assert torch.equal(values, measure(large[:, 1:].contiguous(), None, ["residual"])["residual"][0])
+
+
+@pytest.mark.parametrize("tokens", range(1, 8))
+@pytest.mark.parametrize("odd", [None, math.nan, math.inf])
+def test_the_median_is_the_mean_of_the_two_middle_norms(tokens: int, odd: float | None) -> None:
+    torch.manual_seed(tokens)
+    lengths = torch.rand(3, tokens, dtype=torch.float64).mul(8).round() + 1  # with ties
+    x = lengths[..., None] * torch.tensor([0.6, 0.8], dtype=torch.float64)
+    if odd is not None:
+        x[1, 0, 1] = odd
+    found = Tokens(x).median
+    norms = np.linalg.norm(x.numpy(), axis=2)
+    norms[~np.isfinite(norms)] = np.inf  # as sorting has it: behind all others
+    ordered = np.sort(norms, 1)[:, (tokens - 1) // 2 : tokens // 2 + 1].mean(1)
+    known = np.isfinite(ordered)
+    np.testing.assert_allclose(found[known], ordered[known], rtol=1e-15)
+    assert not found[~known].isfinite().any()
+
+
+def test_a_stream_without_tokens_is_refused() -> None:
+    for name in METRICS:
+        with pytest.raises(RcProbeError, match="has no tokens"):
+            measure(torch.zeros(2, 0, 8), None, [name])
+
+
 @pytest.mark.parametrize(
     ("samples", "tokens", "dim"), [(7, 128, 384), (9, 33, 510), (3, 64, 2050), (2, 300, 2048)]
 )

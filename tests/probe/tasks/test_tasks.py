@@ -1,6 +1,7 @@
 """Tasks of heads: scores against numpy on each text by itself, and the right task for each kind of head."""
 
 import copy
+import weakref
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -481,10 +482,25 @@ def test_texts_are_cut_once_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     cut = counted(monkeypatch, "what_is_read")
     rc_probe.probe(given.model, [tiny.words(9 + n) for n in range(16)], processor=given.processor, init=False)
     assert len(cut) == 1
-    with each_once():  # of other texts, or to another length, it is another question
-        for texts, length in ((["a b c d"] * 3, 32), (["a b c d"] * 3, 16), (["d c b a"] * 3, 32)):
-            choose.embedding_task(given, samples(texts), length=length)
-    assert len(cut) == 4
+    other = hold(make("BertModel", tiny.SIZES | {"max_position_embeddings": 16}), given.processor)
+    one, two = samples(["a b c d"] * 3), samples(["d c b a"] * 3)
+    with each_once():  # of other texts, to another length, for another model, it is another question
+        for loaded, texts, length in ((given, one, 32), (given, one, 16), (given, two, 32), (other, two, 32)):
+            for _ in range(2):
+                choose.embedding_task(loaded, texts, length=length)
+    assert len(cut) == 5
+
+
+def test_what_was_asked_about_lives_on_so_that_nothing_else_is_taken_for_it() -> None:
+    class Text(str): ...
+
+    text = Text("a")
+    dropped = weakref.ref(text)
+    with each_once():
+        choose._once("read", [text], (), lambda: None)
+        del text
+        assert dropped() is not None
+    assert dropped() is None
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, name: str) -> list[str]:
