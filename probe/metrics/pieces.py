@@ -60,8 +60,10 @@ def lengths_of(y: Tensor, absent: Tensor | None = None) -> Tensor:
     if y.device.type != "cpu" or y.dtype != torch.float32 or y.shape[-1] > WIDE:
         return cleared(torch.linalg.vector_norm(y, dim=-1, dtype=torch.float64), absent)
     found = torch.linalg.vector_norm(y, dim=-1).double()
-    exact = (found > LEAST) & (found < MOST)  # false of NaN
-    if not bool((exact if absent is None else exact | absent).all()):
+    known = found if absent is None else found.masked_fill(absent, 1)
+    low, high = map(float, known.aminmax()) if known.numel() else (1.0, 1.0)
+    if not (low > LEAST and high < MOST):  # so, too, where one is NaN
+        exact = (found > LEAST) & (found < MOST)
         found = found.where(exact, torch.linalg.vector_norm(y, dim=-1, dtype=torch.float64))
     return cleared(found, absent)
 

@@ -19,12 +19,12 @@ Reading = tuple[Tensor, Tensor]  # values (B,) and rounding floors (B,), float64
 
 
 class Sums(NamedTuple):
-    """Of X and of res X: their norms ‖·‖₁,∞ (2, B), and the sums of their rows, each at length 1, (2, B, D).
+    """Of X and of res X: their norms ‖·‖₁,∞ (B,) each, and the sums of their rows, each at length 1, (2, B, D).
 
     centred_lengths: ‖x_i - mean‖₂ (B, T), float64, padding 0
     """
 
-    sizes: Tensor
+    sizes: tuple[Tensor, ...]
     directions: Tensor
     centred_lengths: Tensor
 
@@ -60,11 +60,9 @@ class Tokens:
     @cached_property
     def count(self) -> Tensor:
         """How many real tokens there are (B,), float64."""
-        return (
-            self.constant(self._given.shape[1])
-            if self.real is None
-            else self.real.sum(1, dtype=torch.float64)
-        )
+        if self.real is not None:
+            return self.real.sum(1, dtype=torch.float64)
+        return self.constant(self._given.shape[1])
 
     @cached_property
     def _room(self) -> Tensor:
@@ -131,7 +129,8 @@ class Tokens:
         centred_lengths = rows.new_zeros(rows[0].shape if self.angles else 0, dtype=torch.float64)
         for piece in self._pieces:
             rooms = self._room[:, : piece.x.numel()].unflatten(1, piece.x.shape)
-            room, size, many = rooms[0], rooms[-1], piece.x.shape[1]
+            room, many = rooms[0], piece.x.shape[1]
+            size = rooms[1] if self.angles else room
             for which in (0, 1):
                 y = piece.centred(room) if which else piece.x
                 piece.clear(torch.abs(y, out=size))
@@ -143,7 +142,7 @@ class Tokens:
                     torch.sum(piece.clear(size), -2, out=directions[which, piece.samples])
                     if which:
                         centred_lengths[piece.tokens] = each
-        return Sums(composite(columns, rows), directions, centred_lengths)
+        return Sums(composite(columns, rows).unbind(), directions, centred_lengths)
 
     @property
     def size(self) -> Tensor:
