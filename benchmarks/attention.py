@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 import transformers
-from timing import cpu
+from timing import cpu, quartiles
 
 from rc_probe.data.batches import batches
 from rc_probe.data.samples import load_samples
@@ -55,7 +54,7 @@ def measured(name: str, loaded: Loaded, pairs: int) -> None:
         for _ in range(pairs):
             before, own = cpu(plain), cpu(ours)
             ratios.append(own / ((before + cpu(plain)) / 2))
-        low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        low, middle, high = quartiles(ratios)
         print(
             f"{name}, {words}: {middle:.2f} of a plain pass  [{low:.2f} – {high:.2f}], wanted ≤ {LIMIT}",
             flush=True,

@@ -21,6 +21,7 @@ from collections.abc import Callable
 
 import torch
 import transformers
+from timing import quartiles
 
 from rc_probe.hooks.attach import find_structure
 from rc_probe.hooks.edits.edits import Edits
@@ -85,7 +86,7 @@ def ratios(found: dict[str, Mode], rounds: int, device: torch.device) -> dict[st
     print(f"  {names[0]}: {1000 * statistics.median(base):.2f} ms, {rounds} rounds")
     for name in names[1:]:
         paired = [t / b for t, b in zip(times[name], base, strict=True)]
-        low, middles[name], high = statistics.quantiles(paired, n=4)
+        low, middles[name], high = quartiles(paired)
         print(f"  {name}: × {middles[name]:.3f}  [{low:.3f} – {high:.3f}]")
     return middles
 

@@ -10,11 +10,10 @@ residual of each layer. What is proved once for a model (attaching, shortcuts on
 from __future__ import annotations
 
 import argparse
-import statistics
 
 import torch
 import transformers
-from timing import cpu
+from timing import cpu, quartiles
 
 from rc_probe.data.batches import Batch
 from rc_probe.hooks.attach import find_structure
@@ -62,7 +61,7 @@ def main() -> None:
             before = cpu(plain)
             ours = cpu(lambda v=variants: measure_variants(structure, batches, v, ["residual"]))  # type: ignore[misc]
             ratios.append(ours / (count * (before + cpu(plain)) / 2))
-        low, middle, high = statistics.quantiles(ratios, n=4)
+        low, middle, high = quartiles(ratios)
         print(f"{name}: {middle:.3f} [{low:.3f} to {high:.3f}]", flush=True)
 
 

@@ -22,6 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 import transformers
+from timing import quartiles
 
 from rc_probe.hooks.attach import find_structure
 from rc_probe.hooks.edits.edits import Edits
@@ -113,7 +114,7 @@ def ratios(modes: dict[str, Mode], rounds: int) -> None:
     print(f"{names[0]}: {statistics.median(base):.3f} s CPU, {rounds} rounds")
     for name in names[1:]:
         paired = [t / b for t, b in zip(times[name], base, strict=True)]
-        low, middle, high = statistics.quantiles(paired, n=4) if rounds > 1 else [paired[0]] * 3
+        low, middle, high = quartiles(paired)
         print(f"{name}: × {middle:.3f}  [{low:.3f} – {high:.3f}]")
 
 

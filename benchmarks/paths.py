@@ -32,6 +32,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 import transformers
+from timing import quartiles
 
 from rc_probe.hooks.attach import find_structure
 from rc_probe.hooks.frozen.frozen_pass import steps
@@ -70,7 +71,7 @@ def against_plain(name: str, limit: float, model: Model, rounds: int, **how: Any
         runs = [lambda: plain_model(**inputs), lambda: decompose(structure, inputs, **how)]
         found = [seconds(run) for run in runs[:: 1 if turn % 2 == 0 else -1]]
         times.append((found[turn % 2], found[1 - turn % 2]))
-    low, middle, high = statistics.quantiles([whole / plain for plain, whole in times], n=4)
+    low, middle, high = quartiles([whole / plain for plain, whole in times])
     print(f"plain: {statistics.median(plain for plain, _ in times):.2f} s CPU, {rounds} rounds")
     print(
         f"{name}: × {middle:.2f}  [{low:.2f} – {high:.2f}], wanted ≤ {limit}; error {error:.1e}", flush=True

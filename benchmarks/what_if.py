@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 from collections.abc import Callable
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 import transformers
-from timing import cpu
+from timing import cpu, quartiles
 
 from rc_probe.data.batches import batches
 from rc_probe.data.samples import load_samples
@@ -80,7 +79,7 @@ def main() -> None:
             before = cpu(plain)
             more = cpu(run) - cpu(few)
             ratios.append(more / ((count - least) * (before + cpu(plain)) / 2))
-        low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        low, middle, high = quartiles(ratios)
         print(f"{name}, a cell: {middle:.3f} [{low:.3f} to {high:.3f}] passes, wanted ≤ {LIMIT}", flush=True)
 
 

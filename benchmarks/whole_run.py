@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 import transformers
-from timing import cpu
+from timing import cpu, quartiles
 
 import rc_probe
 from rc_probe.data.batches import batches
@@ -80,7 +80,7 @@ def main() -> None:
             ours = cpu(lambda o=options: probed(model, **o))
             ratios.append(ours / ((before + cpu(plain)) / 2))
             print(f"  {name}: {ours:.1f} s CPU, eight plain passes {before:.1f} s", flush=True)
-        low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        low, middle, high = quartiles(ratios)
         print(f"{name}: × {middle:.2f}  [{low:.2f} – {high:.2f}], wanted ≤ {limit}", flush=True)
 
 

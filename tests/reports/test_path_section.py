@@ -10,7 +10,7 @@ from support.made_results import make_result
 from support.paths_by_hand import path_entry
 
 from rc_probe.result import ProbeResult
-from rc_probe.results.path_verdict import percent, short
+from rc_probe.results.path_verdict import percent, rows_of, series, short
 
 
 def with_agreement(values: dict[str, list[float]], **entry: Any) -> ProbeResult:
@@ -24,6 +24,14 @@ def with_agreement(values: dict[str, list[float]], **entry: Any) -> ProbeResult:
         table.loc[rows, "mean"] = column
         table.loc[rows, ["low", "high"]] = [[value - 0.02, value + 0.02] for value in column]
     return result
+
+
+def test_a_length_that_was_not_measured_is_no_row() -> None:
+    result = with_agreement({"up_to": [0.4, math.nan, 0.976, 1]})
+    found = series(result, "agreement", "up_to")
+    assert found is not None and found.lengths == [0, 2, 3] and found.means == [0.4, 0.976, 1]
+    rows = rows_of(result, metric="agreement", scope="up_to", estimator="exact")
+    assert rows["length"].tolist() == [0, 2, 3]
 
 
 SENTENCES = {
